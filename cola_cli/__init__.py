@@ -1,0 +1,23 @@
+"""cola: continuous latent diffusion language models (arXiv 2605.06548) from the command line and Python.
+
+`import cola_cli` is instant; `cola_cli.load` brings in torch on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cola_cli.version import __version__
+
+if TYPE_CHECKING:
+    from cola_cli.model import Cola, load
+
+__all__ = ["Cola", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load", "Cola"):
+        from cola_cli import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

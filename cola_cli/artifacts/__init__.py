@@ -1,0 +1,15 @@
+"""Directories on disk that stages pass to one another: files, digests, a manifest. Knows nothing of torch."""
+
+from cola_cli.artifacts.artifact import Artifact, Output, PartWriter, Writer
+from cola_cli.artifacts.manifest import FORMAT_VERSION, Identity, Manifest, PartRecord
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Artifact",
+    "Identity",
+    "Manifest",
+    "Output",
+    "PartRecord",
+    "PartWriter",
+    "Writer",
+]

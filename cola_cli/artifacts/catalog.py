@@ -1,0 +1,98 @@
+"""Artifacts as DuckDB tables: parts, metrics, manifest, files and records, one schema an artifact."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from cola_cli.artifacts.manifest import flatten, read_manifest
+from cola_cli.errors import InputError, UsageError
+
+
+def open_catalog(artifacts: list[Path]) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the tables of the named artifacts.
+
+    Each artifact is a schema named after its directory: `tokens.parts`, `vae.metrics`, `prior.manifest`
+    (name, value), `vae.files`, `tokens.records` (statistics of the parts). The schemas are on the
+    search path in the order named, so that `parts` alone means the first artifact that has parts.
+    `half_list(blob)` turns a stored half-precision tensor into a list of floats.
+    """
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.create_function(
+        "half_list", _half_list, [duckdb.sqltype("BLOB")], duckdb.sqltype("FLOAT[]")
+    )
+    schemas: list[str] = []
+    for path in artifacts:
+        schema = re.sub(r"\W", "_", path.resolve().name)
+        if schema in schemas:
+            raise UsageError(
+                f"two of the artifacts are called {schema}.", "Query them one after the other."
+            )
+        schemas.append(schema)
+        _add_schema(connection, schema, path)
+    if schemas:
+        connection.execute(f"SET search_path = '{','.join([*schemas, 'main'])}'")
+    return connection
+
+
+def query(artifacts: list[Path], sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows of a query over the artifacts' tables. Raises UsageError on wrong SQL."""
+    try:
+        result = open_catalog(artifacts).execute(sql)
+    except duckdb.Error as error:
+        raise UsageError(
+            f"the query failed: {str(error).splitlines()[0]}",
+            'See the tables with: cola sql "show all tables" ARTIFACT...',
+        ) from error
+    columns = [column[0] for column in result.description or []]
+    return columns, result.fetchall()
+
+
+def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) -> None:
+    manifest = read_manifest(path)
+    connection.execute(f'CREATE SCHEMA "{schema}"')
+    document = manifest.model_dump(mode="json", exclude={"files"})
+    rows = [(name, json.dumps(value)) for name, value in flatten(document).items()]
+    _add_table(connection, f'"{schema}".manifest', "name VARCHAR, value JSON", rows)
+    files = [(record.path, record.bytes, record.sha256) for record in manifest.files]
+    _add_table(connection, f'"{schema}".files', "path VARCHAR, bytes BIGINT, sha256 VARCHAR", files)
+    views = {
+        "parts": ("parts/*.parquet", "read_parquet"),
+        "records": ("parts/*.json", "read_json"),
+        "metrics": ("metrics*.parquet", "read_parquet"),
+        "running_metrics": ("metrics/*.parquet", "read_parquet"),
+        "samples": ("parts/*.jsonl.zst", "read_json"),
+    }
+    for name, (pattern, reader) in views.items():
+        if any(path.glob(pattern)):
+            location = str(path.resolve() / pattern).replace("'", "''")
+            view = "metrics" if name == "running_metrics" else name
+            try:
+                connection.execute(
+                    f'CREATE OR REPLACE VIEW "{schema}".{view} AS'
+                    f" SELECT * FROM {reader}('{location}', union_by_name = true)"
+                )
+            except duckdb.Error as error:
+                raise InputError(
+                    f"{path}: {pattern} cannot be read ({str(error).splitlines()[0]}).",
+                    f"Run `cola verify {path}` to find the damaged file.",
+                ) from error
+
+
+def _add_table(
+    connection: duckdb.DuckDBPyConnection, name: str, columns: str, rows: list[tuple[Any, ...]]
+) -> None:
+    connection.execute(f"CREATE TABLE {name} ({columns})")
+    if rows:
+        marks = ", ".join("?" for _ in rows[0])
+        connection.executemany(f"INSERT INTO {name} VALUES ({marks})", rows)
+
+
+def _half_list(blob: bytes) -> list[float]:
+    return np.frombuffer(blob, dtype=np.float16).astype(np.float32).tolist()

@@ -1,0 +1,112 @@
+"""Atomic files: written under a temporary name beside the target, synced, renamed, directory synced."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cola_cli.errors import ColaError, OutputConflict
+
+TEMPORARY = re.compile(r"\.tmp-\d+$")
+READ_BYTES = 1 << 20
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces so that memory stays flat."""
+    digest = hashlib.sha256()
+    piece = memoryview(bytearray(READ_BYTES))
+    with open(path, "rb", buffering=0) as stream:
+        while count := stream.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and removals inside `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it is synced and becomes `path`, on error it goes.
+
+    Readers see the old file or the whole new one, never a part of it.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        make_directory(path.parent)
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise writing_failed(path, error) from error
+        raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace the content of `path` in one step."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def make_directory(directory: Path) -> None:
+    """Create `directory` and its parents, each made durable in its own parent."""
+    if directory.is_dir():
+        return
+    make_directory(directory.parent)
+    try:
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
+    except OSError as error:
+        raise writing_failed(directory, error) from error
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what killed writers left behind. Only the holder of the artifact's lock may call this."""
+    for path in directory.rglob("*"):
+        if TEMPORARY.search(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def writing_failed(path: Path, error: OSError) -> ColaError:
+    """Turn the system's error on a write into a sentence with a remedy."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ColaError(
+            f"the disk is full: {path} could not be written.",
+            "Free some space and run the same command again; what is finished is kept.",
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return OutputConflict(
+            f"{path} cannot be written ({os.strerror(error.errno)}).",
+            "Choose another output directory or change its permissions.",
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return OutputConflict(
+            f"{path} needs a directory where a file lies.", "Choose another output directory."
+        )
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return ColaError(
+        f"writing {path} failed ({reason}).",
+        "Check the disk and run the same command again; what is finished is kept.",
+    )

@@ -1,0 +1,95 @@
+"""One writer an artifact: an advisory file lock that the kernel drops when its holder dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cola_cli.artifacts.files import make_directory, writing_failed
+from cola_cli.errors import OutputConflict
+
+LOCK_NAME = ".lock"
+
+
+@contextlib.contextmanager
+def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the writer's lock of `directory`.
+
+    Raises OutputConflict, naming the holder, when another live process has it. The file stays when the
+    lock is released (removing it would let two writers hold two different files of that name), empty.
+    """
+    make_directory(directory)
+    try:
+        descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise writing_failed(directory / LOCK_NAME, error) from error
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while not _try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise OutputConflict(
+                    f"{directory} is being written by {_holder(descriptor)}.",
+                    "Wait for it, stop it, or choose another output directory.",
+                )
+            time.sleep(0.1)
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_self_description()).encode(), 0)
+        try:
+            yield
+        finally:
+            os.truncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def holder_of(directory: Path) -> str | None:
+    """Who writes to the artifact now, or None."""
+    try:
+        descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # A shared lock is enough to see whether a writer has the exclusive one, and is gone at once.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor)
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _self_description() -> dict[str, str | int]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": shlex.join(sys.argv),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 65536, 0))
+        return (
+            f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+            f" ({holder['command']})"
+        )
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,206 @@
+"""The manifest: what an artifact is, what it was made from, and the digest of every file in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from cola_cli.artifacts.files import sha256_bytes, write_atomic
+from cola_cli.errors import DamagedArtifact, InputError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MANIFEST_LIMIT = 256 << 20  # bytes; about a million parts. More is not a manifest.
+
+Kind = Literal[
+    "tokens", "vae", "latents", "prior", "samples", "autoregressive", "llada", "evaluation"
+]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def _inside_the_artifact(path: str) -> str:
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
+        raise ValueError(f"path {path!r} leaves the artifact")
+    if str(pure) != path or path == ".":
+        raise ValueError(f"path {path!r} is not normalised")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside_the_artifact)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Identity(_Record):
+    """What decides an artifact's content: stage, settings that change the result, and inputs.
+
+    `inputs` maps the name of each input to its fingerprint (an artifact) or content digest (a file).
+    """
+
+    stage: str
+    format_version: int = FORMAT_VERSION
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON of the identity."""
+        return sha256_bytes(canonical_json(self.model_dump(mode="json")))
+
+    def differences(self, other: Identity) -> list[str]:
+        """One line for every setting or input that differs: `name: old -> new`, self being the old."""
+        old, new = self._flat(), other._flat()
+        return [
+            f"{name}: {_shown(old, name)} -> {_shown(new, name)}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
+
+    def _flat(self) -> dict[str, Any]:
+        flat: dict[str, Any] = {"stage": self.stage, "format version": self.format_version}
+        flat.update(flatten(self.settings))
+        flat.update({f"input {name}": digest for name, digest in self.inputs.items()})
+        return flat
+
+
+class FileRecord(_Record):
+    """One file of an artifact."""
+
+    path: RelativePath
+    bytes: int = Field(ge=0)
+    sha256: Digest
+
+
+class PartRecord(_Record):
+    """The record `parts/00000.json` of one data part."""
+
+    index: int = Field(ge=0)
+    file: RelativePath
+    rows: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: Digest
+    source: str = ""
+    statistics: dict[str, Any] = {}
+
+
+class Manifest(_Record):
+    """`manifest.json`. An artifact is finished when this file says `"status": "complete"`."""
+
+    format: Literal["cola-artifact"] = "cola-artifact"
+    format_version: int = FORMAT_VERSION
+    kind: Kind
+    status: Literal["incomplete", "complete"]
+    identity: Identity
+    fingerprint: Digest
+    settings: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    files: list[FileRecord] = []
+    cola_version: str = ""
+    seconds: float = 0.0
+    digest: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The file's exact content. `digest` is the SHA-256 of that content with an empty `digest`."""
+        unsigned = self.model_copy(update={"digest": ""}).model_dump(mode="json")
+        return pretty_json(unsigned | {"digest": sha256_bytes(pretty_json(unsigned))})
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables to dotted names: {"train": {"steps": 60}} -> {"train.steps": 60}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _shown(flat: dict[str, Any], name: str) -> str:
+    if name not in flat:
+        return "(none)"
+    value = flat[name]
+    if isinstance(value, str) and len(value) == 64:
+        return value[:12]
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and validate the manifest of the artifact at `directory`.
+
+    Raises InputError when there is none or it is of a newer format, DamagedArtifact when it is not,
+    byte for byte, a manifest that cola wrote.
+    """
+    path = directory / MANIFEST_NAME
+    remedy = "Restore it from a copy, or remove the directory and run the stage again."
+    try:
+        if path.stat().st_size > MANIFEST_LIMIT:
+            raise DamagedArtifact(f"{path} is too large to be a manifest.", remedy)
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{directory} is not an artifact: it has no {MANIFEST_NAME}.",
+            "Name a directory that a cola stage wrote.",
+        ) from error
+    try:
+        document = json.loads(text)
+        if not isinstance(document, dict):
+            raise ValueError("it is no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise DamagedArtifact(
+            f"{path} is not valid JSON ({_first_line(error)}).", remedy
+        ) from error
+    version = document.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}; this cola reads up to {FORMAT_VERSION}.",
+            "Install a newer cola to use it.",
+        )
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        raise DamagedArtifact(
+            f"{path} is not a valid manifest ({_first(error)}).", remedy
+        ) from error
+    try:
+        intact = manifest.to_bytes() == text
+        intact = intact and manifest.identity.fingerprint == manifest.fingerprint
+    except ValueError as error:
+        raise DamagedArtifact(f"{path} is not a valid manifest ({error}).", remedy) from error
+    if not intact:
+        raise DamagedArtifact(f"{path} is damaged: its digest does not match its content.", remedy)
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` atomically."""
+    write_atomic(directory / MANIFEST_NAME, manifest.to_bytes())
+
+
+def pretty_json(value: Any) -> bytes:
+    """JSON for people: indented, keys in the order given, newline at the end."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(step) for step in first['loc']) or 'document'}: {first['msg']}"

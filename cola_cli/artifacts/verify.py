@@ -1,0 +1,125 @@
+"""Re-read every byte of an artifact and name each damaged, missing or foreign file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cola_cli.artifacts.artifact import PARTS, check_file, content_files, read_part_record
+from cola_cli.artifacts.files import remove_temporaries
+from cola_cli.artifacts.lock import writer_lock
+from cola_cli.artifacts.manifest import (
+    FileRecord,
+    Manifest,
+    PartRecord,
+    read_manifest,
+    write_manifest,
+)
+from cola_cli.errors import DamagedArtifact, InputError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with an artifact; `path` is relative to it."""
+
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` saw of one artifact."""
+
+    directory: Path
+    status: str
+    files: int
+    bytes: int
+    findings: list[Finding]
+
+
+def verify(directory: Path, advance: Callable[[int], None] = lambda count: None) -> Verification:
+    """Check every file of the artifact at `directory` against its digest; nothing is changed.
+
+    An unfinished artifact is checked as far as its part records go. `advance` is told the bytes read.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except DamagedArtifact as error:
+        return Verification(directory, "damaged", 0, 0, [Finding("manifest.json", error.problem)])
+    findings: list[Finding] = []
+    records = _expected_files(directory, manifest, findings)
+    for record in records:
+        try:
+            check_file(directory, record)
+        except DamagedArtifact as error:
+            findings.append(Finding(record.path, error.problem))
+        advance(record.bytes)
+    if manifest.status == "complete":
+        known = {record.path for record in records}
+        for path in sorted(content_files(directory)):
+            name = path.relative_to(directory).as_posix()
+            if name not in known:
+                findings.append(Finding(name, f"{path} is foreign: the manifest does not list it."))
+    size = sum(record.bytes for record in records)
+    return Verification(directory, manifest.status, len(records), size, findings)
+
+
+def repair(directory: Path) -> list[str]:
+    """Drop damaged, missing and foreign files from an artifact, so that the next run makes them again.
+
+    Returns the relative names of what was dropped. The artifact becomes unfinished when anything of its own
+    was. Raises DamagedArtifact when the manifest itself cannot be read: then only a fresh run helps.
+    """
+    manifest = read_manifest(directory)
+    with writer_lock(directory):
+        remove_temporaries(directory)
+        findings = verify(directory).findings
+        if not findings:
+            return []
+        own = {record.path for record in manifest.files}
+        if manifest.status == "complete" and any(f.path in own for f in findings):
+            write_manifest(
+                directory, manifest.model_copy(update={"status": "incomplete", "files": []})
+            )
+        for finding in findings:
+            _drop(directory, finding.path)
+    return [finding.path for finding in findings]
+
+
+def find_artifacts(path: Path) -> list[Path]:
+    """The artifact directories at or below `path`, in order of name."""
+    if not path.is_dir():
+        raise InputError(f"{path} is not a directory.", "Name an artifact or a directory of them.")
+    found = sorted({manifest.parent for manifest in path.rglob("manifest.json")})
+    if not found:
+        raise InputError(
+            f"{path} holds no artifact.",
+            "Name a directory that a cola stage wrote, or one above it.",
+        )
+    return found
+
+
+def _expected_files(
+    directory: Path, manifest: Manifest, findings: list[Finding]
+) -> list[FileRecord]:
+    if manifest.status == "complete":
+        return manifest.files
+    records: list[FileRecord] = []
+    for path in sorted((directory / PARTS).glob("*.json")):
+        try:
+            part: PartRecord = read_part_record(path)
+        except DamagedArtifact as error:
+            findings.append(Finding(path.relative_to(directory).as_posix(), error.problem))
+        else:
+            records.append(FileRecord(path=part.file, bytes=part.bytes, sha256=part.sha256))
+    return records
+
+
+def _drop(directory: Path, name: str) -> None:
+    """Remove a file and, for a data part, its partner: the part exists only while both do."""
+    path = directory / name
+    path.unlink(missing_ok=True)
+    if path.parent.name == PARTS:
+        for partner in path.parent.glob(f"{path.stem}.*"):
+            partner.unlink()

@@ -1,0 +1,157 @@
+"""stderr for people (progress, remarks, errors), stdout for the result; `--json` for machines."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from cola_cli.errors import ColaError, Interrupted
+from cola_cli.reporting import Reporter, Silent
+
+LINE_SECONDS = 10.0  # between progress lines when stderr is no terminal
+BROKEN_PIPE = 141
+
+
+class TerminalReporter:
+    """Progress bars on a terminal, a plain line every so often elsewhere; all on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._interactive = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
+        from tqdm import tqdm
+
+        self.stop()
+        # Where there is no terminal tqdm would rewrite one line with carriage returns; it only keeps
+        # the rate and the time left there, and _line prints them.
+        self._bar = tqdm(
+            desc=what,
+            total=total,
+            unit=f" {unit}",
+            initial=done,
+            file=sys.stderr if self._interactive else io.StringIO(),
+            ascii=not self._interactive or None,
+            dynamic_ncols=True,
+            unit_scale=total is None or total >= 100_000,
+            mininterval=0.2,
+        )
+        self._printed = time.monotonic()
+
+    def advance(self, count: int, **figures: float | str) -> None:
+        if self._bar is None:
+            return
+        if figures:
+            self._bar.set_postfix(figures, refresh=False)
+        self._bar.update(count)
+        if not self._interactive and time.monotonic() - self._printed > LINE_SECONDS:
+            self._line()
+
+    def stop(self) -> None:
+        if self._bar is None:
+            return
+        if not self._interactive:
+            self._line()
+        self._bar.close()
+        self._bar = None
+
+    def note(self, text: str) -> None:
+        self._write(text)
+
+    def warn(self, text: str) -> None:
+        self._write(f"warning: {text}")
+
+    def _line(self) -> None:
+        self._printed = time.monotonic()
+        print(str(self._bar).replace("\r", ""), file=sys.stderr, flush=True)
+
+    def _write(self, text: str) -> None:
+        if self._bar is not None and self._interactive:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def reporter(quiet: bool) -> Reporter:
+    """The reporter of a command: silent with --quiet."""
+    return Silent() if quiet else TerminalReporter()
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def print_result(lines: list[str], value: Any, as_json: bool) -> None:
+    """The result of a command: lines for people, or one JSON object."""
+    if as_json:
+        print_json(value)
+    else:
+        print("\n".join(lines), flush=True)
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """A table on stdout: drawn on a terminal, tab-separated when piped."""
+    if not sys.stdout.isatty():
+        print("\t".join(columns))
+        for row in rows:
+            print("\t".join(str(cell) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title or None, title_justify="left")
+    for column in columns:
+        numeric = bool(rows) and isinstance(rows[0][columns.index(column)], int | float)
+        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    Console().print(drawn)
+
+
+@contextmanager
+def errors_shown(debug: bool) -> Iterator[None]:
+    """Turn exceptions into a sentence on stderr and the exit code; tracebacks only with --debug."""
+    try:
+        yield
+    except BrokenPipeError:
+        # The reader of our output has gone; Python must not try to flush into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(BROKEN_PIPE) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(show_error(Interrupted(2), debug)) from None
+    except ColaError as error:
+        raise typer.Exit(show_error(error, debug)) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except MemoryError:
+        failure = ColaError(
+            "there is not enough memory.", "Use a smaller batch, or a machine with more memory."
+        )
+        raise typer.Exit(show_error(failure, debug)) from None
+    except Exception as error:
+        failure = ColaError(
+            f"a fault in cola: {type(error).__name__}: {error}",
+            "Run again with --debug for the traceback; finished work is kept.",
+        )
+        raise typer.Exit(show_error(failure, debug)) from None
+
+
+def show_error(error: ColaError, debug: bool) -> int:
+    """Print the error on stderr and return its exit code."""
+    if debug:
+        traceback.print_exc()
+    word = "cola" if isinstance(error, Interrupted) else "cola: error"
+    print(f"{word}: {error.problem}", file=sys.stderr)
+    if error.remedy:
+        print(f"      {error.remedy}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,77 @@
+"""The `cola` command: every subcommand in one place. Nothing here may import torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from cola_cli import interruption
+from cola_cli.cli import encode, evaluate, inspect, schema, sql, status, tokenize, train, verify
+from cola_cli.cli.console import errors_shown
+from cola_cli.version import __version__
+
+app = typer.Typer(
+    name="cola",
+    help="Train and sample continuous latent diffusion language models (Cola DLM).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"cola {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cola(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train and sample continuous latent diffusion language models (Cola DLM)."""
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors become one sentence and an exit code, and whose signals are handled."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        with errors_shown(bool(options.get("debug"))):
+            interruption.install()
+            command(*args, **options)
+
+    return run
+
+
+for _command in (
+    tokenize.tokenize,
+    encode.encode,
+    schema.schema,
+    status.status,
+    verify.verify,
+    inspect.inspect,
+    sql.sql,
+):
+    app.command()(guarded(_command))
+
+
+training = typer.Typer(help="Train the Text VAE or the prior.", no_args_is_help=True)
+training.command()(guarded(train.vae))
+training.command()(guarded(train.prior))
+app.add_typer(training, name="train")
+
+
+evaluation = typer.Typer(help="The eight generative benchmarks.", no_args_is_help=True)
+evaluation.command()(guarded(evaluate.score))
+app.add_typer(evaluation, name="eval")
+
+
+def main() -> None:
+    """Entry point of the `cola` script."""
+    app()

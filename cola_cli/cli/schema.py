@@ -1,0 +1,36 @@
+"""cola schema: the JSON schema of manifests and settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cola_cli.cli import options
+
+
+def schema(
+    name: Annotated[
+        str, typer.Argument(help="manifest, part, tokenize, vae, encode, prior or sample.")
+    ],
+    debug: options.Debug = False,
+) -> None:
+    """Print the JSON schema of an artifact's manifest or of a stage's settings.
+
+    Example: cola schema manifest
+    """
+    import json
+
+    from cola_cli.errors import UsageError
+    from cola_cli.settings import nearest
+
+    models = _models()
+    if name not in models:
+        raise UsageError(f"there is no schema {name!r}.", nearest(name, models))
+    print(json.dumps(models[name].model_json_schema(), indent=2))
+
+
+def _models() -> dict[str, Any]:
+    from cola_cli.artifacts import Manifest, PartRecord
+
+    return {"manifest": Manifest, "part": PartRecord}

@@ -1,0 +1,33 @@
+"""cola status: what lies in a run's directory and what to run next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cola_cli.cli import options
+from cola_cli.cli.console import print_json, table
+
+
+def status(
+    path: Annotated[Path, typer.Argument(help="An artifact, or a directory that holds some.")],
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """List artifacts with their state, progress, inputs, and whether a newer input makes them stale.
+
+    Example: cola status runs/demo
+    """
+    from cola_cli.artifacts.status import survey
+
+    rows = survey(path)
+    if json:
+        print_json({"artifacts": [row.__dict__ for row in rows]})
+        return
+    table(
+        "",
+        ["artifact", "kind", "state", "progress", "made from", "next"],
+        [[r.path, r.kind, r.state, r.progress, ", ".join(r.inputs), r.next] for r in rows],
+    )

@@ -1,0 +1,70 @@
+"""cola verify: re-read every byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cola_cli.cli import options
+from cola_cli.cli.console import print_result, reporter
+from cola_cli.errors import DamagedArtifact
+
+
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help="Artifacts, or directories that hold some.")],
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Drop what is damaged, so that the next run makes it again."),
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Re-read every byte of artifacts and name each damaged, missing or foreign file.
+
+    Example: cola verify runs/demo
+    """
+    from cola_cli.artifacts import verify as checking
+
+    directories = [found for path in paths for found in checking.find_artifacts(path)]
+    progress = reporter(quiet)
+    results = []
+    for directory in directories:
+        progress.start(f"verify {directory}", None, "B")
+        results.append(checking.verify(directory, progress.advance))
+        progress.stop()
+    dropped: list[str] = []
+    if repair:
+        for result in results:
+            if result.findings:
+                dropped += [f"{result.directory}/{n}" for n in checking.repair(result.directory)]
+    damaged = [f for result in results for f in result.findings]
+    print_result(
+        [
+            f"{r.directory}: {'damaged' if r.findings else r.status}, {r.files} files, {r.bytes:,} bytes"
+            for r in results
+        ]
+        + [f"  {finding.problem}" for finding in damaged]
+        + [f"dropped {name}" for name in dropped],
+        {
+            "artifacts": [
+                {
+                    "path": str(r.directory),
+                    "status": r.status,
+                    "files": r.files,
+                    "bytes": r.bytes,
+                    "findings": [{"path": f.path, "problem": f.problem} for f in r.findings],
+                }
+                for r in results
+            ],
+            "dropped": dropped,
+        },
+        json,
+    )
+    if damaged and not repair:
+        raise DamagedArtifact(
+            f"{len(damaged)} file(s) are damaged, missing or foreign: {damaged[0].problem}",
+            "Give --repair to drop them, then run the stage again.",
+        )

@@ -1,0 +1,1 @@
+"""Text in, packed sequences out, and the reader that training uses."""

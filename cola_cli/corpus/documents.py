@@ -1,0 +1,288 @@
+"""Documents streamed from text files: .txt .md .jsonl .csv .parquet, plain or packed as .gz or .zst.
+
+Memory stays flat: a line or record is held at a time, and one that is larger than `DOCUMENT_LIMIT` is an
+error rather than a reason to swap.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from cola_cli.errors import InputError
+
+FORMATS = (".txt", ".md", ".jsonl", ".csv", ".parquet")
+PACKED = (".gz", ".zst")
+DOCUMENT_LIMIT = 256 << 20  # bytes of one document or line
+READ_BYTES = 1 << 20
+PARQUET_ROWS = 256
+
+DocumentRule = Literal["blank-line", "file"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document and where it came from, such as `line 12`."""
+
+    text: str
+    place: str
+
+
+def find_files(names: list[str]) -> list[Path]:
+    """The corpus files that files, folders and patterns name, without repetition, in a stable order.
+
+    Raises InputError for a name that yields nothing or a file of an unknown kind.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.is_file() and file_format(p))
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = sorted(Path(match) for match in glob.glob(name, recursive=True))
+            matches = [match for match in matches if match.is_file()]
+        if not matches:
+            kinds = " ".join(FORMATS)
+            raise InputError(
+                f"{name} names no corpus file.",
+                f"Give files, folders or patterns of {kinds} files, plain, .gz or .zst.",
+            )
+        for match in matches:
+            if not file_format(match):
+                raise InputError(
+                    f"{match} is of no known kind ({''.join(match.suffixes) or 'no suffix'}).",
+                    f"Rename or convert it to one of {' '.join(FORMATS)}.",
+                )
+            found[match] = None
+    return list(found)
+
+
+def file_format(path: Path) -> str | None:
+    """The format suffix of a corpus file, without its packing; None when it is none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+
+
+def read_documents(path: Path, text_field: str, rule: DocumentRule) -> Iterator[Document]:
+    """The documents of one file, empty ones included.
+
+    `text_field` is the field or column of records; `rule` cuts text files at blank lines or takes them
+    whole. Raises InputError naming file and line or row.
+    """
+    kind = file_format(path)
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty.", "Remove it from the corpus.")
+        if kind == ".parquet":
+            yield from _parquet(path, text_field)
+            return
+        with path.open("rb") as raw:
+            stream = _unpacked(path, raw)
+            if kind == ".jsonl":
+                yield from _records(path, stream, text_field)
+            elif kind == ".csv":
+                yield from _table(path, stream, text_field)
+            elif rule == "file":
+                yield Document(_whole(path, stream), "line 1")
+            else:
+                yield from _paragraphs(path, stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is truncated or damaged ({error}).", "Fetch it again.") from error
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}).", "Check the file."
+        ) from error
+
+
+class _ZstdStream(io.RawIOBase):
+    """Decompressed bytes of a .zst file; unlike zstandard's own reader it notices truncation."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        import zstandard
+
+        self._raw = raw
+        self._new_frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+        self._frame: Any = None
+        self._packed = b""
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self._ready:
+            if not self._packed:
+                self._packed = self._raw.read(1 << 16)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the compressed data ends too early")
+                return 0
+            if self._frame is None:
+                self._frame = self._new_frame()
+            try:
+                self._ready = self._frame.decompress(self._packed)
+            except zstandard.ZstdError as error:
+                raise EOFError(str(error)) from error
+            self._packed = b""
+            if self._frame.eof:
+                self._packed = self._frame.unused_data
+                self._frame = None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+def _unpacked(path: Path, raw: BinaryIO) -> BinaryIO:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if suffix == ".zst":
+        return io.BufferedReader(_ZstdStream(raw), READ_BYTES)
+    return raw
+
+
+def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Numbered lines, each decoded by itself so that an error can name it."""
+    number = 0
+    while line := stream.readline(DOCUMENT_LIMIT):
+        number += 1
+        if len(line) >= DOCUMENT_LIMIT:
+            raise InputError(
+                f"{path}, line {number} is longer than {DOCUMENT_LIMIT >> 20} MiB.",
+                "Cut it into several documents.",
+            )
+        yield number, _decoded(path, number, line)
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}, line {number} is not UTF-8 (byte {line[error.start]:#04x} at column"
+            f" {error.start + 1}).",
+            "Convert the file, for example with: iconv -f latin1 -t utf-8.",
+        ) from error
+
+
+def _whole(path: Path, stream: BinaryIO) -> str:
+    pieces, size = [], 0
+    for _, line in _lines(path, stream):
+        pieces.append(line)
+        size += len(line)
+        if size > DOCUMENT_LIMIT:
+            raise InputError(
+                f"{path} is longer than {DOCUMENT_LIMIT >> 20} MiB as one document.",
+                "Use --documents blank-line, or cut it.",
+            )
+    return "".join(pieces)
+
+
+def _paragraphs(path: Path, stream: BinaryIO) -> Iterator[Document]:
+    pieces: list[str] = []
+    start, size = 1, 0
+    for number, line in _lines(path, stream):
+        if line.strip():
+            if not pieces:
+                start, size = number, 0
+            pieces.append(line)
+            size += len(line)
+            if size > DOCUMENT_LIMIT:
+                raise InputError(
+                    f"{path}, line {start}: the document is longer than {DOCUMENT_LIMIT >> 20} MiB.",
+                    "Separate documents by blank lines.",
+                )
+        elif pieces:
+            yield Document("".join(pieces).strip("\r\n"), f"line {start}")
+            pieces = []
+    if pieces:
+        yield Document("".join(pieces).strip("\r\n"), f"line {start}")
+
+
+def _records(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document]:
+    for number, line in _lines(path, stream):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path}, line {number} is not valid JSON ({error}).",
+                "Correct or remove that line.",
+            ) from error
+        yield Document(_field(path, f"line {number}", record, text_field), f"line {number}")
+
+
+def _field(path: Path, place: str, record: Any, text_field: str) -> str:
+    text = record.get(text_field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        has = ", ".join(sorted(map(str, record))) if isinstance(record, dict) else "no fields"
+        raise InputError(
+            f"{path}, {place} has no text in the field {text_field!r} (it has {has[:200]}).",
+            "Name the field with --text-field.",
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{path}, {place} holds half of a surrogate pair.", "Correct or remove that record."
+        ) from error
+    return text
+
+
+def _table(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document]:
+    csv.field_size_limit(DOCUMENT_LIMIT)
+    rows = csv.DictReader(line for _, line in _lines(path, stream))
+    try:
+        if text_field not in (rows.fieldnames or []):
+            raise InputError(
+                f"{path} has no column {text_field!r} (it has {', '.join(rows.fieldnames or [])}).",
+                "Name the column with --text-field.",
+            )
+        for row in rows:
+            place = f"line {rows.line_num}"
+            yield Document(_field(path, place, row, text_field), place)
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {rows.line_num} is not valid CSV ({error}).", "Correct that line."
+        ) from error
+
+
+def _parquet(path: Path, text_field: str) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if text_field not in names:
+                raise InputError(
+                    f"{path} has no column {text_field!r} (it has {', '.join(names)}).",
+                    "Name the column with --text-field.",
+                )
+            row = 0
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field]):
+                for text in batch.column(0).to_pylist():
+                    yield Document(
+                        _field(path, f"row {row}", {text_field: text}, text_field), f"row {row}"
+                    )
+                    row += 1
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise InputError(
+            f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}).", "Fetch it again."
+        ) from error

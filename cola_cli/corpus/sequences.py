@@ -1,0 +1,212 @@
+"""Packed sequences read from token or latent parts: in order, or shuffled for training.
+
+The shuffled order is a pure function of (seed, position), so a reader resumes anywhere at once and needs no
+state but the position: rows are cut into chunks, the chunks permuted anew each epoch, and the rows of each
+window of the permuted chunks permuted again. Only one window is held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cola_cli.artifacts import Artifact
+from cola_cli.errors import DamagedArtifact, InputError
+
+CHUNK = 1024  # rows that stay together until the window is permuted
+SHAPE = b"cola.shape"  # schema metadata of latent parts: JSON [N, d]
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some packed sequences; `mean` and `logvar` only from latents."""
+
+    rows: Integers  # (B,) numbers of the sequences in their split
+    tokens: Integers  # (B, L)
+    lengths: Integers  # (B,) tokens before the padding
+    mean: NDArray[np.float16] | None = None  # (B, N, d)
+    logvar: NDArray[np.float16] | None = None  # (B, N, d)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Sequence[int] | NDArray[np.int64] | slice) -> Rows:
+        """The sequences at these places."""
+        return Rows(
+            self.rows[places],
+            self.tokens[places],
+            self.lengths[places],
+            None if self.mean is None else self.mean[places],
+            None if self.logvar is None else self.logvar[places],
+        )
+
+
+def concatenate(pieces: list[Rows]) -> Rows:
+    """One Rows of several."""
+    if len(pieces) == 1:
+        return pieces[0]
+    has_latents = pieces[0].mean is not None
+    return Rows(
+        np.concatenate([piece.rows for piece in pieces]),
+        np.concatenate([piece.tokens for piece in pieces]),
+        np.concatenate([piece.lengths for piece in pieces]),
+        np.concatenate([p.mean for p in pieces if p.mean is not None]) if has_latents else None,
+        np.concatenate([p.logvar for p in pieces if p.logvar is not None]) if has_latents else None,
+    )
+
+
+class Sequences:
+    """The sequences of one split of a token or latent artifact, numbered in the order of the parts."""
+
+    def __init__(self, artifact: Artifact, split: str) -> None:
+        self.artifact = artifact
+        self.split = split
+        self._parts = [p for p in artifact.parts if p.statistics.get("split") == split and p.rows]
+        self._starts = np.cumsum([0, *(part.rows for part in self._parts)])
+        self.count = int(self._starts[-1])
+        if not self.count:
+            raise InputError(
+                f"{artifact.path} has no {split} sequences.",
+                "Tokenize more text, or another --validation-fraction.",
+            )
+
+    def read(self, start: int, stop: int) -> Rows:
+        """The sequences numbered start to stop - 1."""
+        first = int(np.searchsorted(self._starts, start, "right")) - 1
+        pieces = []
+        while first < len(self._parts) and self._starts[first] < stop:
+            begin = int(self._starts[first])
+            pieces.append(
+                self._read_part(
+                    first, max(start - begin, 0), min(stop - begin, self._parts[first].rows)
+                )
+            )
+            first += 1
+        return concatenate(pieces)
+
+    def batches(self, size: int, limit: int | None = None) -> Iterator[Rows]:
+        """All sequences (or the first `limit`) in order, `size` at a time."""
+        end = self.count if limit is None else min(limit, self.count)
+        for start in range(0, end, size):
+            yield self.read(start, min(start + size, end))
+
+    def _read_part(self, part: int, start: int, stop: int) -> Rows:
+        record = self._parts[part]
+        path = self.artifact.part_file(record.index)
+        try:
+            with pq.ParquetFile(path) as file:
+                groups, skipped = _groups(file, start, stop)
+                table = file.read_row_groups(groups).slice(start - skipped, stop - start)
+            return rows_of(table, int(self._starts[part]) + start)
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise DamagedArtifact(
+                f"{path} is no part of packed sequences ({error}).",
+                "Run the stage that made it again with --overwrite.",
+            ) from error
+
+
+class Shuffled:
+    """The endless shuffled order over a split: epoch after epoch, each sequence once an epoch."""
+
+    def __init__(self, sequences: Sequences, seed: int, window: int) -> None:
+        self.sequences = sequences
+        self.count = sequences.count
+        self._seed = seed
+        self._window = window
+        self._held: tuple[int, int] | None = None
+        self._rows: Rows | None = None
+
+    def read(self, positions: Sequence[int]) -> Rows:
+        """The sequences at these ascending positions of the endless order."""
+        pieces = []
+        place = 0
+        while place < len(positions):
+            epoch, offset = divmod(positions[place], self.count)
+            window = offset // self._window
+            end = epoch * self.count + min((window + 1) * self._window, self.count)
+            start = epoch * self.count + window * self._window
+            stop = place
+            while stop < len(positions) and positions[stop] < end:
+                stop += 1
+            rows = self._load(epoch, window)
+            pieces.append(rows.take(np.asarray(positions[place:stop], np.int64) - start))
+            place = stop
+        return concatenate(pieces)
+
+    def order(self, epoch: int, window: int) -> Integers:
+        """The numbers of the sequences in one window of an epoch."""
+        chunks = -(-self.count // CHUNK)
+        permuted = self._random(epoch, 0).permutation(chunks)
+        ends = np.cumsum(np.minimum(CHUNK, self.count - permuted * CHUNK))
+        start, stop = window * self._window, min((window + 1) * self._window, self.count)
+        first = int(np.searchsorted(ends, start, "right"))
+        last = int(np.searchsorted(ends, stop, "left"))
+        numbers = np.concatenate(
+            [
+                np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count))
+                for chunk in permuted[first : last + 1]
+            ]
+        )
+        skipped = start - (int(ends[first - 1]) if first else 0)
+        numbers = numbers[skipped : skipped + stop - start]
+        return self._random(epoch, window + 1).permutation(numbers)
+
+    def _random(self, epoch: int, stream: int) -> np.random.Generator:
+        return np.random.Generator(
+            np.random.Philox(key=[self._seed, 2], counter=[0, 0, epoch, stream])
+        )
+
+    def _load(self, epoch: int, window: int) -> Rows:
+        if self._held != (epoch, window) or self._rows is None:
+            numbers = self.order(epoch, window)
+            ascending = np.sort(numbers)
+            breaks = np.flatnonzero(np.diff(ascending) != 1) + 1
+            runs = np.split(ascending, breaks)
+            self._rows = None  # let the old window go before the new one is read
+            read = concatenate([self.sequences.read(run[0], run[-1] + 1) for run in runs])
+            self._rows = read.take(np.searchsorted(ascending, numbers))
+            self._held = epoch, window
+        return self._rows
+
+
+def _groups(file: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
+    """The row groups that hold rows start to stop - 1, and the number of rows before them."""
+    chosen, skipped, seen = [], 0, 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if seen + rows <= start:
+            skipped += rows
+        elif seen < stop:
+            chosen.append(group)
+        seen += rows
+    return chosen, skipped
+
+
+def rows_of(table: pa.Table, first: int) -> Rows:
+    count = len(table)
+    tokens = table.column("tokens").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return Rows(
+        np.arange(first, first + count),
+        tokens.reshape(count, -1).astype(np.int64),
+        table.column("length").to_numpy().astype(np.int64),
+        _halves(table, "mean"),
+        _halves(table, "logvar"),
+    )
+
+
+def _halves(table: pa.Table, name: str) -> NDArray[np.float16] | None:
+    if name not in table.column_names:
+        return None
+    shape = json.loads(table.schema.metadata[SHAPE])
+    column = table.column(name).combine_chunks()
+    width = column.type.byte_width
+    data = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
+    return data.view(np.float16).reshape(len(column), *shape)

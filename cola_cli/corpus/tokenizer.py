@@ -1,0 +1,102 @@
+"""Byte-level BPE tokenizers: trained here, or any Hugging Face `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from cola_cli.errors import InputError, UsageError
+
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot_id|>")
+PAD = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
+TOKENIZER_LIMIT = 512 << 20  # bytes
+BYTES = 256
+
+
+class TextTokenizer:
+    """A tokenizer with its end-of-text and pad tokens, found or added.
+
+    Text that spells a special token is encoded as plain text, so a corpus cannot end a document.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.end_of_text_id = self._special(END_OF_TEXT)
+        self.pad_id = self._special(PAD)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, no special tokens added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of several texts."""
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; ids beyond the vocabulary are passed over."""
+        known = [token for token in ids if token < self.vocab_size]
+        return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
+
+    def to_bytes(self) -> bytes:
+        """The content of `tokenizer.json`."""
+        return self._tokenizer.to_str(pretty=True).encode()
+
+    def _special(self, names: tuple[str, ...]) -> int:
+        for name in names:
+            token = self._tokenizer.token_to_id(name)
+            if token is not None:
+                return token
+        self._tokenizer.add_special_tokens([AddedToken(names[0], special=True)])
+        token = self._tokenizer.token_to_id(names[0])
+        assert token is not None
+        return token
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+    """Train a byte-level BPE tokenizer; the same texts give the same tokenizer.
+
+    Raises UsageError when `vocab_size` has no room for the 256 bytes and the two special tokens.
+    """
+    least = BYTES + 2
+    if vocab_size < least:
+        raise UsageError(
+            f"a vocabulary of {vocab_size} is too small.", f"Give --vocab-size {least} or more."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT[0], PAD[0]],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return TextTokenizer(tokenizer)
+
+
+def load_tokenizer(path: Path) -> TextTokenizer:
+    """Read a Hugging Face `tokenizer.json`. Raises InputError when it is none."""
+    remedy = "Give the tokenizer.json of a Hugging Face tokenizer."
+    try:
+        if path.stat().st_size > TOKENIZER_LIMIT:
+            raise InputError(f"{path} is too large to be a tokenizer.", remedy)
+        text = path.read_text(encoding="utf-8")
+        if not isinstance(json.loads(text), dict):
+            raise ValueError("it is no JSON object")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).", remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a tokenizer ({error}).", remedy) from error
+    try:
+        return TextTokenizer(Tokenizer.from_str(text))
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"{path} is not a tokenizer ({error}).", remedy) from error

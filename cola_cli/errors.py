@@ -1,0 +1,56 @@
+"""Errors a user can act on. Each class has the exit code that the command line returns for it."""
+
+from __future__ import annotations
+
+
+class ColaError(Exception):
+    """One sentence on what is wrong (with file, line or row, and value) and one on what to do."""
+
+    exit_code = 1
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}".strip()
+
+    def __reduce__(self) -> tuple[type[ColaError], tuple[str, str]]:
+        return type(self), (self.problem, self.remedy)  # survives the trip out of a worker process
+
+
+class UsageError(ColaError):
+    """A wrong flag, setting or combination of them."""
+
+    exit_code = 2
+
+
+class OutputConflict(ColaError):
+    """The output location holds something else, or another process is writing there."""
+
+    exit_code = 3
+
+
+class InputError(ColaError):
+    """Input data that cannot be used as it is."""
+
+    exit_code = 4
+
+
+class DamagedArtifact(ColaError):
+    """An artifact whose bytes are not those that were written."""
+
+    exit_code = 5
+
+
+class Interrupted(ColaError):
+    """A signal asked the stage to stop; everything done so far is saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("interrupted; progress is saved", "Run the same command again to go on.")
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:  # type: ignore[override]
+        return Interrupted, (self.signal_number,)

@@ -1,0 +1,1 @@
+"""Flow matching: the path between latents and noise, its solvers, guidance, likelihood."""

@@ -1,0 +1,1 @@
+"""The released checkpoint's layout, in and out."""

@@ -1,0 +1,56 @@
+"""SIGINT and SIGTERM: the first stops a stage at the next safe point, the second at once.
+
+Files are written atomically, so outside training any moment is a safe point and the signal raises
+Interrupted on the spot. Inside `deferred()` (a training step) the signal is only remembered, and the loop
+asks `requested` between steps, saves, and raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from cola_cli.errors import Interrupted
+
+_received: int | None = None
+_deferrals = 0
+
+
+def install() -> None:
+    """Handle SIGINT and SIGTERM from now on (main thread only)."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+
+
+def requested() -> int | None:
+    """The number of the signal received, or None."""
+    return _received
+
+
+def check() -> None:
+    """Raise Interrupted when a signal was received."""
+    if _received is not None:
+        raise Interrupted(_received)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Within this block a signal is remembered instead of raised; the block polls `requested`."""
+    global _deferrals
+    _deferrals += 1
+    try:
+        yield
+    finally:
+        _deferrals -= 1
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    global _received
+    if _received is not None:
+        os._exit(128 + number)
+    _received = number
+    if not _deferrals:
+        raise Interrupted(number)

@@ -1,0 +1,120 @@
+"""Who sees whom: masks and attention patterns of block-causal latents."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 64  # queries at a time in training: fewer waste less, more give the kernels larger products
+
+
+def block_causal_mask(
+    queries: int, keys: int, block_size: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(queries, keys) bool: a query sees the keys of its own and earlier blocks.
+
+    The queries are the last `queries` of the `keys` positions.
+    """
+    query_block = torch.arange(keys - queries, keys, device=device) // block_size
+    key_block = torch.arange(keys, device=device) // block_size
+    return query_block[:, None] >= key_block[None, :]
+
+
+def clean_and_noisy_mask(
+    length: int, block_size: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(2L - b, 2L - b) bool, for positions [clean without its last block | noisy].
+
+    A clean query sees clean blocks up to its own; a noisy query sees earlier clean blocks and its own
+    noisy block. The brute-force form of `CleanAndNoisy`.
+    """
+    clean = length - block_size
+    block = torch.arange(length, device=device) // block_size
+    block = torch.cat((block[:clean], block))
+    noisy = torch.arange(clean + length, device=device) >= clean
+    own = noisy[None, :] & (block[:, None] == block[None, :])
+    earlier = ~noisy[None, :] & (block[:, None] > block[None, :])
+    upto = ~noisy[None, :] & (block[:, None] >= block[None, :])
+    return torch.where(noisy[:, None], own | earlier, upto)
+
+
+class BlockCausal:
+    """Attention of consecutive positions, bidirectional within a block, causal across blocks."""
+
+    def __init__(self, length: int, block_size: int, device: torch.device | str = "cpu") -> None:
+        self._causal = block_size == 1
+        single_block = length <= block_size
+        self._mask = (
+            None
+            if self._causal or single_block
+            else block_causal_mask(length, length, block_size, device)
+        )
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (B, H, n, head_dim) -> (B, H, n, head_dim)."""
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=self._mask, is_causal=self._causal and q.shape[2] > 1
+        )
+
+
+class CleanCopy:
+    """Block-causal attention of the clean copy in training, which keeps keys and values for the noisy one.
+
+    Queries go `CHUNK` or so at a time, each chunk with the keys up to its end, so that little of what the
+    rule forbids is computed.
+    """
+
+    def __init__(self, length: int, block_size: int, device: torch.device | str = "cpu") -> None:
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._chunks = [
+            (start, stop, block_causal_mask(stop - start, stop, block_size, device))
+            for start, stop in _chunks(length, block_size)
+        ]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (B, H, L - b, head_dim) -> the same shape."""
+        self.kept[layer] = k, v
+        if not q.shape[2]:
+            return q
+        outs = [
+            F.scaled_dot_product_attention(
+                q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], attn_mask=mask
+            )
+            for start, stop, mask in self._chunks
+        ]
+        return torch.cat(outs, 2)
+
+
+class NoisyCopy:
+    """Attention of the noisy copy in training: earlier clean blocks and the own noisy block."""
+
+    def __init__(
+        self, clean: CleanCopy, length: int, block_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._clean = clean
+        mask = clean_and_noisy_mask(length, block_size, device)[length - block_size :]
+        self._chunks = []
+        for start, stop in _chunks(length, block_size):
+            history = stop - block_size
+            own = slice(length - block_size + start, length - block_size + stop)
+            part = torch.cat((mask[start:stop, :history], mask[start:stop, own]), 1)
+            self._chunks.append((start, stop, history, part))
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (B, H, L, head_dim) -> the same shape."""
+        clean_k, clean_v = self._clean.kept[layer]
+        outs = []
+        for start, stop, history, mask in self._chunks:
+            keys = torch.cat((clean_k[:, :, :history], k[:, :, start:stop]), 2)
+            values = torch.cat((clean_v[:, :, :history], v[:, :, start:stop]), 2)
+            outs.append(
+                F.scaled_dot_product_attention(q[:, :, start:stop], keys, values, attn_mask=mask)
+            )
+        return torch.cat(outs, 2)
+
+
+def _chunks(length: int, block_size: int) -> list[tuple[int, int]]:
+    """Whole blocks, about CHUNK positions together."""
+    step = max(CHUNK // block_size, 1) * block_size
+    return [(start, min(start + step, length)) for start in range(0, length, step)]

@@ -1,0 +1,83 @@
+"""Threads and repeatability of the matrix libraries, chosen before torch is first imported.
+
+OpenMP threads that wait by spinning can make small operations ten times slower on shared processors, and
+matrix libraries may round differently from run to run unless told not to. Both are decided by environment
+variables that are read once, when torch is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+SPIN_COUNT = "1000"  # short spinning: threads meet quickly, and yield when a neighbour has the core
+# Same rounding whatever the memory alignment of the operands.
+REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How many threads torch uses and why."""
+
+    count: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.count} thread{'s' if self.count > 1 else ''} ({self.reason})"
+
+
+def available_cores() -> int:
+    """Processors this process may use: its affinity mask, cut by a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as stream:
+            quota, period = stream.read().split()
+        if quota != "max":
+            return max(1, min(cores or 1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores or 1
+
+
+def choose_threads(requested: int | None = None) -> Threads:
+    """The number of threads: a flag, then COLA_THREADS, then OMP_NUM_THREADS, then the cores at hand."""
+    if requested is not None:
+        return Threads(requested, "--threads")
+    for variable in ("COLA_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(variable, "")
+        if text.isdigit() and int(text) > 0:
+            return Threads(int(text), variable)
+    return Threads(available_cores(), "the processors at hand")
+
+
+def prepare_torch(requested_threads: int | None = None) -> Threads:
+    """Set the environment that torch reads when it is loaded; a user's own variables win.
+
+    Called by every command that computes, before torch is imported. When torch is there already (cola used
+    as a library), only the thread count is applied.
+    """
+    threads = choose_threads(requested_threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads.count)
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    for variable, value in REPEATABLE.items():
+        os.environ.setdefault(variable, value)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads.count)
+    return threads
+
+
+def describe_environment(threads: Threads) -> dict[str, str | int]:
+    """What can change the last digit of a result; recorded in manifests."""
+    import platform
+
+    import torch
+
+    return {
+        "threads": threads.count,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu_capability": str(torch.backends.cpu.get_cpu_capability()),
+        **{name: os.environ[name] for name in ("MKL_CBWR", "GOMP_SPINCOUNT") if name in os.environ},
+    }

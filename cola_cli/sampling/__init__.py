@@ -1,0 +1,1 @@
+"""Block-by-block generation: caches, the engine, token choice."""

@@ -1,0 +1,53 @@
+"""Choosing tokens from logits: all positions of a block at once, each from its own logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GREEDY_BELOW = 1e-5  # temperatures under this are greedy, as in the released code
+
+
+def choose(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Tokens (n,) from logits (n, vocab); the generator lives on the CPU."""
+    if temperature < GREEDY_BELOW:
+        return logits.argmax(-1)
+    chances = probabilities(logits, temperature, top_k, top_p)
+    return torch.multinomial(chances.cpu(), 1, generator=generator).squeeze(-1).to(logits.device)
+
+
+def probabilities(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> Tensor:
+    """The distribution (n, vocab) that tokens are drawn from.
+
+    top_k keeps everything that ties with the k-th; top_p keeps the token that crosses the threshold.
+    """
+    scaled = logits.float() / temperature
+    if top_k is not None and top_k < scaled.shape[-1]:
+        kth = scaled.topk(top_k, dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < kth, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = scaled.sort(dim=-1, descending=True)
+        chances = ordered.softmax(-1)
+        before = chances.cumsum(-1) - chances
+        drop = (before > top_p).scatter(-1, order, before > top_p)
+        scaled = scaled.masked_fill(drop, -torch.inf)
+    return scaled.softmax(-1)
+
+
+def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits (n, vocab) with those of the tokens `seen` (m,) divided (positive) or multiplied by `penalty`."""
+    if penalty == 1.0 or not seen.numel():
+        return logits
+    seen = seen.unique()
+    values = logits[:, seen]
+    logits = logits.clone()
+    logits[:, seen] = torch.where(values > 0, values / penalty, values * penalty)
+    return logits

@@ -1,0 +1,264 @@
+"""cola encode: tokens and a Text VAE -> the posterior of every sequence, part by part."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cola_cli import interruption, runtime
+from cola_cli.artifacts import Artifact, Identity, Output, PartRecord, Writer
+from cola_cli.errors import InputError
+from cola_cli.reporting import Reporter
+from cola_cli.settings import result_settings
+from cola_cli.settings.encode import EncodeSettings
+from cola_cli.stages.outcome import Outcome, up_to_date
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from cola_cli.models.text_vae import TextVAE
+
+STAGE = "encode"
+COPIED = ("tokenizer.json", "vae/config.json", "vae/model.safetensors")
+
+
+def encode(
+    tokens_path: Path,
+    vae_path: Path,
+    output_path: Path,
+    settings: EncodeSettings,
+    reporter: Reporter,
+    device: str = "auto",
+    threads: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+) -> Outcome:
+    """Write mean and log-variance of q(z_0 | x) for every sequence of a tokens artifact.
+
+    Part i of the latents comes from part i of the tokens. With `shard` (i, n) only the parts with
+    index = i modulo n are made; whoever finds all parts done commits the artifact.
+    """
+    tokens = Artifact.open(tokens_path, "tokens")
+    vae_artifact = Artifact.open(vae_path, "vae")
+    require_same_tokenizer(tokens, vae_artifact)
+    identity = Identity(
+        stage=STAGE,
+        settings=result_settings(settings),
+        inputs={
+            "tokens": tokens.manifest.fingerprint,
+            "vae": vae_artifact.manifest.fingerprint,
+        },
+    )
+    output = Output.open(output_path, "latents", identity, settings.model_dump(), overwrite)
+    if output.up_to_date:
+        return up_to_date(output)
+    chosen = runtime.prepare_torch(threads or output.recorded_environment.get("threads"))
+
+    import torch
+
+    from cola_cli.training.distributed import pick_device
+    from cola_cli.training.networks import load_vae
+
+    place = pick_device(device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    reporter.note(str(chosen))
+    vae = load_vae(vae_artifact).to(place).eval()
+    positions = tokens.manifest.statistics["seq_len"] // vae.config.patch_size
+    shape = (positions, vae.config.latent_dim)
+    environment = runtime.describe_environment(chosen) | {"device": str(place)}
+    with output.writing(environment) as writer:
+        done = sum(record.rows for record in writer.parts.values())
+        reporter.start("encode", sum(part.rows for part in tokens.parts), "sequences", done)
+        for part in tokens.parts:
+            if part.index in writer.parts or part.index % shard[1] != shard[0]:
+                continue
+            _encode_part(tokens, part, writer, vae, shape, settings, place, reporter)
+            interruption.check()
+        reporter.stop()
+        if len(writer.parts) < len(tokens.parts):
+            return Outcome(output.path, True, {"parts": len(writer.parts)})
+        for name in COPIED:
+            source = tokens if name == "tokenizer.json" else vae_artifact
+            with writer.file(name) as temporary:
+                temporary.write_bytes(source.file(name).read_bytes())
+        records = [writer.parts[index] for index in sorted(writer.parts)]
+        statistics = _statistics(records, tokens, shape)
+        writer.finish(statistics)
+    return Outcome(output.path, True, statistics)
+
+
+def require_same_tokenizer(tokens: Artifact, vae: Artifact) -> None:
+    """Raise InputError unless the Text VAE was trained on the tokenizer of these tokens."""
+    if tokens.file("tokenizer.json").read_bytes() != vae.file("tokenizer.json").read_bytes():
+        raise InputError(
+            f"{vae.path} was trained with another tokenizer than that of {tokens.path}.",
+            "Tokenize with that tokenizer.json, or train a VAE on these tokens.",
+        )
+
+
+def _encode_part(
+    tokens: Artifact,
+    part: PartRecord,
+    writer: Writer,
+    vae: TextVAE,
+    shape: tuple[int, int],
+    settings: EncodeSettings,
+    device: torch.device,
+    reporter: Reporter,
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from cola_cli.corpus.sequences import SHAPE
+
+    file = pq.ParquetFile(tokens.part_file(part.index))
+    half_tensor = pa.binary(2 * math.prod(shape))
+    schema = file.schema_arrow
+    for name in ("mean", "logvar"):
+        schema = schema.append(pa.field(name, half_tensor))
+    metadata = (schema.metadata or {}) | {SHAPE: json.dumps(shape).encode()}
+    schema = schema.with_metadata(metadata)
+    sums = Sums(shape[1])
+    with (
+        writer.part(part.index, source=part.file) as out,
+        _writer(out.path, schema, settings) as to,
+    ):
+        for group in file.iter_batches(batch_size=settings.rows_per_group):
+            mean, logvar = _posterior(group, vae, settings, device, sums)
+            columns = [*group.columns]
+            for values in (mean, logvar):
+                columns.append(_half_tensors(values, half_tensor))
+            to.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            reporter.advance(len(group))
+        out.rows, out.tokens = part.rows, part.tokens
+        out.statistics = part.statistics | sums.as_dict()
+
+
+@contextlib.contextmanager
+def _writer(path: Path, schema: pa.Schema, settings: EncodeSettings) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=settings.compression_level,
+        use_dictionary=False,
+    ) as writer:
+        yield writer
+
+
+def _posterior(
+    group: pa.RecordBatch,
+    vae: TextVAE,
+    settings: EncodeSettings,
+    device: torch.device,
+    sums: Sums,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and log-variance of a record batch of sequences, each (B, N, d) float16."""
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from cola_cli.corpus.sequences import rows_of
+
+    rows = rows_of(pa.Table.from_batches([group]), 0)
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
+    means, logvars = [], []
+    for start in range(0, len(rows), settings.batch_size):
+        ids = torch.from_numpy(rows.tokens[start : start + settings.batch_size]).to(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            posterior = vae.encode(ids)
+        means.append(posterior.mean.half().cpu().numpy())
+        logvars.append(posterior.logvar.half().cpu().numpy())
+    mean, logvar = np.concatenate(means), np.concatenate(logvars)
+    filled = -(-rows.lengths // vae.config.patch_size)  # latent positions that hold any text
+    sums.add(mean, logvar, np.arange(mean.shape[1]) < filled[:, None])
+    return mean, logvar
+
+
+def _half_tensors(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    import numpy as np
+    import pyarrow as pa
+
+    data = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, data])
+
+
+class Sums:
+    """Sums over latent positions from which the statistics of the channels follow."""
+
+    def __init__(self, channels: int) -> None:
+        self.positions = 0
+        self.mean = [0.0] * channels
+        self.square = [0.0] * channels
+        self.variance = [0.0] * channels
+
+    def add(self, mean: np.ndarray, logvar: np.ndarray, filled: np.ndarray) -> None:
+        """Count the filled positions of mean and logvar (B, N, d); filled (B, N) bool."""
+        import numpy as np
+
+        means, logvars = mean[filled].astype(np.float64), logvar[filled].astype(np.float64)
+        self.positions += len(means)
+        for sums, values in (
+            (self.mean, means),
+            (self.square, means**2),
+            (self.variance, np.exp(logvars)),
+        ):
+            sums[:] = (np.array(sums) + values.sum(0)).tolist()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the record of a part."""
+        return {f"latent_{name}": value for name, value in vars(self).items()}
+
+
+def _statistics(
+    records: list[PartRecord], tokens: Artifact, shape: tuple[int, int]
+) -> dict[str, Any]:
+    """Totals, and per channel the mean and variance of the means and the mean posterior variance."""
+    import numpy as np
+
+    def total(name: str) -> np.ndarray:
+        values = [record.statistics[f"latent_{name}"] for record in records]
+        return np.sum(np.array(values, np.float64), axis=0)
+
+    positions = float(total("positions"))
+    mean, square, variance = (total(name) / positions for name in ("mean", "square", "variance"))
+    kept = ("seq_len", "vocab_size", "pad_id", "end_of_text_id")
+    return {
+        "rows": sum(record.rows for record in records),
+        "tokens": sum(record.tokens for record in records),
+        "latent_shape": list(shape),
+        "log_snr": math.log(float(square.mean() / variance.mean())),
+        "channel_mean": mean.tolist(),
+        "channel_variance": (square - mean**2).tolist(),
+        "posterior_variance": variance.tolist(),
+        **{name: tokens.manifest.statistics[name] for name in kept},
+    }
+
+
+def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
+    """What encoding would take. Touches nothing."""
+    from cola_cli.training import flops
+    from cola_cli.training.networks import vae_config
+
+    tokens = Artifact.open(tokens_path, "tokens")
+    vae_artifact = Artifact.open(vae_path, "vae")
+    require_same_tokenizer(tokens, vae_artifact)
+    config = vae_config(vae_artifact)
+    length = tokens.manifest.statistics["seq_len"]
+    rows = sum(part.rows for part in tokens.parts)
+    positions = rows * length // config.patch_size
+    return {
+        "sequences": rows,
+        "parts": len(tokens.parts),
+        # half of the layers, no token head
+        "flops": flops.text_vae_forward(config, rows, length, 0) / 2,
+        "latent_bytes": positions * config.latent_dim * 4,
+    }

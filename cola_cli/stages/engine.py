@@ -1,0 +1,119 @@
+"""What all training stages share: set-up of the machine, the run, the weights at its end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cola_cli import runtime
+from cola_cli.artifacts import Artifact, Output, Writer
+from cola_cli.corpus.sequences import Sequences
+from cola_cli.reporting import Reporter, Silent
+from cola_cli.settings.engine import Optimizer, Train
+from cola_cli.stages.outcome import Outcome
+from cola_cli.training.distributed import World, joined
+from cola_cli.training.loop import CHECKPOINTS, Training
+from cola_cli.training.metrics import TIMES, Metrics
+from cola_cli.training.networks import write_network
+from cola_cli.training.objectives import Objective
+
+TRAINED = "TRAINED"  # among the checkpoints: the final networks are written
+
+
+@dataclass(frozen=True)
+class Networks:
+    """An objective, the networks to save by name with their configs, and what to do before saving."""
+
+    objective: Objective
+    saved: dict[str, tuple[nn.Module, Any]]
+    finish: Callable[[], None] = lambda: None
+
+
+def run_training(
+    output: Output,
+    source: Artifact,
+    networks: Callable[[], Networks],
+    train: Train,
+    optim: Optimizer,
+    reporter: Reporter,
+    device: str,
+    threads: int | None,
+    copied: tuple[str, ...],
+    parameters: int,
+    keep: dict[str, Any],
+) -> Outcome:
+    """Train on the sequences of `source` and commit the artifact.
+
+    `copied` are files of `source` that the output holds too; `keep` are statistics to carry along.
+    """
+    import torch
+
+    # Bytes depend on the number of threads: an interrupted run goes on with the number it began with.
+    chosen = runtime.prepare_torch(threads or output.recorded_environment.get("threads"))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    reporter.note(str(chosen))
+    with joined(device) as world, ExitStack() as stack:
+        environment = runtime.describe_environment(chosen) | {"device": str(world.device)}
+        writer = stack.enter_context(output.writing(environment)) if world.leads else None
+        world.wait()
+        if not (output.path / CHECKPOINTS / TRAINED).exists():
+            _train(output.path, source, networks, train, optim, reporter, world, writer)
+        world.wait()
+        if writer is None:
+            return Outcome(output.path, True)
+        for name in copied:
+            writer.write(name, source.file(name).read_bytes())
+        shutil.rmtree(output.path / CHECKPOINTS, ignore_errors=True)
+        statistics = {"parameters": parameters} | keep | _figures(output.path)
+        writer.finish(statistics)
+        return Outcome(output.path, True, statistics)
+
+
+def _train(
+    path: Path,
+    source: Artifact,
+    networks: Callable[[], Networks],
+    train: Train,
+    optim: Optimizer,
+    reporter: Reporter,
+    world: World,
+    writer: Writer | None,
+) -> None:
+    import torch
+
+    torch.manual_seed(train.seed)
+    made = networks()
+    training = Training(
+        made.objective,
+        train,
+        optim,
+        Sequences(source, "train"),
+        Sequences(source, "validation"),
+        path,
+        world,
+        reporter if world.leads else Silent(),
+    )
+    training.run()
+    training.averaged()
+    made.finish()
+    for name, (network, config) in made.saved.items():
+        state = training.whole(network.state_dict())
+        if writer is not None:
+            write_network(writer, name, state, config)
+    if writer is not None:
+        # The networks are whole from here on: a run that is killed now need not train again.
+        (path / CHECKPOINTS / TRAINED).touch()
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    """The newest figures of the metrics, but for times."""
+    metrics = Metrics(path / "metrics.parquet")
+    metrics.resume(1 << 62)
+    names = sorted({name for row in metrics.rows for name in row} - {*TIMES, "step"})
+    return {"steps": metrics.rows[-1]["step"]} | {name: metrics.last(name) for name in names}

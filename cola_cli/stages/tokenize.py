@@ -1,0 +1,345 @@
+"""Stage `tokenize`: a corpus of text files to packed token sequences and their tokenizer.
+
+One process reads, drops duplicates and cuts the corpus into chunks of consecutive documents; the others
+tokenize and pack a chunk each into one training and one validation part. Chunks depend on the text alone,
+so neither kills nor the number of processes change a byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cola_cli.artifacts import Artifact, Identity, Output, Writer
+from cola_cli.artifacts.artifact import file_digest, write_part
+from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.errors import ColaError, InputError
+from cola_cli.reporting import Reporter
+from cola_cli.runtime import available_cores
+from cola_cli.settings import result_settings
+from cola_cli.settings.tokenize import TokenizeSettings
+
+SPLITS = ("train", "validation")
+TOKENIZER = "tokenizer.json"
+ROW_GROUP = 1024  # rows; a training reader takes one at a time
+
+
+@dataclass
+class Corpus:
+    """The files of a corpus and what makes up its identity."""
+
+    files: list[Path]
+    digests: dict[str, dict[str, Any]]  # size, modification time and SHA-256 by file name
+
+    @property
+    def identity(self) -> str:
+        from cola_cli.artifacts.files import sha256_bytes
+
+        digests = "".join(self.digests[str(path)]["sha256"] for path in self.files)
+        return sha256_bytes(digests.encode())
+
+
+@dataclass
+class Chunk:
+    """Consecutive documents that become the parts 2 * index and 2 * index + 1."""
+
+    index: int
+    documents: list[tuple[int, str, bool]] = field(default_factory=list)  # number, text, validation
+    bytes: int = 0
+    first: str = ""
+
+
+@dataclass
+class Reading:
+    """What was counted while the corpus was read."""
+
+    documents: int = 0
+    duplicates: int = 0
+    rejects: int = 0
+    bytes: int = 0
+
+
+def tokenize(
+    corpus: list[str],
+    output: Path,
+    settings: TokenizeSettings,
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, bool]:
+    """Make the tokens artifact at `output`; returns it and whether it was up to date already.
+
+    corpus: files, folders and patterns; tokenizer: a `tokenizer.json`, or None to train one.
+    Raises InputError for text that cannot be used, naming file and line or row.
+    """
+    from cola_cli.reporting import Silent
+
+    report = reporter or Silent()
+    found = find_corpus(corpus, output)
+    inputs = {"corpus": found.identity}
+    if tokenizer is not None:
+        if not tokenizer.is_file():
+            raise InputError(f"{tokenizer} is no file.", "Give the tokenizer.json itself.")
+        inputs["tokenizer"] = file_digest(tokenizer)
+    chosen = result_settings(settings)
+    if tokenizer is not None:
+        del chosen["vocab_size"], chosen["sample_bytes"]
+    identity = Identity(stage="tokenize", settings=chosen, inputs=inputs)
+    place = Output.open(output, "tokens", identity, settings.model_dump(mode="json"), overwrite)
+    if place.up_to_date:
+        return Artifact.open(output, "tokens"), True
+    with place.writing(environment={"corpus": found.digests}) as writer:
+        _make_tokenizer(writer, found.files, settings, tokenizer, report)
+        statistics = _make_parts(writer, found.files, settings, report)
+        writer.finish(statistics)
+    return Artifact.open(output, "tokens"), False
+
+
+def find_corpus(names: list[str], output: Path) -> Corpus:
+    """The corpus files with their digests; a file unchanged in size and time is not hashed again."""
+    from cola_cli.corpus.documents import find_files
+
+    remembered: dict[str, Any] = {}
+    with contextlib.suppress(ColaError):  # nothing there yet, or something Output.open will name
+        remembered = read_manifest(output).environment.get("corpus", {})
+    digests: dict[str, dict[str, Any]] = {}
+    files = find_files(names)
+    for path in files:
+        try:
+            state = path.stat()
+            known = remembered.get(str(path))
+            seen = {"bytes": state.st_size, "modified": state.st_mtime_ns}
+            if known and all(known.get(name) == value for name, value in seen.items()):
+                digests[str(path)] = known
+            else:
+                digests[str(path)] = seen | {"sha256": file_digest(path)}
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be read ({error.strerror}).", "Check the file."
+            ) from error
+    return Corpus(files, digests)
+
+
+def read_corpus(
+    files: list[Path], settings: TokenizeSettings, counted: Reading
+) -> Iterator[tuple[int, str, bool, str]]:
+    """(number, text, is validation, place) of every document that is neither empty nor a duplicate."""
+    from cola_cli.corpus.documents import read_documents
+    from cola_cli.corpus.packing import document_digest, is_validation
+
+    seen: set[bytes] = set()
+    for path in files:
+        for document in read_documents(path, settings.text_field, settings.documents):
+            text = document.text
+            if settings.normalize == "nfc":
+                text = unicodedata.normalize("NFC", text)
+            if not text.strip():
+                counted.rejects += 1
+                continue
+            digest = document_digest(text)
+            if digest in seen:
+                counted.duplicates += 1
+                continue
+            seen.add(digest)
+            counted.bytes += len(text.encode())
+            validation = is_validation(digest, settings.validation_fraction, settings.seed)
+            yield counted.documents, text, validation, f"{path}, {document.place}"
+            counted.documents += 1
+
+
+def _make_tokenizer(
+    writer: Writer,
+    files: list[Path],
+    settings: TokenizeSettings,
+    given: Path | None,
+    report: Reporter,
+) -> None:
+    from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
+
+    if (writer.path / TOKENIZER).exists():
+        return  # made by the interrupted run; written atomically
+    if given is not None:
+        made = load_tokenizer(given)
+    else:
+        report.note(f"training a tokenizer with {settings.vocab_size} tokens")
+        made = train_tokenizer(_training_sample(files, settings), settings.vocab_size)
+    writer.write(TOKENIZER, made.to_bytes())
+
+
+def _training_sample(files: list[Path], settings: TokenizeSettings) -> Iterator[str]:
+    """Training documents, at most `sample_bytes` of text, an equal share from every file."""
+    share = max(1, settings.sample_bytes // len(files))
+    for path in files:
+        taken = 0
+        for _, text, validation, _ in read_corpus([path], settings, Reading()):
+            if not validation:
+                yield text
+                taken += len(text)
+            if taken >= share:
+                break
+
+
+def _chunks(documents: Iterable[tuple[int, str, bool, str]], part_bytes: int) -> Iterator[Chunk]:
+    chunk = Chunk(0)
+    for number, text, validation, place in documents:
+        if not chunk.documents:
+            chunk.first = place
+        chunk.documents.append((number, text, validation))
+        chunk.bytes += len(text.encode())
+        if chunk.bytes >= part_bytes:
+            yield chunk
+            chunk = Chunk(chunk.index + 1)
+    if chunk.documents:
+        yield chunk
+
+
+def _make_parts(
+    writer: Writer, files: list[Path], settings: TokenizeSettings, report: Reporter
+) -> dict[str, Any]:
+    counted = Reading()
+    total = sum(path.stat().st_size for path in files)
+    packed = any(path.suffix in (".gz", ".zst", ".parquet") for path in files)
+    workers = settings.workers or available_cores()
+    report.start("tokenize", None if packed else total, "B")
+    chunks = _chunks(read_corpus(files, settings, counted), settings.part_bytes)
+    missing = (
+        chunk
+        for chunk in _told(chunks, report)
+        if not {2 * chunk.index, 2 * chunk.index + 1} <= writer.parts.keys()
+    )
+    _run_all(missing, writer.path, settings, workers)
+    report.stop()
+    if not counted.documents:
+        raise InputError("the corpus holds no text.", "Give files with text in them.")
+    return _statistics(writer, settings, counted)
+
+
+def _told(chunks: Iterable[Chunk], report: Reporter) -> Iterator[Chunk]:
+    for chunk in chunks:
+        yield chunk
+        report.advance(chunk.bytes)
+
+
+def _run_all(
+    chunks: Iterable[Chunk], directory: Path, settings: TokenizeSettings, workers: int
+) -> None:
+    """Tokenize the chunks, in worker processes once there are two of them; few are held at a time."""
+    iterator = iter(chunks)
+    first = list(itertools.islice(iterator, 2))
+    if workers == 1 or len(first) < 2:
+        for chunk in (*first, *iterator):
+            _tokenize_chunk(chunk, directory, settings)
+        return
+    # spawn: forking a process that has threads (tokenizers, pyarrow) can hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        waiting: set[Future[None]] = set()
+        try:
+            for chunk in (*first, *iterator):
+                waiting.add(pool.submit(_tokenize_chunk, chunk, directory, settings))
+                if len(waiting) > 2 * workers:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+            for future in waiting:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    import signal
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one chunk a process is parallel enough
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+
+
+def _tokenize_chunk(chunk: Chunk, directory: Path, settings: TokenizeSettings) -> None:
+    """Write the training part and the validation part of one chunk."""
+    from cola_cli.corpus.packing import Row, pack
+    from cola_cli.corpus.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(directory / TOKENIZER)
+    for offset, split in enumerate(SPLITS):
+        documents = [d for d in chunk.documents if d[2] == (split == "validation")]
+        ids = tokenizer.encode_batch([text for _, text, _ in documents])
+        numbered = [(number, tokens) for (number, _, _), tokens in zip(documents, ids, strict=True)]
+        rows: list[Row] = list(pack(numbered, settings.seq_len, tokenizer.end_of_text_id))
+        with write_part(directory, 2 * chunk.index + offset, source=chunk.first) as part:
+            _write_rows(part.path, rows, settings.seq_len, tokenizer.pad_id)
+            part.rows = len(rows)
+            part.tokens = sum(len(row.tokens) for row in rows)
+            part.statistics = {
+                "split": split,
+                "documents": len(documents),
+                "bytes": sum(len(text.encode()) for _, text, _ in documents),
+            }
+
+
+def _write_rows(path: Path, rows: list[Any], seq_len: int, pad_id: int) -> None:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tokens = np.full((len(rows), seq_len), pad_id, dtype=np.int32)
+    for row, target in zip(rows, tokens, strict=True):
+        target[: len(row.tokens)] = row.tokens
+    segment = pa.struct([("document", pa.int64()), ("offset", pa.int32()), ("length", pa.int32())])
+    names = ("document", "offset", "length")
+    segments = [[dict(zip(names, s, strict=True)) for s in row.segments] for row in rows]
+    table = pa.table(
+        {
+            "tokens": pa.ListArray.from_arrays(
+                np.arange(len(rows) + 1, dtype=np.int32) * seq_len, tokens.ravel()
+            ),
+            "length": pa.array([len(row.tokens) for row in rows], pa.int32()),
+            "segments": pa.array(segments, pa.list_(segment)),
+        }
+    )
+    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
+
+
+def _statistics(writer: Writer, settings: TokenizeSettings, counted: Reading) -> dict[str, Any]:
+    from cola_cli.artifacts.artifact import recorded_parts
+    from cola_cli.corpus.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(writer.path / TOKENIZER)
+    parts = recorded_parts(writer.path).values()
+    splits = {}
+    for split in SPLITS:
+        own = [part for part in parts if part.statistics["split"] == split]
+        splits[split] = {
+            "documents": sum(part.statistics["documents"] for part in own),
+            "bytes": sum(part.statistics["bytes"] for part in own),
+            "rows": sum(part.rows for part in own),
+            "tokens": sum(part.tokens for part in own),
+        }
+    tokens = sum(split["tokens"] for split in splits.values())
+    if splits["train"]["tokens"] < settings.seq_len:
+        raise InputError(
+            f"the corpus has {splits['train']['tokens']} training tokens,"
+            f" less than one sequence of {settings.seq_len}.",
+            "Give more text or a smaller --seq-len.",
+        )
+    return {
+        "documents": counted.documents,
+        "bytes": counted.bytes,
+        "tokens": tokens,
+        "bytes_per_token": counted.bytes / tokens,
+        "duplicates": counted.duplicates,
+        "rejects": counted.rejects,
+        "seq_len": settings.seq_len,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text_id": tokenizer.end_of_text_id,
+        "pad_id": tokenizer.pad_id,
+        "splits": splits,
+    }

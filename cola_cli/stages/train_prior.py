@@ -1,0 +1,153 @@
+"""cola train prior: latents -> block-causal prior (stage 2 of the Cola DLM paper), VAE frozen or joint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.errors import InputError, UsageError
+from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.reporting import Reporter
+from cola_cli.settings import result_settings
+from cola_cli.settings.prior import PriorSettings
+from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.training import flops, plan
+
+STAGE = "train prior"
+VAE_FILES = ("vae/config.json", "vae/model.safetensors")
+
+
+def model_config(latents: Artifact, settings: PriorSettings) -> PriorConfig:
+    """The prior that these settings ask for on these latents."""
+    positions, channels = latents.manifest.statistics["latent_shape"]
+    try:
+        config = PriorConfig(latent_dim=channels, **settings.model.model_dump())
+    except ValueError as error:
+        raise UsageError(f"prior.model: {error}.", "Choose other sizes.") from error
+    for size in (config.block_size, *settings.data.block_sizes):
+        if size < 1 or positions % size:
+            raise UsageError(
+                f"prior: sequences of {positions} latents are no multiple of block size {size}.",
+                "Choose another block size, or tokenize with another --seq-len.",
+            )
+    return config
+
+
+def vae_config(latents: Artifact) -> TextVAEConfig:
+    """The shape of the Text VAE that made these latents."""
+    from cola_cli.training.networks import vae_config
+
+    return vae_config(latents)
+
+
+def plan_prior(latents_path: Path, settings: PriorSettings) -> dict[str, Any]:
+    """What training would take: parameters, memory, operations, steps. Touches nothing."""
+    latents = Artifact.open(latents_path, "latents")
+    config = model_config(latents, settings)
+    positions = latents.manifest.statistics["latent_shape"][0]
+    length = latents.manifest.statistics["seq_len"]
+    train = settings.train
+    needed = flops.prior_training(config, train.batch_size, positions)
+    parameters = config.parameter_count()
+    vae = vae_config(latents) if settings.mode == "joint" else None
+    masked = settings.mask.fraction if settings.mask.weight else 0.0
+    if vae is not None:
+        needed += flops.text_vae_training(vae, train.batch_size, length, masked)
+        parameters += vae.parameter_count()
+
+    def activations(rows: int) -> float:
+        held = plan.prior_activations(config, rows, positions)
+        return held + (plan.text_vae_activations(vae, rows, length, masked) if vae else 0.0)
+
+    return plan.training_plan(
+        train,
+        settings.optim,
+        parameters=parameters,
+        flops_per_step=needed,
+        activations=activations,
+        tokens_per_step=train.batch_size * length,
+    )
+
+
+def require_maker(latents: Artifact, vae_path: Path) -> None:
+    """Raise InputError unless the named VAE is the one that made the latents."""
+    vae = Artifact.open(vae_path, "vae")
+    if latents.manifest.identity.inputs.get("vae") != vae.manifest.fingerprint:
+        raise InputError(
+            f"{latents.path} was encoded by another VAE than {vae_path}.",
+            "Name the VAE that `cola encode` used, or encode again with this one.",
+        )
+
+
+def train_prior(
+    latents_path: Path,
+    output_path: Path,
+    settings: PriorSettings,
+    reporter: Reporter,
+    vae_path: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Train the prior on a latents artifact into `output_path`, going on where an earlier run stopped.
+
+    Joint mode starts from the VAE that made the latents, which lies beside them; `vae_path` only
+    confirms it.
+    """
+    latents = Artifact.open(latents_path, "latents")
+    config = model_config(latents, settings)
+    if vae_path is not None:
+        require_maker(latents, vae_path)
+    identity = Identity(
+        stage=STAGE,
+        settings=result_settings(settings),
+        inputs={"latents": latents.manifest.fingerprint},
+    )
+    output = Output.open(output_path, "prior", identity, settings.model_dump(), overwrite)
+    if output.up_to_date:
+        return up_to_date(output)
+
+    from cola_cli.stages.engine import Networks, run_training
+
+    statistics = latents.manifest.statistics
+    joint = settings.mode == "joint"
+    parameters = config.parameter_count()
+    if joint:
+        parameters += vae_config(latents).parameter_count()
+
+    def networks() -> Networks:
+        import numpy as np
+
+        from cola_cli.models.prior import Prior
+        from cola_cli.models.text_vae import TextVAE
+        from cola_cli.training.networks import load_vae
+        from cola_cli.training.prior import FlowMatching, JointTraining
+
+        made_by = vae_config(latents)
+        variance = np.add(statistics["channel_variance"], statistics["posterior_variance"])
+        variance *= made_by.scaling_factor**2
+        prior = Prior(config)
+        length = statistics["seq_len"]
+        if not joint:
+            objective = FlowMatching(prior, settings, variance, length, made_by)
+            return Networks(objective, {"prior": (prior, config)})
+        vae = TextVAE(made_by) if settings.joint.from_scratch else load_vae(latents)
+        return Networks(
+            JointTraining(prior, vae, settings, variance, length),
+            {"vae": (vae, made_by), "prior": (prior, config)},
+        )
+
+    return run_training(
+        output,
+        latents,
+        networks,
+        settings.train,
+        settings.optim,
+        reporter,
+        device,
+        threads,
+        copied=("tokenizer.json",) if joint else ("tokenizer.json", *VAE_FILES),
+        parameters=parameters,
+        keep={name: statistics[name] for name in ("seq_len", "latent_shape", "end_of_text_id")},
+    )

@@ -1,0 +1,1 @@
+"""Training: objectives, the loop, optimisers, checkpoints, metrics."""

@@ -1,0 +1,67 @@
+"""Networks in artifacts: `NAME/config.json` beside `NAME/model.safetensors`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cola_cli.artifacts import Artifact, Writer
+from cola_cli.artifacts.manifest import pretty_json
+from cola_cli.errors import DamagedArtifact
+from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.models.prior import Prior
+from cola_cli.models.text_vae import TextVAE
+
+
+def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: Any) -> None:
+    """Write the weights and the config of a network."""
+    with writer.file(f"{name}/model.safetensors") as temporary:
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    writer.write(f"{name}/config.json", pretty_json(dataclasses.asdict(config)))
+
+
+def load_vae(artifact: Artifact) -> TextVAE:
+    """The Text VAE of a vae, latents or prior artifact, on the CPU."""
+    vae = TextVAE(_config(artifact, "vae", TextVAEConfig))
+    _load(artifact, "vae", vae)
+    return vae
+
+
+def load_prior(artifact: Artifact) -> Prior:
+    """The prior of a prior artifact, on the CPU."""
+    prior = Prior(_config(artifact, "prior", PriorConfig))
+    _load(artifact, "prior", prior)
+    return prior
+
+
+def vae_config(artifact: Artifact) -> TextVAEConfig:
+    """The shape of the Text VAE in an artifact."""
+    config: TextVAEConfig = _config(artifact, "vae", TextVAEConfig)
+    return config
+
+
+def _config(artifact: Artifact, name: str, kind: Any) -> Any:
+    path = artifact.file(f"{name}/config.json")
+    try:
+        return kind(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise DamagedArtifact(
+            f"{path} is no configuration of a network ({error}).",
+            "Restore it from a copy, or run the stage that made it again with --overwrite.",
+        ) from error
+
+
+def _load(artifact: Artifact, name: str, network: nn.Module) -> None:
+    path = artifact.file(f"{name}/model.safetensors")
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise DamagedArtifact(
+            f"{path} does not hold the weights that its config.json describes ({error}).",
+            "Restore it from a copy, or run the stage that made it again with --overwrite.",
+        ) from error

@@ -1,0 +1,96 @@
+"""Loss terms of the Cola DLM paper, and what the training loop asks of an objective.
+
+Every term is a weighted sum over positions. The loop scales the weights so that they add to one over the
+whole global batch, whatever the number of micro-batches and processes; padded positions weigh nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cola_cli.corpus.sequences import Rows
+from cola_cli.models.rotary import wide
+
+# Arrays of one micro-batch by name. Those called `*_weight` are scaled by the loop to add to one over
+# the global batch.
+Draws = dict[str, Any]
+Batch = dict[str, Any]
+
+LOG_2_PI = math.log(2 * math.pi)
+
+
+class Objective(nn.Module, ABC):
+    """A model with its loss. `draw` runs on the host in the reader's thread, `forward` on the device."""
+
+    length: int  # tokens a sequence
+
+    @abstractmethod
+    def draw(
+        self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
+    ) -> list[Draws]:
+        """Micro-batches of these rows: inputs, noise and weights, a pure function of the arguments."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
+        """The loss (under "loss") and its terms as weighted sums; more figures when evaluating."""
+
+    def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Numbers to log from the sums of `forward` over a whole batch."""
+        return {name: value.item() for name, value in sums.items() if value.ndim == 0}
+
+    @abstractmethod
+    def parts(self) -> list[tuple[nn.Module, float]]:
+        """The trained modules, each with the ratio of its learning rate to the schedule's."""
+
+    @abstractmethod
+    def flops(self, rows: int) -> float:
+        """Floating-point operations that the mathematics of one training step on `rows` needs."""
+
+
+def reconstruction(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy, -E log p(x|z). logits (..., V), tokens and weight (...) -> scalar, nats."""
+    losses = F.cross_entropy(wide(logits).flatten(0, -2), tokens.flatten(), reduction="none")
+    return torch.dot(losses, weight.flatten())
+
+
+def standard_normal_kl(mean: Tensor, logvar: Tensor, weight: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, I)), summed over channels. (B, N, d), weight (B, N) -> scalar."""
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1)
+    return (kl * weight).sum()
+
+
+def posterior_kl(
+    mean: Tensor, logvar: Tensor, other_mean: Tensor, other_logvar: Tensor, weight: Tensor
+) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(other ...)), summed over channels. (B, N, d) -> scalar."""
+    ratio = (logvar.exp() + (mean - other_mean).square()) * (-other_logvar).exp()
+    return (0.5 * (other_logvar - logvar + ratio - 1).sum(-1) * weight).sum()
+
+
+def negative_entropy(logvar: Tensor, weight: Tensor) -> Tensor:
+    """E_q log q of a diagonal normal, summed over channels. (B, N, d) -> scalar."""
+    return (-0.5 * (logvar + 1 + LOG_2_PI).sum(-1) * weight).sum()
+
+
+def draw_latent(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """mean + sigma * noise, (B, N, d)."""
+    return mean + (0.5 * logvar).exp() * noise
+
+
+def token_weights(rows: Rows) -> np.ndarray:
+    """1 on the tokens of the text, 0 on the padding, (B, L) float32."""
+    columns = np.arange(rows.tokens.shape[1])
+    return (columns < rows.lengths[:, None]).astype(np.float32)
+
+
+def position_weights(rows: Rows, patch_size: int) -> np.ndarray:
+    """1 on the latent positions that hold any text, (B, N) float32."""
+    return token_weights(rows)[:, ::patch_size]

@@ -1,0 +1,50 @@
+"""Data parallelism, compilation and recomputation, applied around an objective."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from cola_cli.settings.engine import Train
+from cola_cli.training.distributed import World
+from cola_cli.training.objectives import Objective
+
+
+def blocks(objective: Objective) -> list[nn.Module]:
+    """The transformer blocks of an objective's networks."""
+    return [
+        block
+        for module in objective.modules()
+        if isinstance(module, nn.ModuleList)
+        for block in module
+    ]
+
+
+def recompute_blocks(objective: Objective) -> None:
+    """Keep only the inputs of each block for the backward pass and compute the rest again."""
+    for block in blocks(objective):
+        # on the instance, so that the names of the parameters stay as they are
+        forward: Any = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = forward
+
+
+def wrap(objective: Objective, train: Train, world: World) -> nn.Module:
+    """The module that a training step calls."""
+    if world.size > 1 and train.parallel == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for block in blocks(objective):
+            fully_shard(block)
+        fully_shard(objective)
+    module: Any = torch.compile(objective) if train.compile else objective
+    if world.size > 1 and train.parallel == "ddp":
+        module = nn.parallel.DistributedDataParallel(
+            module,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            find_unused_parameters=True,
+        )
+    return module

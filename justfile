@@ -1,0 +1,34 @@
+# Every recipe works in the environment that `pipelines/setup.sh` makes; `just` alone lists them.
+
+python := ".venv/bin/python"
+
+# list the recipes
+default:
+    @just --list --unsorted
+
+# make .venv and install cola with its development tools
+setup:
+    bash pipelines/setup.sh
+
+# run the tests; arguments go to pytest
+test *arguments:
+    {{python}} -m pytest {{arguments}}
+
+# format, lint and types, as CI checks them
+check:
+    {{python}} -m ruff format --check .
+    {{python}} -m ruff check .
+    {{python}} -m mypy
+
+# mend format and lint where a tool can
+fix:
+    {{python}} -m ruff format .
+    {{python}} -m ruff check --fix .
+
+# the whole idea on real text, corpus to samples
+quickstart *arguments:
+    bash pipelines/quickstart.sh {{arguments}}
+
+# what CI runs
+ci:
+    bash .ci/run

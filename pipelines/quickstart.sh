@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The whole idea on real text: corpus, tokens, VAE, latents, prior, samples. About fifteen minutes of two cores.
+# Stop it whenever you like and run it again: it goes on where it was. Run it a third time: it does nothing.
+#
+#   bash pipelines/quickstart.sh [RUN]          RUN is the directory of the run, runs/quickstart by default
+#   CORPUS="my/texts/*.txt" bash pipelines/quickstart.sh runs/mine
+#   PRESET=small bash pipelines/quickstart.sh runs/small
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+run=${1:-runs/quickstart}
+preset=${PRESET:-tiny}
+settings=${SETTINGS:-} # a TOML file laid over the preset
+
+bash pipelines/setup.sh
+cola=.venv/bin/cola
+if [ -z "${CORPUS:-}" ]; then
+    bash pipelines/corpus.sh
+    CORPUS=downloads/sotu
+fi
+options=(--preset "$preset")
+[ -z "$settings" ] || options+=(--config "$settings")
+
+# CORPUS may hold several names or a pattern
+# shellcheck disable=SC2086
+"$cola" tokenize $CORPUS -o "$run/tokens" "${options[@]}"
+"$cola" train vae "$run/tokens" -o "$run/vae" "${options[@]}"
+"$cola" encode "$run/tokens" --vae "$run/vae" -o "$run/latents" "${options[@]}"
+"$cola" train prior "$run/latents" -o "$run/prior" "${options[@]}"
+"$cola" sample "$run/prior" --prompts "${PROMPTS:-data/prompts.jsonl}" -o "$run/samples" "${options[@]}"
+"$cola" inspect "$run/samples" --rows 8

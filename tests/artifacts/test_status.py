@@ -1,0 +1,39 @@
+"""What `cola status` says of a run's directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cola_cli.artifacts import Identity, Output
+from cola_cli.artifacts.status import survey
+from tests.artifacts.test_promises import identity, make
+
+
+def _latents(path: Path, tokens_fingerprint: str) -> None:
+    made_from = Identity(stage="encode", settings={}, inputs={"tokens": tokens_fingerprint})
+    with Output.open(path, "latents", made_from).writing() as writer:
+        writer.finish()
+
+
+def test_complete_running_abandoned_and_stale_are_told_apart(tmp_path: Path) -> None:
+    tokens = make(tmp_path / "tokens")
+    _latents(tmp_path / "latents", tokens.manifest.fingerprint)
+    with Output.open(tmp_path / "other", "tokens", identity(seq_len=9)).writing():
+        states = {Path(s.path).name: s for s in survey(tmp_path)}
+        assert states["tokens"].state == "complete"
+        assert states["latents"].inputs == [f"tokens {tmp_path / 'tokens'}"]
+        assert states["other"].state.startswith("running (process ")
+    states = {Path(s.path).name: s for s in survey(tmp_path)}
+    assert states["other"].state == "abandoned"
+    make_anew = Output.open(tmp_path / "tokens", "tokens", identity(seq_len=8), overwrite=True)
+    with make_anew.writing() as writer:
+        writer.finish()
+    states = {Path(s.path).name: s for s in survey(tmp_path)}
+    assert states["latents"].state == "stale (tokens changed)"
+    assert states["latents"].next.endswith("--overwrite")
+
+
+def test_a_damaged_manifest_is_listed(tmp_path: Path) -> None:
+    make(tmp_path / "tokens")
+    (tmp_path / "tokens/manifest.json").write_text("{")
+    assert [state.state for state in survey(tmp_path)] == ["damaged"]

@@ -1,0 +1,83 @@
+"""Packing loses and repeats no token; splits and tokenizers are functions of the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cola_cli.corpus.packing import document_digest, is_validation, pack
+from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
+from cola_cli.errors import InputError, UsageError
+
+SENTENCES = [f"The {n} grey cats of Ärzte street sat on mat number {n * n}." for n in range(50)]
+
+
+@given(st.lists(st.lists(st.integers(2, 99), max_size=40), max_size=12), st.integers(1, 16))
+def test_packing_loses_and_repeats_no_token(documents: list[list[int]], seq_len: int) -> None:
+    rows = list(pack(enumerate(documents), seq_len, end_of_text=0))
+    joined = [token for document in documents for token in (*document, 0)]
+    assert [token for row in rows for token in row.tokens] == joined
+    assert all(len(row.tokens) == seq_len for row in rows[:-1])
+    for row in rows:
+        at = 0
+        for document, offset, length in row.segments:
+            whole = [*documents[document], 0]
+            assert row.tokens[at : at + length] == whole[offset : offset + length]
+            at += length
+        assert at == len(row.tokens)
+
+
+def test_the_split_depends_on_the_document_and_seed_alone_and_has_the_share_asked_for() -> None:
+    digests = [document_digest(str(number)) for number in range(20_000)]
+    chosen = [is_validation(digest, 0.1, 0) for digest in digests]
+    assert abs(sum(chosen) / 20_000 - 0.1) < 0.01
+    assert chosen == [is_validation(digest, 0.1, 0) for digest in digests]
+    assert chosen != [is_validation(digest, 0.1, 1) for digest in digests]
+
+
+def test_the_same_texts_train_the_same_tokenizer_and_text_survives_it() -> None:
+    first, second = (train_tokenizer(SENTENCES, 400) for _ in range(2))
+    assert first.to_bytes() == second.to_bytes()
+    text = "Ünseen — tëxt: 漢字 🙂\n\ttoo"
+    assert first.decode(first.encode(text)) == text
+
+
+def test_text_that_spells_a_special_token_stays_text(tmp_path: Path) -> None:
+    made = train_tokenizer(SENTENCES, 400)
+    (tmp_path / "tokenizer.json").write_bytes(made.to_bytes())
+    for tokenizer in (made, load_tokenizer(tmp_path / "tokenizer.json")):
+        ids = tokenizer.encode("a <|endoftext|> b")
+        assert tokenizer.end_of_text_id not in ids
+        assert tokenizer.decode(ids) == "a <|endoftext|> b"
+
+
+def test_a_foreign_tokenizer_gets_the_special_tokens_it_lacks(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    foreign = Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
+    foreign.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    foreign.add_special_tokens(["</s>"])
+    foreign.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (loaded.end_of_text_id, loaded.pad_id, loaded.vocab_size) == (2, 3, 4)
+    (tmp_path / "again.json").write_bytes(loaded.to_bytes())
+    again = load_tokenizer(tmp_path / "again.json")
+    assert (again.end_of_text_id, again.pad_id, again.vocab_size) == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "not json", '{"model": {"type": "Magic"}}', "[" * 9999]
+)
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer"):
+        load_tokenizer(path)
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
+    with pytest.raises(UsageError, match="vocabulary of 100 is too small"):
+        train_tokenizer(SENTENCES, 100)

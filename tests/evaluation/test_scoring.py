@@ -1,0 +1,127 @@
+"""The scorers against the released model's outputs and the rules they must follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cola_cli.errors import InputError
+from cola_cli.evaluation.figures import bootstrap_interval, figures, paired_difference
+from cola_cli.evaluation.outputs import read_items
+from cola_cli.evaluation.scoring import Item, choice_of, first_line, normalise, score
+from tests.conftest import Run
+
+RELEASED = Path(__file__).parent / "released"
+# What the authors' own scorer gives for these outputs.
+CORRECT = {
+    "lambada": (508, 1000),
+    "mmlu": (193, 1000),
+    "squad": (309, 1000),
+    "story_cloze": (144, 468),
+}
+
+
+@pytest.mark.parametrize("task", CORRECT)
+def test_the_released_outputs_score_as_the_authors_published(cola: Run, task: str) -> None:
+    result = cola("eval", "score", task, RELEASED / f"{task}.jsonl.zst", "--json")
+    found = json.loads(result.stdout)
+    assert (found["correct"], found["n"]) == CORRECT[task]
+    assert found["low"] < found["accuracy"] < found["high"]
+
+
+def test_the_released_multiple_choice_answers_are_at_chance_given_a_valid_option() -> None:
+    items = read_items(RELEASED / "mmlu.jsonl.zst")
+    found = figures(items, [score("mmlu", item) for item in items])
+    assert found.valid_options == pytest.approx(0.777)
+    assert found.accuracy_given_valid == pytest.approx(0.248, abs=5e-4)
+    assert found.chance == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("one\ntwo", "one"),
+        ("\n\none\ntwo", "\n\none"),
+        ("...\none\n", "...\none"),
+        ("no newline", "no newline"),
+    ],
+)
+def test_an_answer_ends_at_the_first_newline_after_a_word(text: str, kept: str) -> None:
+    assert first_line(text) == kept
+
+
+def test_normalisation_deletes_punctuation_and_keeps_articles() -> None:
+    assert normalise("  The  Don't-stop, 0.5\t!") == "the dontstop 05"
+    assert not score("squad", Item("The Denver Broncos\n", "Denver Broncos")).correct
+
+
+CHOICES = ("ice", "steam engine", "wooden table", "an iron rod")
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("(b)", "B"),
+        ("c.", "C"),
+        ("e", None),  # beyond the four options
+        ("The answer is D", "D"),
+        ("option a, or rather option c", "C"),  # the last one counts
+        ("I think (B) fits", "B"),
+        ("I think (B) fits, after looking at it for a very long time", None),
+        ("steam  Engine!", "B"),
+        ("The correct answer is wooden table", "C"),
+        ("surely a steam engine then", "B"),
+        ("ice on the wooden table", None),  # two options are contained
+        ("an iron rot", "D"),  # a corrupted copy, similarity above 0.9
+        ("nothing of the kind", None),
+        ("", None),
+        ("first line\nanswer: steam engine", "B"),
+    ],
+)
+def test_answers_map_to_options(answer: str, letter: str | None) -> None:
+    assert choice_of(answer, CHOICES) == letter
+
+
+def test_lambada_compares_the_first_word_only() -> None:
+    assert score("lambada", Item(" Signs, and more", "signs")).correct
+    assert not score("lambada", Item(" the signs", "signs")).correct
+
+
+def test_bootstrap_interval_has_the_width_of_the_normal_approximation() -> None:
+    values = np.array([1.0] * 300 + [0.0] * 700)
+    low, high = bootstrap_interval(values)
+    half_width = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
+    assert low == pytest.approx(0.3 - half_width, abs=4e-3)
+    assert high == pytest.approx(0.3 + half_width, abs=4e-3)
+
+
+def test_a_paired_difference_of_equal_answers_is_exactly_zero() -> None:
+    answers = [True, False, True]
+    assert paired_difference(answers, answers) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is not valid JSON"),
+        ("[]", "line 2 is no JSON object"),
+        ('{"generate": "a"}', "line 2: the field 'ground_truth' is missing"),
+        ('{"generate": "a", "ground_truth": "b", "choices": "c"}', "'choices' is no list"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"generate": "a", "ground_truth": "a"}\n' + line + "\n")
+    with pytest.raises(InputError, match=message):
+        read_items(path)
+
+
+def test_truncated_zstd_is_bad_input(tmp_path: Path) -> None:
+    whole = (RELEASED / "squad.jsonl.zst").read_bytes()
+    path = tmp_path / "cut.jsonl.zst"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut\.jsonl\.zst"):
+        read_items(path)

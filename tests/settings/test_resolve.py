@@ -1,0 +1,99 @@
+"""Settings come from preset, file, environment and flags; unknown ones are errors."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cola_cli.errors import UsageError
+from cola_cli.settings import Settings, resolve, result_settings, runtime, to_toml
+
+
+class Train(Settings):
+    steps: int = 10
+    rate: float = 0.5
+    name: str = "a"
+    workers: int = runtime(2, ge=1)
+
+
+class Example(Settings):
+    train: Train = Train()
+    seed: int = 1
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "c.toml"
+    path.write_text("[example]\nseed = 5\n[example.train]\nsteps = 20\nrate = 0.1\n")
+    return path
+
+
+def test_later_sources_win(config: Path) -> None:
+    settings = resolve(
+        Example,
+        "example",
+        config=config,
+        environ={"COLA_EXAMPLE__TRAIN__STEPS": "30", "COLA_OTHER__SEED": "7"},
+        assignments=["train.rate=1e-3"],
+        flags={"seed": 9, "train.name": None},
+    )
+    assert settings == Example(train=Train(steps=30, rate=1e-3), seed=9)
+
+
+def test_a_configuration_file_wins_over_the_preset(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cola_cli.settings import resolve as function
+
+    (tmp_path / "mini.toml").write_text('[example.train]\nsteps = 1\nname = "preset"\n')
+    monkeypatch.setitem(function.__globals__, "PRESETS", tmp_path)
+    settings = resolve(Example, "example", preset="mini", config=config)
+    assert (settings.train.steps, settings.train.name) == (20, "preset")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "suggestion"),
+    [("train.step=3", "train.steps"), ("sed=3", "seed"), ("steps=3", "train.steps")],
+)
+def test_an_unknown_setting_suggests_the_nearest(assignment: str, suggestion: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(Example, "example", assignments=[assignment])
+    assert caught.value.remedy == f"Did you mean {suggestion}?"
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_variable_or_preset_is_an_error() -> None:
+    with pytest.raises(UsageError, match="COLA_EXAMPLE__TRAIN__STEP"):
+        resolve(Example, "example", environ={"COLA_EXAMPLE__TRAIN__STEP": "1"})
+    with pytest.raises(UsageError, match="no preset 'tinny'"):
+        resolve(Example, "example", preset="tinny")
+
+
+def test_an_impossible_value_names_setting_value_and_source() -> None:
+    with pytest.raises(UsageError, match=r"--set: setting train\.steps = 'many'"):
+        resolve(Example, "example", assignments=["train.steps=many"])
+
+
+def test_settings_that_do_not_change_the_result_stay_out_of_the_identity() -> None:
+    assert result_settings(Example()) == {
+        "train": {"steps": 10, "rate": 0.5, "name": "a"},
+        "seed": 1,
+    }
+
+
+def test_resolved_settings_written_as_toml_read_back_the_same(tmp_path: Path) -> None:
+    settings = resolve(Example, "example", assignments=['train.name="q\\"uote"', "train.rate=3e-5"])
+    text = to_toml("example", settings)
+    assert tomllib.loads(text)["example"]["train"]["rate"] == 3e-5
+    (tmp_path / "c.toml").write_text(text)
+    assert resolve(Example, "example", config=tmp_path / "c.toml") == settings
+
+
+def test_a_settings_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[example\n")
+    with pytest.raises(UsageError, match=r"c\.toml is not valid TOML"):
+        resolve(Example, "example", config=tmp_path / "c.toml")
+    with pytest.raises(UsageError, match=r"missing\.toml cannot be read"):
+        resolve(Example, "example", config=tmp_path / "missing.toml")
