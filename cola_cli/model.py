@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cola_cli.artifacts import Artifact
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
 from cola_cli.errors import InputError
 from cola_cli.models.attention import BlockCausal
+from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior, TextVAE
 from cola_cli.sampling.engine import Engine, Generation, Request
@@ -139,12 +140,40 @@ class Cola:
         options: SamplingOptions,
         batch_size: int = BATCH_SIZE,
         pad_id: int | None = None,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> Iterator[tuple[Request, Generation]]:
-        """Yield each request's generation so far, block by block; see `Engine.run`."""
+        """Yield each request's generation so far, block by block; see `Engine.run`.
+
+        When memory runs out, what is unfinished starts again in batches of half the size, which `warn` is
+        told; results do not depend on it. MemoryError is raised when a single prompt is too much.
+        """
         if pad_id is None and self.tokenizer is not None:
             pad_id = self.tokenizer.pad_id
-        engine = Engine(self.vae, self.prior, options, batch_size, pad_id)
-        yield from engine.run(requests)
+        waiting = iter(requests)
+        unfinished: dict[int, Request] = {}
+
+        def taken() -> Iterator[Request]:
+            yield from list(unfinished.values())
+            for request in waiting:
+                unfinished[request.item] = request
+                yield request
+
+        while True:
+            try:
+                engine = Engine(self.vae, self.prior, options, batch_size, pad_id)
+                for request, generation in engine.run(taken()):
+                    if generation.finish != "running":
+                        del unfinished[request.item]
+                    yield request, generation
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if batch_size == 1:
+                    raise MemoryError from error
+                batch_size //= 2
+                warn(f"memory ran out; going on with {batch_size} prompts at a time")
+            else:
+                return
 
     def require_tokenizer(self) -> TextTokenizer:
         """The tokenizer. Raises InputError when the model came without one."""
@@ -176,6 +205,19 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     return model
 
 
+def read_configs(path: Path) -> tuple[TextVAEConfig, PriorConfig, int | None]:
+    """The shapes of a model's VAE and prior, and its context if known, without loading weights."""
+    if not (path / "manifest.json").exists():
+        from cola_cli.interop import released
+
+        return *released.read_configs(released.find_root(path)), None
+    from cola_cli.training.networks import prior_config, vae_config
+
+    artifact = Artifact.open(path, "prior")
+    context = artifact.manifest.statistics.get("seq_len")
+    return vae_config(artifact), prior_config(artifact), context
+
+
 def _from_artifact(artifact: Artifact) -> Cola:
     from cola_cli.training.networks import load_prior, load_vae
 
@@ -201,6 +243,11 @@ def _place(network: nn.Module, device: str, dtype: torch.dtype | None) -> None:
         parameter.data = parameter.data.to(device=device, dtype=dtype)
     for name, buffer in network.named_buffers():
         setattr(network, name, buffer.to(device))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # on the CPU torch raises a plain RuntimeError
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _as_tuples(options: dict[str, Any]) -> dict[str, Any]:

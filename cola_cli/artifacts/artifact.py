@@ -59,8 +59,8 @@ class Artifact:
         manifest = read_manifest(directory)
         if kind is not None and manifest.kind != kind:
             raise InputError(
-                f"{directory} holds {manifest.kind}, but {kind} are needed here.",
-                f"Name an artifact of kind {kind}.",
+                f"{directory} is a {manifest.kind} artifact, but one of kind {kind} is needed here.",
+                f"Name a {kind} artifact.",
             )
         if manifest.status != "complete":
             raise InputError(

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from cola_cli import interruption
-from cola_cli.cli import encode, evaluate, inspect, schema, sql, status, tokenize, train, verify
+from cola_cli.cli import (
+    encode,
+    evaluate,
+    inspect,
+    sample,
+    schema,
+    sql,
+    status,
+    tokenize,
+    train,
+    verify,
+)
 from cola_cli.cli.console import errors_shown
 from cola_cli.version import __version__
 
@@ -52,6 +63,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 for _command in (
     tokenize.tokenize,
     encode.encode,
+    sample.sample,
     schema.schema,
     status.status,
     verify.verify,

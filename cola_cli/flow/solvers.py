@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -20,7 +21,7 @@ def uniform_grid(steps: int) -> list[float]:
 def evaluation_times(grid: Sequence[float], method: Method) -> list[float]:
     """The times at which a solver asks for the velocity, in order."""
     times: list[float] = []
-    for t, end in zip(grid, grid[1:], strict=False):
+    for t, end in itertools.pairwise(grid):
         times.append(t)
         if method == "heun":
             times.append(end)

@@ -1,7 +1,7 @@
 """Checkpoints in the authors' layout: `cola_dlm/cola_vae`, `cola_dlm/cola_dit`, `tokenizer.json`.
 
-The released code names its parameters otherwise, keeps the four AdaLN linears of a block apart, and stores the
-rotary frequencies once a layer; everything else is the same, so tensors go both ways byte for byte.
+The released code names its parameters otherwise, keeps the four AdaLN linears of a block apart, and stores
+the rotary frequencies once a layer; all else is the same, so tensors go both ways byte for byte.
 """
 
 from __future__ import annotations
@@ -177,18 +177,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     DamagedArtifact for files that are not whole.
     """
     root = find_root(folder)
-    vae_config = TextVAEConfig(
-        **_settings(root / VAE / "config.json", VAE_SETTINGS, VAE_ABSENT, VAE_FIXED)
-    )
-    settings = _settings(root / PRIOR / "config.json", PRIOR_SETTINGS, PRIOR_ABSENT, {})
-    prior_config = PriorConfig(**settings)
-    _check_prior(root / PRIOR / "config.json", prior_config)
-    if prior_config.latent_dim != vae_config.latent_dim:
-        raise InputError(
-            f"{root}: the VAE has {vae_config.latent_dim} latent channels, the prior"
-            f" {prior_config.latent_dim}.",
-            "Use the pair that was trained together.",
-        )
+    vae_config, prior_config = read_configs(root)
     with torch.device("meta"):
         vae, prior = TextVAE(vae_config), Prior(prior_config)
     _assign(vae, vae_from_released(read_tensors(root / VAE), vae, root / VAE))
@@ -196,6 +185,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     # not part of the checkpoint, so still without values
     vae.frequencies = rotary_frequencies(vae_config.head_dim, vae_config.rope_theta)
     return Checkpoint(vae, prior, tokenizer_file(root))
+
+
+def read_configs(root: Path) -> tuple[TextVAEConfig, PriorConfig]:
+    """The shapes of the VAE and the prior below `root`, checked against each other."""
+    vae = TextVAEConfig(
+        **_settings(root / VAE / "config.json", VAE_SETTINGS, VAE_ABSENT, VAE_FIXED)
+    )
+    prior = PriorConfig(**_settings(root / PRIOR / "config.json", PRIOR_SETTINGS, PRIOR_ABSENT, {}))
+    _check_prior(root / PRIOR / "config.json", prior)
+    if prior.latent_dim != vae.latent_dim:
+        raise InputError(
+            f"{root}: the VAE has {vae.latent_dim} latent channels, the prior {prior.latent_dim}.",
+            "Use the pair that was trained together.",
+        )
+    return vae, prior
 
 
 def tokenizer_file(root: Path) -> Path | None:

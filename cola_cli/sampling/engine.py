@@ -7,7 +7,7 @@ committed to the cache in the first pass of the next one, and rows join and leav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 
@@ -123,6 +123,8 @@ class Engine:
         self._grid = list(options.grid) if options.grid else uniform_grid(options.steps)
         self._times = evaluation_times(self._grid, options.solver)
         self._table, self._zero = self._modulations()
+        # shown (t, new tokens of every row as they would read now) before each step
+        self.on_step: Callable[[float, list[list[int]]], None] | None = None
 
     @property
     def block_tokens(self) -> int:
@@ -272,6 +274,8 @@ class Engine:
 
         stride = evaluations_per_step(self.options.solver)
         for index, (t, end) in enumerate(zip(self._grid, self._grid[1:], strict=False)):
+            if self.on_step:
+                self.on_step(t, self._preview(rows, z))
             if pins is None:
                 z = step(velocity, z, t, end, index * stride, self.options.solver)
             elif self._clean_pins:
@@ -378,18 +382,27 @@ class Engine:
 
     def _read(self, rows: list[_Row], z: Tensor) -> list[list[int]]:
         """Token ids of the blocks z (rows, block_size, d), prompt part included."""
+        logits = self._logits(rows, z)
+        for row in rows:
+            row.decoded += self.prior.config.block_size
+        options = self.options
+        if options.temperature < GREEDY_BELOW and options.repetition_penalty == 1.0:
+            return logits.argmax(-1).tolist()
+        return [self._choose(row, own).tolist() for row, own in zip(rows, logits, strict=True)]
+
+    def _logits(self, rows: list[_Row], z: Tensor) -> Tensor:
+        """(rows, block_size * patch_size, vocab); the decoder's cache holds the blocks, uncounted yet."""
         block = self.prior.config.block_size
         decoded = torch.tensor([row.decoded for row in rows], device=self.device)
         entries = runs([row.slot for row in rows], [row.decoded for row in rows])
         attend = CausalAttention(self._decoder_cache, entries, block, self.vae.config.block_size)
         positions = decoded.unsqueeze(1) + torch.arange(block, device=self.device)
-        logits = self.vae.decode(z, positions, attend).float()  # (rows, block * patch, vocab)
-        for row in rows:
-            row.decoded += block
-        options = self.options
-        if options.temperature < GREEDY_BELOW and options.repetition_penalty == 1.0:
-            return logits.argmax(-1).tolist()
-        return [self._choose(row, own).tolist() for row, own in zip(rows, logits, strict=True)]
+        return self.vae.decode(z, positions, attend).float()
+
+    def _preview(self, rows: list[_Row], z: Tensor) -> list[list[int]]:
+        """The new tokens that the blocks would read as now."""
+        ids = self._logits(rows, z).argmax(-1).tolist()
+        return [own if row.latents else own[row.trim :] for row, own in zip(rows, ids, strict=True)]
 
     def _choose(self, row: _Row, logits: Tensor) -> Tensor:
         options = self.options

@@ -43,7 +43,7 @@ def probabilities(
 
 
 def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits (n, vocab) with those of the tokens `seen` (m,) divided (positive) or multiplied by `penalty`."""
+    """Logits (n, vocab), those of the tokens `seen` (m,) divided (positive) or multiplied by `penalty`."""
     if penalty == 1.0 or not seen.numel():
         return logits
     seen = seen.unique()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli import interruption, runtime
-from cola_cli.artifacts import Artifact, Identity, Output, PartRecord, Writer
-from cola_cli.errors import InputError
+from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
+from cola_cli.artifacts.artifact import recorded_parts, write_part
+from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.errors import InputError, OutputConflict, UsageError
+from cola_cli.models.config import TextVAEConfig
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.encode import EncodeSettings
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from cola_cli.models.text_vae import TextVAE
 
 STAGE = "encode"
+BEGIN_SECONDS = 30.0  # to wait for another shard that begins the artifact
 COPIED = ("tokenizer.json", "vae/config.json", "vae/model.safetensors")
 
 
@@ -42,7 +47,8 @@ def encode(
     """Write mean and log-variance of q(z_0 | x) for every sequence of a tokens artifact.
 
     Part i of the latents comes from part i of the tokens. With `shard` (i, n) only the parts with
-    index = i modulo n are made; whoever finds all parts done commits the artifact.
+    index = i modulo n are made, beside other processes that make theirs; a run without it makes what is
+    missing and commits the artifact. Under torchrun every process takes its shard and the first commits.
     """
     tokens = Artifact.open(tokens_path, "tokens")
     vae_artifact = Artifact.open(vae_path, "vae")
@@ -62,35 +68,66 @@ def encode(
 
     import torch
 
-    from cola_cli.training.distributed import pick_device
+    from cola_cli.training.distributed import joined
     from cola_cli.training.networks import load_vae
 
-    place = pick_device(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    reporter.note(str(chosen))
-    vae = load_vae(vae_artifact).to(place).eval()
-    positions = tokens.manifest.statistics["seq_len"] // vae.config.patch_size
-    shape = (positions, vae.config.latent_dim)
-    environment = runtime.describe_environment(chosen) | {"device": str(place)}
-    with output.writing(environment) as writer:
-        done = sum(record.rows for record in writer.parts.values())
-        reporter.start("encode", sum(part.rows for part in tokens.parts), "sequences", done)
-        for part in tokens.parts:
-            if part.index in writer.parts or part.index % shard[1] != shard[0]:
-                continue
-            _encode_part(tokens, part, writer, vae, shape, settings, place, reporter)
-            interruption.check()
-        reporter.stop()
-        if len(writer.parts) < len(tokens.parts):
-            return Outcome(output.path, True, {"parts": len(writer.parts)})
-        for name in COPIED:
-            source = tokens if name == "tokenizer.json" else vae_artifact
-            with writer.file(name) as temporary:
-                temporary.write_bytes(source.file(name).read_bytes())
-        records = [writer.parts[index] for index in sorted(writer.parts)]
-        statistics = _statistics(records, tokens, shape)
-        writer.finish(statistics)
+    with joined(device) as world:
+        shard = (world.rank, world.size) if world.size > 1 else shard
+        reporter.note(str(chosen))
+        environment = runtime.describe_environment(chosen) | {"device": str(world.device)}
+        if shard[1] > 1:
+            if overwrite:
+                raise UsageError(
+                    "--overwrite and shards exclude each other: one would remove another's parts.",
+                    "Remove the output directory first.",
+                )
+            _begin(output, environment)
+        vae = load_vae(vae_artifact).to(world.device).eval()
+
+        def encode_parts(done: set[int], index: int, count: int) -> None:
+            mine = [part for part in tokens.parts if part.index % count == index]
+            rows = sum(part.rows for part in mine if part.index in done)
+            reporter.start("encode", sum(part.rows for part in mine), "sequences", rows)
+            for part in mine:
+                if part.index not in done:
+                    _encode_part(tokens, part, output.path, vae, settings, world.device, reporter)
+                    interruption.check()
+            reporter.stop()
+
+        if shard[1] > 1:
+            encode_parts(set(recorded_parts(output.path)), *shard)
+            world.wait()
+            if world.size == 1 or not world.leads:
+                return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
+        with output.writing(environment) as writer:
+            encode_parts(set(writer.parts), 0, 1)
+            for name in COPIED:
+                source = tokens if name == "tokenizer.json" else vae_artifact
+                with writer.file(name) as temporary:
+                    temporary.write_bytes(source.file(name).read_bytes())
+            shape = latent_shape(tokens, vae.config)
+            statistics = _statistics(recorded_parts(output.path), tokens, shape)
+            writer.finish(statistics)
     return Outcome(output.path, True, statistics)
+
+
+def latent_shape(tokens: Artifact, config: TextVAEConfig) -> tuple[int, int]:
+    """(N, d) of one sequence."""
+    return tokens.manifest.statistics["seq_len"] // config.patch_size, config.latent_dim
+
+
+def _begin(output: Output, environment: dict[str, Any]) -> None:
+    """See that the unfinished artifact exists, made by this process or by that of another shard."""
+    deadline = time.monotonic() + BEGIN_SECONDS
+    while not (output.path / MANIFEST_NAME).exists():
+        try:
+            with output.writing(environment):
+                return
+        except OutputConflict:  # another shard is at it
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def require_same_tokenizer(tokens: Artifact, vae: Artifact) -> None:
@@ -105,9 +142,8 @@ def require_same_tokenizer(tokens: Artifact, vae: Artifact) -> None:
 def _encode_part(
     tokens: Artifact,
     part: PartRecord,
-    writer: Writer,
+    output: Path,
     vae: TextVAE,
-    shape: tuple[int, int],
     settings: EncodeSettings,
     device: torch.device,
     reporter: Reporter,
@@ -118,6 +154,7 @@ def _encode_part(
     from cola_cli.corpus.sequences import SHAPE
 
     file = pq.ParquetFile(tokens.part_file(part.index))
+    shape = latent_shape(tokens, vae.config)
     half_tensor = pa.binary(2 * math.prod(shape))
     schema = file.schema_arrow
     for name in ("mean", "logvar"):
@@ -126,7 +163,7 @@ def _encode_part(
     schema = schema.with_metadata(metadata)
     sums = Sums(shape[1])
     with (
-        writer.part(part.index, source=part.file) as out,
+        write_part(output, part.index, source=part.file) as out,
         _writer(out.path, schema, settings) as to,
     ):
         for group in file.iter_batches(batch_size=settings.rows_per_group):
@@ -219,10 +256,12 @@ class Sums:
 
 
 def _statistics(
-    records: list[PartRecord], tokens: Artifact, shape: tuple[int, int]
+    parts: dict[int, PartRecord], tokens: Artifact, shape: tuple[int, int]
 ) -> dict[str, Any]:
     """Totals, and per channel the mean and variance of the means and the mean posterior variance."""
     import numpy as np
+
+    records = [parts[index] for index in sorted(parts)]
 
     def total(name: str) -> np.ndarray:
         values = [record.statistics[f"latent_{name}"] for record in records]

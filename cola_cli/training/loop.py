@@ -239,8 +239,10 @@ class Training:
                     )
                     for name, value in sums.items():
                         totals[name] = totals.get(name, 0) + value.float()
-                self._stop_if_asked()
+                if self._asked():
+                    break
         self.objective.train()
+        self._stop_if_asked()  # not within: the averaged weights are in place there
         totals = {name: world.total_tensor(totals[name]).cpu() for name in sorted(totals)}
         figures = self.objective.figures(totals)
         self.metrics.add(
@@ -299,9 +301,11 @@ class Training:
 
     # --- checkpoints, interruption ---
 
+    def _asked(self) -> int:
+        return self.world.any(interruption.requested() or 0)
+
     def _stop_if_asked(self) -> None:
-        number = self.world.any(interruption.requested() or 0)
-        if number:
+        if number := self._asked():
             self._save()
             raise Interrupted(number)
 

@@ -45,6 +45,12 @@ def vae_config(artifact: Artifact) -> TextVAEConfig:
     return config
 
 
+def prior_config(artifact: Artifact) -> PriorConfig:
+    """The shape of the prior in an artifact."""
+    config: PriorConfig = _config(artifact, "prior", PriorConfig)
+    return config
+
+
 def _config(artifact: Artifact, name: str, kind: Any) -> Any:
     path = artifact.file(f"{name}/config.json")
     try:

@@ -1,0 +1,56 @@
+"""Settings of `cola sample`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cola_cli.sampling.options import SamplingOptions
+from cola_cli.settings.resolve import Settings, runtime
+
+
+class SampleSettings(Settings):
+    """How prompts are continued; see SamplingOptions for the meaning of what it shares with it.
+
+    repetition_penalty: None is 1.0, and 1.1 under compat = "released". dtype: of the weights. batch_size:
+    prompts at a time, without influence on the result in float32. items_per_part: prompts that are
+    committed to an artifact together.
+    """
+
+    max_new_tokens: int = Field(64, ge=1)
+    steps: int = Field(16, ge=1)
+    grid: list[float] | None = None
+    solver: Literal["euler", "heun", "midpoint"] = "euler"
+    guidance: float = Field(7.0, ge=0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    temperature: float = Field(0.0, ge=0)
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int = Field(0, ge=0)
+    first_block: Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"] = (
+        "clean-repaint"
+    )
+    repaint_times: int = 1
+    repaint_fraction: float = 1.0
+    compat: Literal["none", "released"] = "none"
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    items_per_part: int = Field(16, ge=1)
+    batch_size: int = runtime(64, ge=1)
+
+    @model_validator(mode="after")
+    def _options_are_possible(self) -> SampleSettings:
+        self.options(())
+        return self
+
+    def options(self, stop_ids: tuple[int, ...]) -> SamplingOptions:
+        """The engine's options."""
+        penalty = self.repetition_penalty
+        if penalty is None:
+            penalty = 1.1 if self.compat == "released" else 1.0
+        shared = self.model_dump(
+            exclude={"repetition_penalty", "grid", "dtype", "items_per_part", "batch_size"}
+        )
+        grid = tuple(self.grid) if self.grid else None
+        return SamplingOptions(**shared, grid=grid, repetition_penalty=penalty, stop_ids=stop_ids)

@@ -1,0 +1,240 @@
+"""Stage `sample`: prompts to continuations, streamed or as an artifact that resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cola_cli.artifacts import Artifact, Identity, Output, Writer
+from cola_cli.artifacts.artifact import file_digest, text_digest
+from cola_cli.errors import InputError, UsageError
+from cola_cli.reporting import Reporter
+from cola_cli.runtime import describe_environment, prepare_torch
+from cola_cli.sampling.prompts import Prompt
+from cola_cli.settings import result_settings
+from cola_cli.settings.sample import SampleSettings
+from cola_cli.stages.outcome import Outcome, up_to_date
+
+if TYPE_CHECKING:
+    from cola_cli.model import Cola
+    from cola_cli.sampling.engine import Request
+
+STAGE = "sample"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The state of one prompt's continuation after a block."""
+
+    item: int
+    prompt: Prompt
+    text: str
+    tokens: int
+    finish: str
+
+    def row(self) -> dict[str, Any]:
+        """The JSON object of a finished sample."""
+        return {
+            "id": self.prompt.id,
+            "prompt": self.prompt.text,
+            "text": self.text,
+            "tokens": self.tokens,
+            "finish": self.finish,
+        }
+
+
+def open_model(path: Path, settings: SampleSettings, device: str) -> Cola:
+    """Load the model for sampling; it must come with a tokenizer."""
+    import torch
+
+    from cola_cli.model import load
+    from cola_cli.training.distributed import pick_device
+
+    dtype = None if settings.dtype == "stored" else getattr(torch, settings.dtype)
+    model = load(path, str(pick_device(device)), dtype)
+    model.require_tokenizer()
+    return model
+
+
+def sample_stream(
+    model: Cola,
+    prompts: Iterable[tuple[int, Prompt]],
+    settings: SampleSettings,
+    reporter: Reporter,
+) -> Iterator[Sample]:
+    """Continue numbered prompts, yielding each one's state after every block.
+
+    A prompt's number seeds its random numbers. Raises InputError naming an empty prompt or one that is
+    longer than the model's context.
+    """
+    from cola_cli.sampling.engine import Request
+
+    tokenizer = model.require_tokenizer()
+    by_item: dict[int, Prompt] = {}
+
+    def requests() -> Iterator[Request]:
+        for item, prompt in prompts:
+            by_item[item] = prompt
+            yield Request(item, encoded_prompt(model, prompt))
+
+    options = settings.options((tokenizer.end_of_text_id,))
+    for request, generation in model.stream(
+        requests(), options, settings.batch_size, warn=reporter.warn
+    ):
+        ids, finish = generation.ids, generation.finish
+        text = tokenizer.decode(ids)
+        yield Sample(request.item, by_item[request.item], text, len(ids), finish)
+        if finish != "running":
+            del by_item[request.item]
+
+
+def encoded_prompt(model: Cola, prompt: Prompt) -> list[int]:
+    """The token ids of a prompt. Raises InputError naming its place when it cannot be used."""
+    if not prompt.text:
+        raise InputError(f"{prompt.place}: the prompt is empty.", "Give it some text.")
+    ids = model.require_tokenizer().encode(prompt.text)
+    if model.context is not None and len(ids) >= model.context:
+        raise InputError(
+            f"{prompt.place}: the prompt has {len(ids)} tokens, but the model was trained on"
+            f" sequences of {model.context}.",
+            "Shorten the prompt.",
+        )
+    return ids
+
+
+def sample_to_artifact(
+    model_path: Path,
+    prompts: list[Prompt],
+    output_path: Path,
+    settings: SampleSettings,
+    reporter: Reporter,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Continue all prompts into a samples artifact, going on after the parts an earlier run finished."""
+    if not prompts:
+        raise InputError("there are no prompts.", "Give --prompt, or --prompts with some lines.")
+    numbered = [[prompt.id, prompt.text] for prompt in prompts]
+    identity = Identity(
+        stage=STAGE,
+        settings=result_settings(settings),
+        inputs={
+            "model": model_fingerprint(model_path),
+            "prompts": text_digest(json.dumps(numbered)),
+        },
+    )
+    output = Output.open(
+        output_path, "samples", identity, settings.model_dump(mode="json"), overwrite
+    )
+    if output.up_to_date:
+        return up_to_date(output)
+    chosen = prepare_torch(threads)
+    with output.writing(describe_environment(chosen) | {"device": device}) as writer:
+        model = open_model(model_path, settings, device)
+        for prompt in prompts:  # a wrong one is told before an hour of work
+            encoded_prompt(model, prompt)
+        _write_missing(writer, model, prompts, settings, reporter)
+        parts = [writer.parts[index] for index in sorted(writer.parts)]
+        statistics = {
+            "prompts": len(prompts),
+            "tokens": sum(part.tokens for part in parts),
+            "stopped": sum(part.statistics["stopped"] for part in parts),
+        }
+        writer.finish(statistics)
+    return Outcome(output_path, True, statistics)
+
+
+def read_samples(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a samples artifact, in the order of its prompts."""
+    import zstandard
+
+    artifact = Artifact.open(path, "samples")
+    for part in artifact.parts:
+        data = zstandard.ZstdDecompressor().decompress(artifact.part_file(part.index).read_bytes())
+        for line in data.decode().splitlines():
+            yield json.loads(line)
+
+
+def model_fingerprint(path: Path) -> str:
+    """What identifies a model: its artifact's fingerprint, or the digests of a checkpoint's files."""
+    if (path / "manifest.json").exists():
+        return Artifact.open(path, "prior").manifest.fingerprint
+    if not path.is_dir():
+        raise InputError(
+            f"{path} is no directory.", "Name a prior artifact or a checkpoint folder."
+        )
+    names = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors"))
+    return text_digest("".join(file_digest(name) for name in names))
+
+
+def plan_sampling(path: Path, settings: SampleSettings) -> dict[str, int]:
+    """Parameters, passes of the prior a block, and bytes of weights and caches. Loads no weights."""
+    from cola_cli.flow.solvers import evaluation_times, uniform_grid
+    from cola_cli.model import read_configs
+
+    vae, prior, context = read_configs(path)
+    grid = settings.grid or uniform_grid(settings.steps)
+    width = 2 if settings.dtype == "bfloat16" else 4
+    tokens = (context or 512) + settings.max_new_tokens
+    positions = -(-tokens // (prior.block_size * vae.patch_size)) * prior.block_size
+    prior_cache = 2 * prior.layers * prior.heads * prior.head_dim
+    decoder_cache = 2 * vae.decoder_layers * vae.dim
+    return {
+        "parameters": prior.parameter_count() + vae.parameter_count(),
+        "weight_bytes": width * (prior.parameter_count() + vae.parameter_count()),
+        "prior_passes_per_block": len(evaluation_times(grid, settings.solver)),
+        "tokens_per_block": prior.block_size * vae.patch_size,
+        "cache_bytes": width * settings.batch_size * positions * (prior_cache + decoder_cache),
+    }
+
+
+def _write_missing(
+    writer: Writer,
+    model: Cola,
+    prompts: list[Prompt],
+    settings: SampleSettings,
+    reporter: Reporter,
+) -> None:
+    size = settings.items_per_part
+    count = -(-len(prompts) // size)
+    missing = [index for index in range(count) if index not in writer.parts]
+    members = {
+        index: range(index * size, min(len(prompts), (index + 1) * size)) for index in missing
+    }
+    items = [item for index in missing for item in members[index]]
+    reporter.start("sample", len(prompts), "prompts", done=len(prompts) - len(items))
+    done: dict[int, Sample] = {}
+    # Item numbers stay those of the whole list, so that a resumed run draws the same noise.
+    numbered = ((item, prompts[item]) for item in items)
+    for sample in sample_stream(model, numbered, settings, reporter):
+        if sample.finish == "running":
+            continue
+        done[sample.item] = sample
+        reporter.advance(1)
+        index = sample.item // size
+        if all(item in done for item in members[index]):
+            _write_part(writer, index, [done.pop(item) for item in members[index]])
+    reporter.stop()
+
+
+def _write_part(writer: Writer, index: int, samples: list[Sample]) -> None:
+    import zstandard
+
+    lines = "".join(json.dumps(sample.row(), ensure_ascii=False) + "\n" for sample in samples)
+    with writer.part(index, suffix=".jsonl.zst") as part:
+        part.path.write_bytes(zstandard.ZstdCompressor(level=9).compress(lines.encode()))
+        part.rows = len(samples)
+        part.tokens = sum(sample.tokens for sample in samples)
+        part.statistics = {"stopped": sum(sample.finish == "stop" for sample in samples)}
+
+
+def demo_model() -> Path:
+    """The small trained model that ships with the package. Raises UsageError when it does not."""
+    path = Path(__file__).parent.parent / "demo"
+    if not path.is_dir():
+        raise UsageError("this build of cola ships no demo model.", "Name a model of your own.")
+    return path

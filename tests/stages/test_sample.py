@@ -1,0 +1,204 @@
+"""`cola sample` as a user meets it: JSON lines, artifacts that resume, signals, wrong prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cola_cli.artifacts import Identity, Output
+from cola_cli.corpus.tokenizer import train_tokenizer
+from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.models.prior import Prior
+from cola_cli.models.text_vae import TextVAE
+from cola_cli.stages.sample import read_samples
+from cola_cli.training.networks import write_network
+from tests.conftest import Run, cola_command
+from tests.stages.test_tokenize import WORDS, content
+
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior artifact with random weights, large enough that samples differ."""
+    path = tmp_path_factory.mktemp("model") / "prior"
+    tokenizer = train_tokenizer([" ".join(WORDS)] * 9, 300)
+    torch.manual_seed(0)
+    vae_config = TextVAEConfig(
+        vocab_size=tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, dim=16, ffn_dim=32,
+        latent_dim=4, heads=2,
+    )  # fmt: skip
+    prior_config = PriorConfig(
+        latent_dim=4, dim=16, heads=2, head_dim=8, layers=2, rope_dim=6, block_size=4
+    )
+    networks = {"vae": TextVAE(vae_config), "prior": Prior(prior_config)}
+    for network in networks.values():
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    made = Identity(stage="train prior", settings={}, inputs={})
+    with Output.open(path, "prior", made).writing() as writer:
+        write_network(writer, "vae", networks["vae"].state_dict(), vae_config)
+        write_network(writer, "prior", networks["prior"].state_dict(), prior_config)
+        writer.write("tokenizer.json", tokenizer.to_bytes())
+        writer.finish({"seq_len": CONTEXT})
+    return path
+
+
+def write_prompts(path: Path, count: int) -> list[dict[str, object]]:
+    generator = random.Random(1)
+    rows: list[dict[str, object]] = [
+        {"id": f"p{n}", "prompt": " ".join(generator.choices(WORDS, k=generator.randint(1, 12)))}
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+SHORT = ("--max-new-tokens", 6, "--steps", 2)
+
+
+def rows_of(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_json_lines_come_in_the_order_of_the_prompts_from_file_and_stdin(
+    cola: Run, tmp_path: Path, model: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 7)
+    whole = cola("sample", model, "--prompts", "p.jsonl", "--json", *SHORT).stdout
+    assert [row["id"] for row in rows_of(whole)] == [row["id"] for row in prompts]
+    assert all(row["tokens"] == 6 for row in rows_of(whole) if row["finish"] == "length")
+    lines = (tmp_path / "p.jsonl").read_text()
+    piped = cola("sample", model, "--prompts", "-", "--json", *SHORT, input=lines)
+    assert piped.stdout == whole
+
+
+def test_a_sample_does_not_depend_on_its_neighbours(cola: Run, tmp_path: Path, model: Path) -> None:
+    write_prompts(tmp_path / "p.jsonl", 9)
+    common = ("sample", model, "--prompts", "p.jsonl", "--json", "--temperature", 1.0, *SHORT)
+    together = cola(*common, "--batch-size", 9).stdout
+    assert cola(*common, "--batch-size", 2).stdout == together
+    assert cola(*common, "--batch-size", 9, "--seed", 1).stdout != together
+
+
+def test_text_on_stdout_is_the_prompt_and_what_follows(cola: Run, model: Path) -> None:
+    prompt = "the cat sat"
+    row = rows_of(cola("sample", model, "--prompt", prompt, "--json", *SHORT).stdout)[0]
+    plain = cola("sample", model, "--prompt", prompt, *SHORT)
+    assert plain.stdout.rstrip("\n") == f"{prompt}{row['text']}".rstrip("\n")
+    assert "Traceback" not in plain.stderr
+
+
+def test_a_thousand_prompts_killed_twice_come_out_once_in_order_and_the_same(
+    cola: Run, tmp_path: Path, model: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 1000)
+    arguments = ("sample", model, "--prompts", "p.jsonl", *SHORT, "--batch-size", 32, "--quiet")
+    cola(*arguments, "-o", "whole")
+    killed = 0
+    while killed < 2:
+        process = subprocess.Popen(cola_command(*arguments, "-o", "killed"), cwd=tmp_path)
+        done = len(list(tmp_path.glob("killed/parts/*.json")))
+        while len(list(tmp_path.glob("killed/parts/*.json"))) < done + 8:
+            assert process.poll() is None, "it finished before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert "1,000 prompts" in cola(*arguments, "-o", "killed").stdout
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    samples = list(read_samples(tmp_path / "killed"))
+    assert [row["id"] for row in samples] == [row["id"] for row in prompts]
+    assert "up to date" in cola(*arguments, "-o", "killed").stdout
+    assert cola("verify", "killed").returncode == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_keeps_what_is_finished(
+    tmp_path: Path, model: Path, number: signal.Signals, code: int
+) -> None:
+    write_prompts(tmp_path / "p.jsonl", 3000)
+    arguments = ("sample", model, "--prompts", "p.jsonl", "-o", "s", *SHORT, "--batch-size", 16)
+    process = subprocess.Popen(
+        cola_command(*arguments), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("s/parts/*.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Run the same command again" in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.glob("s/parts/*.jsonl.zst"))
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, model: Path) -> None:
+    write_prompts(tmp_path / "p.jsonl", 60)
+    command = cola_command("sample", model, "--prompts", "p.jsonl", "--json", *SHORT)
+    process = subprocess.Popen(
+        [*command, "--batch-size", "1"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"prompt": "a"}\n{"prompt": ""}\n', "p.jsonl, line 2: the prompt is empty"),
+        ('{"prompt": "a"}\n{"promt": "a"}\n', 'p.jsonl, line 2 has no text under "prompt"'),
+        ('{"prompt": "a"\n', "p.jsonl, line 1 is not valid JSON"),
+        (json.dumps({"prompt": "cat " * CONTEXT}), f"trained on sequences of {CONTEXT}"),
+        ("", "there are no prompts"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_named(
+    cola: Run, tmp_path: Path, model: Path, lines: str, message: str
+) -> None:
+    (tmp_path / "p.jsonl").write_text(lines)
+    result = cola("sample", model, "--prompts", "p.jsonl", "-o", "s", *SHORT, expect=4)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_settings_are_usage_errors(cola: Run, model: Path) -> None:
+    prompt = ("--prompt", "the")
+    assert (
+        "must fall from 1 to 0"
+        in cola("sample", model, *prompt, "--set", "grid=[1.0, 0.5, 0.7, 0.0]", expect=2).stderr
+    )
+    assert (
+        "Did you mean guidance?"
+        in cola("sample", model, *prompt, "--set", "guidence=3", expect=2).stderr
+    )
+    assert "either --prompt or --prompts" in cola("sample", model, expect=2).stderr
+
+
+def test_another_kind_of_artifact_is_refused(cola: Run, tmp_path: Path) -> None:
+    from tests.artifacts.test_promises import make
+
+    make(tmp_path / "tokens")
+    result = cola("sample", "tokens", "--prompt", "a", expect=4)
+    assert "is a tokens artifact, but one of kind prior is needed" in result.stderr
+
+
+def test_the_plan_counts_parameters_passes_and_cache(cola: Run, model: Path) -> None:
+    result = cola("sample", model, "--prompt", "a", "--dry-run", "--json", "--steps", 10)
+    plan = json.loads(result.stdout)["plan"]
+    assert plan["prior_passes_per_block"] == 10
+    assert plan["weight_bytes"] == 4 * plan["parameters"]
