@@ -59,14 +59,13 @@ class BlockCausal:
 
 
 class CleanCopy:
-    """Block-causal attention of the clean copy in training, which keeps keys and values for the noisy one.
+    """Block-causal attention of the clean copy in training.
 
     Queries go `CHUNK` or so at a time, each chunk with the keys up to its end, so that little of what the
     rule forbids is computed.
     """
 
     def __init__(self, length: int, block_size: int, device: torch.device | str = "cpu") -> None:
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._chunks = [
             (start, stop, block_causal_mask(stop - start, stop, block_size, device))
             for start, stop in _chunks(length, block_size)
@@ -74,7 +73,6 @@ class CleanCopy:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (B, H, L - b, head_dim) -> the same shape."""
-        self.kept[layer] = k, v
         if not q.shape[2]:
             return q
         outs = [
@@ -90,9 +88,13 @@ class NoisyCopy:
     """Attention of the noisy copy in training: earlier clean blocks and the own noisy block."""
 
     def __init__(
-        self, clean: CleanCopy, length: int, block_size: int, device: torch.device | str = "cpu"
+        self,
+        clean: list[tuple[Tensor, Tensor]],
+        length: int,
+        block_size: int,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self._clean = clean
+        self._clean = clean  # keys and values of the clean copy, by layer
         mask = clean_and_noisy_mask(length, block_size, device)[length - block_size :]
         self._chunks = []
         for start, stop in _chunks(length, block_size):
@@ -103,7 +105,7 @@ class NoisyCopy:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (B, H, L, head_dim) -> the same shape."""
-        clean_k, clean_v = self._clean.kept[layer]
+        clean_k, clean_v = self._clean[layer]
         outs = []
         for start, stop, history, mask in self._chunks:
             keys = torch.cat((clean_k[:, :, :history], k[:, :, start:stop]), 2)

@@ -114,20 +114,22 @@ class Block(nn.Module):
         table: Rotation,
         attend: Attend,
         keys_only: bool = False,
-    ) -> Tensor:
-        """x (B, n, D) -> (B, n, D).
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, n, D) -> (B, n, D), and the keys and values (B, H, n, head_dim).
 
-        With `keys_only` the block stops once `attend` has seen its keys and values; x comes back.
+        With `keys_only` the block stops once `attend` has seen keys and values; x comes back as it was.
         """
         h = modulation.norm(self._normed(x), 0)
         if keys_only:
             k, v = self._keys_values(h, table)
             attend(self.layer, k[:, :, :0], k, v)
-            return x
-        x = x + modulation.gate(self._attention(h, table, attend), 2)
+            return x, k, v
+        q, k, v = self._queries_keys_values(h, table)
+        out = attend(self.layer, q, k, v)  # (B, H, n, head_dim)
+        x = x + modulation.gate(self.attention_out(out.transpose(1, 2).flatten(2)), 2)
         h = modulation.norm(self._normed(x), 3)
         h = self.mlp_out(F.gelu(self.mlp_in(h), approximate="tanh"))
-        return x + modulation.gate(h, 5)
+        return x + modulation.gate(h, 5), k, v
 
     def _normed(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
@@ -139,13 +141,12 @@ class Block(nn.Module):
         k, v = (part.transpose(1, 2) for part in kv.unbind(2))  # (B, H, n, head_dim)
         return rotate_interleaved(self.k_norm(k), table).to(v.dtype), v
 
-    def _attention(self, h: Tensor, table: Rotation, attend: Attend) -> Tensor:
+    def _queries_keys_values(self, h: Tensor, table: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(h).unflatten(-1, (3, self.heads, -1))  # (B, n, 3, H, head_dim)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, n, head_dim)
         q = rotate_interleaved(self.q_norm(q), table)
         k = rotate_interleaved(self.k_norm(k), table)
-        out = attend(self.layer, q, k.to(v.dtype), v)
-        return self.attention_out(out.transpose(1, 2).flatten(2))
+        return q, k.to(v.dtype), v
 
 
 class Prior(nn.Module):
@@ -217,18 +218,23 @@ class Prior(nn.Module):
         """z (B, n, d) -> velocity (B, n, d)."""
         x = self.latent_in(z.to(self.latent_in.weight.dtype))
         for block in self.each_block():
-            x = block(x, modulation.layer(block.layer), table, attend)
+            x, _, _ = block(x, modulation.layer(block.layer), table, attend)
         return self.latent_out(modulation.last().norm(self.out_norm(x), 0))
 
-    def remember(self, z: Tensor, modulation: Modulation, table: Rotation, attend: Attend) -> None:
-        """Show z (B, n, d) to `attend` for its keys and values alone, without the velocity.
+    def remember(
+        self, z: Tensor, modulation: Modulation, table: Rotation, attend: Attend
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The keys and values of z (B, n, d) in every layer, (B, H, n, head_dim) each.
 
-        The last block computes nothing but them, and `attend` gets no queries from it.
+        The last block computes nothing else, and `attend` gets no queries from it.
         """
         x = self.latent_in(z.to(self.latent_in.weight.dtype))
+        kept = []
         for block in self.each_block():
             last = block.layer + 1 == self.config.layers
-            x = block(x, modulation.layer(block.layer), table, attend, last)
+            x, k, v = block(x, modulation.layer(block.layer), table, attend, last)
+            kept.append((k, v))
+        return kept
 
 
 def timestep_sinusoid(t: Tensor) -> Tensor:

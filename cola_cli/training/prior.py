@@ -285,11 +285,16 @@ def clean_and_noisy_velocity(
     The clean copy goes first, as a plain block-causal pass at t = 0; the noisy one attends to its keys.
     """
     length, device = z0.shape[1], z0.device
-    history = CleanCopy(length - block_size, block_size, device)
-    attend = NoisyCopy(history, length, block_size, device)
     positions = torch.arange(length, device=device)
     zero = prior.modulation(torch.zeros(1, device=device))
-    prior.remember(z0[:, :-block_size], zero, prior.rotation(positions[:-block_size]), history)
+    clean = length - block_size
+    history = prior.remember(
+        z0[:, :clean],
+        zero,
+        prior.rotation(positions[:clean]),
+        CleanCopy(clean, block_size, device),
+    )
+    attend = NoisyCopy(history, length, block_size, device)
     modulation = prior.modulation(t)
     if places is not None:
         modulation = modulation.with_clean(places, zero)

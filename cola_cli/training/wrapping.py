@@ -38,6 +38,9 @@ def wrap(objective: Objective, train: Train, world: World) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
 
         for block in blocks(objective):
+            # Modulations are computed before the blocks run, for all layers at once.
+            if isinstance(modulation := getattr(block, "modulation", None), nn.Module):
+                fully_shard(modulation)
             fully_shard(block)
         fully_shard(objective)
     module: Any = torch.compile(objective) if train.compile else objective

@@ -1,0 +1,49 @@
+"""The golden tensors, loaded once."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from cola_cli.model import Cola, load
+
+HERE = Path(__file__).parent
+
+
+@functools.cache
+def tensors() -> dict[str, torch.Tensor]:
+    """golden.safetensors"""
+    return load_file(HERE / "golden.safetensors")
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """golden.json"""
+    return json.loads((HERE / "golden.json").read_text())
+
+
+@functools.cache
+def detail() -> dict[str, torch.Tensor]:
+    """detail/golden.safetensors"""
+    return load_file(HERE / "detail/golden.safetensors")
+
+
+@functools.cache
+def detail_document() -> dict[str, Any]:
+    """detail/golden.json"""
+    return json.loads((HERE / "detail/golden.json").read_text())
+
+
+def model(dtype: torch.dtype | None = None) -> Cola:
+    """The checkpoint that golden.safetensors was computed with."""
+    return load(HERE, dtype=dtype)
+
+
+def detail_model() -> Cola:
+    """The checkpoint of the finer fixture."""
+    return load(HERE / "detail")
