@@ -12,6 +12,8 @@ from cola_cli import interruption
 from cola_cli.cli import (
     encode,
     evaluate,
+    export,
+    import_,
     inspect,
     sample,
     schema,
@@ -69,8 +71,10 @@ for _command in (
     verify.verify,
     inspect.inspect,
     sql.sql,
+    export.export,
 ):
     app.command()(guarded(_command))
+app.command("import")(guarded(import_.import_))
 
 
 training = typer.Typer(help="Train the Text VAE or the prior.", no_args_is_help=True)

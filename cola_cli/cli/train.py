@@ -41,7 +41,7 @@ def vae(
 
     settings = resolve(VAESettings, "vae", preset, config, os.environ, set or ())
     if dry_run:
-        show_plan("vae", settings, plan_vae(tokens, settings), json)
+        show_plan("vae", settings, plan_vae(tokens, settings, device), json)
         return
     outcome = train_vae(tokens, output, settings, reporter(quiet), device, threads, overwrite)
     show_outcome(outcome, json, VAE_FIGURES)
@@ -84,7 +84,7 @@ def prior(
     flags = {"mode": mode, "loss.flow_gradient": flow_gradient}
     settings = resolve(PriorSettings, "prior", preset, config, os.environ, set or (), flags)
     if dry_run:
-        show_plan("prior", settings, plan_prior(latents, settings), json)
+        show_plan("prior", settings, plan_prior(latents, settings, device), json)
         return
     outcome = train_prior(
         latents, output, settings, reporter(quiet), vae, device, threads, overwrite
@@ -134,5 +134,5 @@ def show_plan(table: str, settings: Settings, plan: dict[str, Any], as_json: boo
 
     print(to_toml(table, settings))
     for name, value in plan.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+        shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
         print(f"{name.replace('_', ' ')}: {shown}")

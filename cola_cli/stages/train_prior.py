@@ -41,7 +41,9 @@ def vae_config(latents: Artifact) -> TextVAEConfig:
     return vae_config(latents)
 
 
-def plan_prior(latents_path: Path, settings: PriorSettings) -> dict[str, Any]:
+def plan_prior(
+    latents_path: Path, settings: PriorSettings, device: str = "auto"
+) -> dict[str, Any]:
     """What training would take: parameters, memory, operations, steps. Touches nothing."""
     latents = Artifact.open(latents_path, "latents")
     config = model_config(latents, settings)
@@ -50,19 +52,17 @@ def plan_prior(latents_path: Path, settings: PriorSettings) -> dict[str, Any]:
     train = settings.train
     needed = flops.prior_training(config, train.batch_size, positions)
     parameters = config.parameter_count()
-    vae = vae_config(latents) if settings.mode == "joint" else None
-    masked = settings.mask.fraction if settings.mask.weight else 0.0
-    if vae is not None:
+    activations = plan.prior_activations(config, train, positions)
+    if settings.mode == "joint":
+        vae = vae_config(latents)
+        masked = settings.mask.fraction if settings.mask.weight else 0.0
         needed += flops.text_vae_training(vae, train.batch_size, length, masked)
         parameters += vae.parameter_count()
-
-    def activations(rows: int) -> float:
-        held = plan.prior_activations(config, rows, positions)
-        return held + (plan.text_vae_activations(vae, rows, length, masked) if vae else 0.0)
-
+        activations += plan.text_vae_activations(vae, train, length, masked)
     return plan.training_plan(
         train,
         settings.optim,
+        plan.machine(device, train),
         parameters=parameters,
         flops_per_step=needed,
         activations=activations,

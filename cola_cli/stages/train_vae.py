@@ -34,8 +34,8 @@ def model_config(tokens: Artifact, settings: VAESettings) -> TextVAEConfig:
     return config
 
 
-def plan_vae(tokens_path: Path, settings: VAESettings) -> dict[str, Any]:
-    """What training would take: parameters, memory, operations, steps. Touches nothing, needs no torch."""
+def plan_vae(tokens_path: Path, settings: VAESettings, device: str = "auto") -> dict[str, Any]:
+    """What training would take: parameters, memory, operations, steps. Touches nothing."""
     tokens = Artifact.open(tokens_path, "tokens")
     config = model_config(tokens, settings)
     train, length = settings.train, tokens.manifest.statistics["seq_len"]
@@ -43,9 +43,10 @@ def plan_vae(tokens_path: Path, settings: VAESettings) -> dict[str, Any]:
     return plan.training_plan(
         train,
         settings.optim,
+        plan.machine(device, train),
         parameters=config.parameter_count(),
         flops_per_step=flops.text_vae_training(config, train.batch_size, length, masked),
-        activations=lambda rows: plan.text_vae_activations(config, rows, length, masked),
+        activations=plan.text_vae_activations(config, train, length, masked),
         tokens_per_step=train.batch_size * length,
     )
 

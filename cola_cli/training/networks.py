@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.errors import DamagedArtifact
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
+from cola_cli.models.rotary import rotary_frequencies
 from cola_cli.models.text_vae import TextVAE
 
 
@@ -26,15 +28,19 @@ def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: A
 
 
 def load_vae(artifact: Artifact) -> TextVAE:
-    """The Text VAE of a vae, latents or prior artifact, on the CPU."""
-    vae = TextVAE(_config(artifact, "vae", TextVAEConfig))
+    """The Text VAE of a vae, latents or prior artifact, on the CPU, in its stored precision."""
+    config = vae_config(artifact)
+    with torch.device("meta"):
+        vae = TextVAE(config)
     _load(artifact, "vae", vae)
+    vae.frequencies = rotary_frequencies(config.head_dim, config.rope_theta)
     return vae
 
 
 def load_prior(artifact: Artifact) -> Prior:
-    """The prior of a prior artifact, on the CPU."""
-    prior = Prior(_config(artifact, "prior", PriorConfig))
+    """The prior of a prior artifact, on the CPU, in its stored precision."""
+    with torch.device("meta"):
+        prior = Prior(prior_config(artifact))
     _load(artifact, "prior", prior)
     return prior
 
@@ -65,7 +71,9 @@ def _config(artifact: Artifact, name: str, kind: Any) -> Any:
 def _load(artifact: Artifact, name: str, network: nn.Module) -> None:
     path = artifact.file(f"{name}/model.safetensors")
     try:
-        network.load_state_dict(load_file(path))
+        # Copies: matrix products on the mapped file's memory, otherwise aligned, can round differently.
+        state = {key: value.clone() for key, value in load_file(path).items()}
+        network.load_state_dict(state, assign=True)
     except (SafetensorError, RuntimeError) as error:
         raise DamagedArtifact(
             f"{path} does not hold the weights that its config.json describes ({error}).",
