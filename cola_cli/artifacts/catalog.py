@@ -13,6 +13,14 @@ import numpy as np
 from cola_cli.artifacts.manifest import flatten, read_manifest
 from cola_cli.errors import InputError, UsageError
 
+VIEWS = (
+    ("parts", "parts/*.parquet", "read_parquet"),
+    ("parts", "parts/*.jsonl.zst", "read_json"),
+    ("records", "parts/*.json", "read_json"),
+    ("metrics", "metrics*.parquet", "read_parquet"),
+    ("metrics", "metrics/*.parquet", "read_parquet"),  # while training runs
+)
+
 
 def open_catalog(artifacts: list[Path]) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the tables of the named artifacts.
@@ -62,27 +70,20 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
     _add_table(connection, f'"{schema}".manifest', "name VARCHAR, value JSON", rows)
     files = [(record.path, record.bytes, record.sha256) for record in manifest.files]
     _add_table(connection, f'"{schema}".files', "path VARCHAR, bytes BIGINT, sha256 VARCHAR", files)
-    views = {
-        "parts": ("parts/*.parquet", "read_parquet"),
-        "records": ("parts/*.json", "read_json"),
-        "metrics": ("metrics*.parquet", "read_parquet"),
-        "running_metrics": ("metrics/*.parquet", "read_parquet"),
-        "samples": ("parts/*.jsonl.zst", "read_json"),
-    }
-    for name, (pattern, reader) in views.items():
-        if any(path.glob(pattern)):
-            location = str(path.resolve() / pattern).replace("'", "''")
-            view = "metrics" if name == "running_metrics" else name
-            try:
-                connection.execute(
-                    f'CREATE OR REPLACE VIEW "{schema}".{view} AS'
-                    f" SELECT * FROM {reader}('{location}', union_by_name = true)"
-                )
-            except duckdb.Error as error:
-                raise InputError(
-                    f"{path}: {pattern} cannot be read ({str(error).splitlines()[0]}).",
-                    f"Run `cola verify {path}` to find the damaged file.",
-                ) from error
+    for view, pattern, reader in VIEWS:
+        if not any(path.glob(pattern)):
+            continue
+        location = str(path.resolve() / pattern).replace("'", "''")
+        try:
+            connection.execute(
+                f'CREATE OR REPLACE VIEW "{schema}".{view} AS'
+                f" SELECT * FROM {reader}('{location}', union_by_name = true)"
+            )
+        except duckdb.Error as error:
+            raise InputError(
+                f"{path}: {pattern} cannot be read ({str(error).splitlines()[0]}).",
+                f"Run `cola verify {path}` to find the damaged file.",
+            ) from error
 
 
 def _add_table(

@@ -129,7 +129,7 @@ def errors_shown(debug: bool) -> Iterator[None]:
         raise typer.Exit(BROKEN_PIPE) from None
     except KeyboardInterrupt:
         raise typer.Exit(show_error(Interrupted(2), debug)) from None
-    except ColaError as error:
+    except (ColaError, Interrupted) as error:
         raise typer.Exit(show_error(error, debug)) from None
     except (typer.Exit, typer.Abort):
         raise
@@ -146,7 +146,7 @@ def errors_shown(debug: bool) -> Iterator[None]:
         raise typer.Exit(show_error(failure, debug)) from None
 
 
-def show_error(error: ColaError, debug: bool) -> int:
+def show_error(error: ColaError | Interrupted, debug: bool) -> int:
     """Print the error on stderr and return its exit code."""
     if debug:
         traceback.print_exc()

@@ -39,3 +39,32 @@ def score(
     else:
         shown = [[name, "-" if value is None else value] for name, value in found.items()]
         table(task, ["figure", "value"], shown)
+
+
+def words(
+    samples: Annotated[Path, typer.Argument(help="A samples artifact, of `cola sample -o`.")],
+    tokens: Annotated[Path, typer.Option("--tokens", help="The tokens the model was trained on.")],
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Share of generated words and word pairs that the training text has, beside validation text's.
+
+    Example: cola eval words runs/demo/samples --tokens runs/demo/tokens
+    """
+    from dataclasses import asdict
+
+    from cola_cli.artifacts import Artifact
+    from cola_cli.evaluation.text_share import TrainingWords, split_texts
+    from cola_cli.stages.sample import read_samples
+
+    source = Artifact.open(tokens, "tokens")
+    known = TrainingWords(source)
+    found = {
+        "samples": asdict(known.share(row["text"] for row in read_samples(samples))),
+        "validation": asdict(known.share(split_texts(source, "validation"))),
+    }
+    if json:
+        print_json(found)
+    else:
+        rows = [[name, f["words"], f["pairs"], f["count"]] for name, f in found.items()]
+        table("found in the training text", ["text", "words", "word pairs", "words seen"], rows)

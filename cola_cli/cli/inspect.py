@@ -29,7 +29,7 @@ def inspect(
 
     manifest = read_manifest(artifact)
     connection = open_catalog([artifact])
-    has_parts = any((artifact / "parts").glob("*.parquet"))
+    has_parts = any(p.suffix != ".json" for p in (artifact / "parts").glob("*"))
     schema: list[tuple[Any, ...]] = []
     count = 0
     examples: list[dict[str, Any]] = []

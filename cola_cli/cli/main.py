@@ -85,6 +85,7 @@ app.add_typer(training, name="train")
 
 evaluation = typer.Typer(help="The eight generative benchmarks.", no_args_is_help=True)
 evaluation.command()(guarded(evaluate.score))
+evaluation.command()(guarded(evaluate.words))
 app.add_typer(evaluation, name="eval")
 
 

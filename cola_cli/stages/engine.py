@@ -17,6 +17,7 @@ from cola_cli.corpus.sequences import Sequences
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings.engine import Optimizer, Train
 from cola_cli.stages.outcome import Outcome
+from cola_cli.training import checkpoints
 from cola_cli.training.distributed import World, joined
 from cola_cli.training.loop import CHECKPOINTS, Training
 from cola_cli.training.metrics import TIMES, Metrics
@@ -103,7 +104,7 @@ def _train(
     training.averaged()
     made.finish()
     for name, (network, config) in made.saved.items():
-        state = training.whole(network.state_dict())
+        state = checkpoints.whole(network.state_dict())
         if writer is not None:
             write_network(writer, name, state, config)
     if writer is not None:

@@ -41,9 +41,7 @@ def vae_config(latents: Artifact) -> TextVAEConfig:
     return vae_config(latents)
 
 
-def plan_prior(
-    latents_path: Path, settings: PriorSettings, device: str = "auto"
-) -> dict[str, Any]:
+def plan_prior(latents_path: Path, settings: PriorSettings, device: str = "auto") -> dict[str, Any]:
     """What training would take: parameters, memory, operations, steps. Touches nothing."""
     latents = Artifact.open(latents_path, "latents")
     config = model_config(latents, settings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,33 @@ def save(
     write_atomic(path / COMMITTED, json.dumps(record, indent=2).encode())
 
 
+class Saver:
+    """Writes checkpoints in a thread while training goes on; one at a time, in order."""
+
+    def __init__(self, directory: Path, keep_last: int, keep_every: int) -> None:
+        self._directory = directory
+        self._keep = keep_last, keep_every
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """Begin to write; `tensors` and `state` must not change any more. Waits for the one before."""
+        self.wait()
+        self._writing = self._thread.submit(self._write, step, tensors, state)
+
+    def wait(self) -> None:
+        """Return once everything is committed; raises what went wrong in the thread."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _write(
+        self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
+    ) -> None:
+        save(self._directory, step, tensors, state)
+        prune(self._directory, *self._keep)
+
+
 def committed(directory: Path) -> list[tuple[int, Path]]:
     """Step and path of every committed checkpoint, oldest first."""
     found = []
@@ -116,6 +144,25 @@ def _damaged(path: Path) -> DamagedArtifact:
     )
 
 
+def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, sharded tensors put together (every process must call)."""
+    copies = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        copies[name] = full.detach().to("cpu", copy=True)
+    return copies
+
+
+def like(tensor: Tensor, other: Any) -> Tensor:
+    """`tensor` on the device of `other`, sharded the same way (every process must call)."""
+    tensor = tensor.to(other.device)
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # slow to import
+
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
+
+
 def optimizer_tensors(
     optimizers: list[torch.optim.Optimizer], names: dict[Tensor, str]
 ) -> dict[str, Tensor]:
@@ -140,4 +187,7 @@ def load_optimizer_tensors(
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 for key, value in states.get(names[parameter], {}).items():
-                    optimizer.state[parameter][key] = value.to(parameter.device)
+                    same_shape = value.shape == parameter.shape
+                    optimizer.state[parameter][key] = (
+                        like(value, parameter) if same_shape else value.to(parameter.device)
+                    )

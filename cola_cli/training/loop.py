@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import resource
 import sys
@@ -25,7 +26,7 @@ from cola_cli.training.distributed import World
 from cola_cli.training.metrics import Metrics
 from cola_cli.training.objectives import Objective
 from cola_cli.training.reader import Step, Steps, make_step, scaled, to_device
-from cola_cli.training.wrapping import recompute_blocks, wrap
+from cola_cli.training.wrapping import mark_dynamic, recompute_blocks, wrap
 
 CHECKPOINTS = "checkpoints"
 NORM_MEMORY = 0.98  # of the running average of the gradient norm, against which a spike is judged
@@ -69,6 +70,7 @@ class Training:
         self.directory = directory
         self.metrics = Metrics(directory / "metrics.parquet")
         self.progress = Progress()
+        self.saver = checkpoints.Saver(directory / CHECKPOINTS, train.keep_last, train.keep_every)
         self.bf16 = train.precision == "bf16" or (
             train.precision == "auto" and world.device.type == "cuda"
         )
@@ -98,6 +100,7 @@ class Training:
             if self.progress.step < self.train.steps:
                 self._rate = self._matrix_rate()
                 self._train()
+            self._saved()
         if self.world.leads:
             self.metrics.flush()
 
@@ -144,6 +147,8 @@ class Training:
         terms: dict[str, Tensor] = {}
         for index, batch in enumerate(step.batches):
             batch = to_device(scaled(batch, counts, self.world.size), self.world.device)
+            if self.train.compile:
+                mark_dynamic(batch)
             with self._gathering(index + 1 == len(step.batches)):
                 with self._autocast():
                     sums = self.module(batch)
@@ -307,24 +312,29 @@ class Training:
     def _stop_if_asked(self) -> None:
         if number := self._asked():
             self._save()
+            self._saved()
             raise Interrupted(number)
+
+    def _saved(self) -> None:
+        """Return once the last checkpoint is on disk."""
+        self.saver.wait()
+        self.world.wait()
 
     def _save(self) -> None:
         if self.progress.step == 0:
             return
         tensors = {
-            "model": self.whole(dict(self.objective.named_parameters())),
-            "optimizer": self.whole(checkpoints.optimizer_tensors(self.optimizers, self._names)),
+            "model": checkpoints.whole(dict(self.objective.named_parameters())),
+            "optimizer": checkpoints.whole(
+                checkpoints.optimizer_tensors(self.optimizers, self._names)
+            ),
         }
         if self._average:
             names = (self._names[parameter] for parameter in self.parameters)
-            tensors["average"] = self.whole(dict(zip(names, self._average, strict=True)))
+            tensors["average"] = checkpoints.whole(dict(zip(names, self._average, strict=True)))
         if self.world.leads:
             self.metrics.flush()
-            folder = self.directory / CHECKPOINTS
-            checkpoints.save(folder, self.progress.step, tensors, vars(self.progress))
-            checkpoints.prune(folder, self.train.keep_last, self.train.keep_every)
-        self.world.wait()
+            self.saver.save(self.progress.step, tensors, copy.deepcopy(vars(self.progress)))
 
     def _restore(self) -> None:
         folder = self.directory / CHECKPOINTS
@@ -339,13 +349,15 @@ class Training:
         checkpoints.load_optimizer_tensors(self.optimizers, self._names, found.tensors("optimizer"))
         if self._average:
             saved = found.tensors("average")
-            self._average = [self._like(saved[self._names[p]], p.detach()) for p in self.parameters]
+            self._average = [
+                checkpoints.like(saved[self._names[p]], p.detach()) for p in self.parameters
+            ]
 
     def put(self, tensors: dict[str, Tensor]) -> None:
         """Give the parameters these values, by name."""
         with torch.no_grad():
             for name, parameter in self.objective.named_parameters():
-                parameter.copy_(self._like(tensors[name], parameter))
+                parameter.copy_(checkpoints.like(tensors[name], parameter))
 
     def averaged(self) -> None:
         """Replace the weights by their running average, if there is one, for good."""
@@ -378,23 +390,3 @@ class Training:
             return contextlib.nullcontext()
         no_sync: Any = self.module.no_sync
         return no_sync()
-
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """On the CPU, with sharded tensors put together (on every process)."""
-        whole = {}
-        for name, tensor in tensors.items():
-            full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-            whole[name] = full.detach().cpu()
-        return whole
-
-    @staticmethod
-    def _like(tensor: Tensor, other: Any) -> Tensor:
-        """`tensor` on the device of `other`, sharded the same way."""
-        if not hasattr(other, "full_tensor"):
-            return tensor.to(other.device)
-        from torch.distributed.tensor import distribute_tensor
-
-        spread: Tensor = distribute_tensor(
-            tensor.to(other.device), other.device_mesh, other.placements
-        )
-        return spread

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cola_cli.settings.engine import Train
 from cola_cli.training.distributed import World
-from cola_cli.training.objectives import Objective
+from cola_cli.training.objectives import Batch, Objective
 
 
 def blocks(objective: Objective) -> list[nn.Module]:
@@ -51,3 +51,12 @@ def wrap(objective: Objective, train: Train, world: World) -> nn.Module:
             find_unused_parameters=True,
         )
     return module
+
+
+def mark_dynamic(batch: Batch) -> None:
+    """Tell the compiler which tensors change in length from step to step."""
+    from torch._dynamo import maybe_mark_dynamic
+
+    for name in ("clean_places", "masked_places", "masked_weight"):
+        if name in batch:
+            maybe_mark_dynamic(batch[name], 0)

@@ -1,0 +1,67 @@
+"""How much of generated text is made of words and word pairs that the training text has.
+
+The figure to hold it against is the same for validation text, which is real but was not trained on either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from cola_cli.artifacts import Artifact
+from cola_cli.corpus.sequences import Sequences
+from cola_cli.corpus.tokenizer import load_tokenizer
+from cola_cli.errors import InputError
+
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+BATCH = 256  # sequences decoded at a time
+
+
+@dataclass(frozen=True)
+class TextShare:
+    """Shares in [0, 1] of words and of neighbouring word pairs that occur in the training text."""
+
+    words: float
+    pairs: float
+    count: int  # words looked at
+
+
+class TrainingWords:
+    """The words and word pairs of the training split of a tokens artifact."""
+
+    def __init__(self, tokens: Artifact) -> None:
+        self.words: set[str] = set()
+        self.pairs: set[tuple[str, str]] = set()
+        for text in split_texts(tokens, "train"):
+            found = words_of(text)
+            self.words.update(found)
+            self.pairs.update(pairwise(found))
+
+    def share(self, texts: Iterable[str]) -> TextShare:
+        """The shares of some texts. The last word of a text is left out: it may be cut off."""
+        known_words = known_pairs = words = pairs = 0
+        for text in texts:
+            found = words_of(text)[:-1]
+            words += len(found)
+            known_words += sum(word in self.words for word in found)
+            neighbours = list(pairwise(found))
+            pairs += len(neighbours)
+            known_pairs += sum(pair in self.pairs for pair in neighbours)
+        if not words:
+            raise InputError("the texts hold no words.", "Give samples with more tokens.")
+        return TextShare(known_words / words, known_pairs / max(1, pairs), words)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without numbers and punctuation."""
+    return WORD.findall(text.lower())
+
+
+def split_texts(tokens: Artifact, split: str) -> Iterator[str]:
+    """The text of every sequence of a split, as the tokenizer decodes it."""
+    tokenizer = load_tokenizer(tokens.file("tokenizer.json"))
+    for rows in Sequences(tokens, split).batches(BATCH):
+        for ids, length in zip(rows.tokens, rows.lengths, strict=True):
+            yield tokenizer.decode(ids[:length].tolist())

