@@ -36,7 +36,7 @@ def encode(
 
     Example: cola encode runs/demo/tokens --vae runs/demo/vae -o runs/demo/latents
     """
-    from cola_cli.cli.train import show_plan
+    from cola_cli.cli.train import leads, show_plan
     from cola_cli.settings import resolve
     from cola_cli.settings.encode import EncodeSettings
     from cola_cli.stages.encode import encode as encode_stage
@@ -51,12 +51,14 @@ def encode(
         vae,
         output,
         settings,
-        reporter(quiet),
+        reporter(quiet or not leads()),
         device,
         threads,
         parse_shard(shard),
         overwrite,
     )
+    if not leads():
+        return
     found = outcome.statistics
     if json:
         print_json({"path": str(outcome.path), "changed": outcome.changed} | found)

@@ -10,6 +10,7 @@ import typer
 
 from cola_cli import interruption
 from cola_cli.cli import (
+    diagnose,
     encode,
     evaluate,
     export,
@@ -17,6 +18,7 @@ from cola_cli.cli import (
     inspect,
     sample,
     schema,
+    score,
     sql,
     status,
     tokenize,
@@ -72,6 +74,7 @@ for _command in (
     inspect.inspect,
     sql.sql,
     export.export,
+    score.score,
 ):
     app.command()(guarded(_command))
 app.command("import")(guarded(import_.import_))
@@ -81,6 +84,13 @@ training = typer.Typer(help="Train the Text VAE or the prior.", no_args_is_help=
 training.command()(guarded(train.vae))
 training.command()(guarded(train.prior))
 app.add_typer(training, name="train")
+
+
+diagnosis = typer.Typer(help="What a trained network's latents are like.", no_args_is_help=True)
+diagnosis.command()(guarded(diagnose.vae))
+# the callback keeps `vae` a name to be given, as the group has one command so far
+diagnosis.callback()(lambda: None)
+app.add_typer(diagnosis, name="diagnose")
 
 
 evaluation = typer.Typer(help="The eight generative benchmarks.", no_args_is_help=True)

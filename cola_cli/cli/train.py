@@ -43,7 +43,9 @@ def vae(
     if dry_run:
         show_plan("vae", settings, plan_vae(tokens, settings, device), json)
         return
-    outcome = train_vae(tokens, output, settings, reporter(quiet), device, threads, overwrite)
+    outcome = train_vae(
+        tokens, output, settings, reporter(quiet or not leads()), device, threads, overwrite
+    )
     show_outcome(outcome, json, VAE_FIGURES)
 
 
@@ -87,7 +89,7 @@ def prior(
         show_plan("prior", settings, plan_prior(latents, settings, device), json)
         return
     outcome = train_prior(
-        latents, output, settings, reporter(quiet), vae, device, threads, overwrite
+        latents, output, settings, reporter(quiet or not leads()), vae, device, threads, overwrite
     )
     show_outcome(outcome, json, PRIOR_FIGURES)
 
@@ -112,8 +114,15 @@ PRIOR_FIGURES = {
 }
 
 
+def leads() -> bool:
+    """Whether this process is the one that talks: of those under torchrun, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def show_outcome(outcome: Outcome, as_json: bool, figures: Mapping[str, str]) -> None:
     """Say what came of a training stage: its validation figures."""
+    if not leads():
+        return
     if not outcome.changed and not as_json:
         print(f"{outcome.path}: up to date")
         return

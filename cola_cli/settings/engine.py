@@ -56,9 +56,10 @@ class Train(Settings):
     keep_last: int = runtime(2, ge=1)
     keep_every: int = runtime(0, ge=0)  # keep every checkpoint whose step divides by this; 0: none
     # A loss or gradient that is not finite, or a gradient norm above `spike_factor` times its average.
-    on_bad_step: Literal["stop", "skip"] = "stop"
+    # Free to change between runs, so that a run that stopped can go on.
+    on_bad_step: Literal["stop", "skip"] = runtime("stop")
     spike_factor: float = Field(default=0.0, ge=0)  # 0: only what is not finite is bad
-    skip_limit: int = Field(default=100, ge=1)
+    skip_limit: int = runtime(100, ge=1)
     compile: bool = runtime(False)
     activation_checkpointing: bool = runtime(False)
     # Beyond one process: ddp copies the weights to every process, fsdp spreads them.

@@ -18,17 +18,17 @@ class SampleSettings(Settings):
     committed to an artifact together.
     """
 
-    max_new_tokens: int = Field(64, ge=1)
-    steps: int = Field(16, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    steps: int = Field(default=16, ge=1)
     grid: list[float] | None = None
     solver: Literal["euler", "heun", "midpoint"] = "euler"
-    guidance: float = Field(7.0, ge=0)
+    guidance: float = Field(default=7.0, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     first_block: Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"] = (
         "clean-repaint"
     )
@@ -36,7 +36,7 @@ class SampleSettings(Settings):
     repaint_fraction: float = 1.0
     compat: Literal["none", "released"] = "none"
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
-    items_per_part: int = Field(16, ge=1)
+    items_per_part: int = Field(default=16, ge=1)
     batch_size: int = runtime(64, ge=1)
 
     @model_validator(mode="after")

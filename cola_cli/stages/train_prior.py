@@ -31,6 +31,12 @@ def model_config(latents: Artifact, settings: PriorSettings) -> PriorConfig:
                 f"prior: sequences of {positions} latents are no multiple of block size {size}.",
                 "Choose another block size, or tokenize with another --seq-len.",
             )
+    if settings.data.block_sizes and settings.train.parallel == "fsdp":
+        raise UsageError(
+            "prior.data.block_sizes and train.parallel = fsdp exclude each other: processes would differ"
+            " in the number of passes.",
+            "Use train.parallel = ddp.",
+        )
     return config
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cola_cli import interruption
 from cola_cli.corpus.sequences import Sequences, Shuffled
-from cola_cli.errors import ColaError, Interrupted
+from cola_cli.errors import ColaError, Interrupted, UsageError
 from cola_cli.reporting import Reporter
 from cola_cli.settings.engine import Optimizer, Train
 from cola_cli.training import checkpoints, draws, flops, optimizers, schedule
@@ -60,6 +60,11 @@ class Training:
         world: World,
         reporter: Reporter,
     ) -> None:
+        if world.size > 1 and train.batch_size % world.size:
+            raise UsageError(
+                f"train.batch_size {train.batch_size} is no multiple of {world.size} processes.",
+                "Choose another batch size or number of processes.",
+            )
         self.objective = objective.to(world.device)
         self.train = train
         self.optim = optim
@@ -212,23 +217,9 @@ class Training:
 
     def _validate(self) -> None:
         """Figures on the first validation sequences, with the same draws every time."""
-        train, world = self.train, self.world
+        world = self.world
         if not self._fixed_draws:
-            limit = min(train.validation_sequences, self.validation.count)
-            size = train.micro_batch or -(-train.batch_size // world.size)
-            for start in range(0, limit, size * world.size):
-                places = range(
-                    start + world.rank, min(start + size * world.size, limit), world.size
-                )
-                if not places:
-                    continue
-                rows = self.validation.read(start, min(start + size * world.size, limit))
-                rows = rows.take(slice(world.rank, None, world.size))
-                self._fixed_draws.append(
-                    make_step(
-                        self.objective, rows, list(places), 0, train.seed, size, draws.VALIDATION
-                    )
-                )
+            self._fixed_draws = self._draw_validation()
         counts: dict[str, float] = {}
         for step in self._fixed_draws:
             for name, value in step.counts.items():
@@ -259,6 +250,26 @@ class Training:
             f"step {self.progress.step}: validation "
             + ", ".join(f"{name} {value}" for name, value in shown.items())
         )
+
+    def _draw_validation(self) -> list[Step]:
+        """The share of this process; every process has as many steps, the last ones perhaps of no weight."""
+        train, world = self.train, self.world
+        limit = min(train.validation_sequences, self.validation.count)
+        size = train.micro_batch or -(-train.batch_size // world.size)
+        made = []
+        for start in range(0, limit, size * world.size):
+            places = list(range(start, min(start + size * world.size, limit)))[
+                world.rank :: world.size
+            ]
+            rows = self.validation.read(start, min(start + size * world.size, limit))
+            rows = rows.take(slice(world.rank, None, world.size))
+            if not places:  # the networks must run in all processes at once
+                rows, places = self.validation.read(start, start + 1), [start]
+                rows.lengths[:] = 0
+            made.append(
+                make_step(self.objective, rows, places, 0, train.seed, size, draws.VALIDATION)
+            )
+        return made
 
     def _log(self, seconds: float, waited: float) -> None:
         train, progress = self.train, self.progress

@@ -1,0 +1,74 @@
+"""cola diagnose: what a trained network's latents are like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cola_cli.cli import options
+from cola_cli.cli.console import print_json, table
+
+BATCH = 32
+BAR = 40  # characters
+
+
+def vae(
+    model: Annotated[Path, typer.Argument(help="A vae, latents or prior artifact.")],
+    tokens: Annotated[Path, typer.Option("--tokens", help="Tokens to look at.")],
+    split: Annotated[str, typer.Option("--split", help="validation or train.")] = "validation",
+    sequences: Annotated[int, typer.Option("--sequences", min=1, help="At most.")] = 256,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write accuracy against noise as SVG.")
+    ] = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Reconstruction, logSNR, active channels, KL per channel, and accuracy against latent noise.
+
+    Example: cola diagnose vae runs/demo/vae --tokens runs/demo/tokens --plot noise.svg
+    """
+    from cola_cli.artifacts import Artifact
+    from cola_cli.artifacts.files import write_atomic
+    from cola_cli.artifacts.manifest import read_manifest
+    from cola_cli.errors import InputError
+    from cola_cli.runtime import prepare_torch
+
+    prepare_torch(threads)
+    import torch
+
+    from cola_cli.corpus.sequences import Sequences
+    from cola_cli.evaluation.vae_diagnostics import accuracy_plot, diagnose
+    from cola_cli.training.networks import load_vae
+
+    opened = Artifact.open(model, read_manifest(model).kind)
+    if not opened.has("vae/model.safetensors"):
+        raise InputError(f"{model} holds no VAE.", "Name a vae, latents or prior artifact.")
+    source = Artifact.open(tokens, "tokens")
+    network = load_vae(opened)
+    if network.config.vocab_size < source.manifest.statistics["vocab_size"]:
+        raise InputError(
+            f"{tokens} has a larger vocabulary than {model}.", "Name the tokens it was trained on."
+        )
+    batches = (
+        (torch.from_numpy(rows.tokens), torch.from_numpy(rows.lengths))
+        for rows in Sequences(source, split).batches(BATCH, sequences)
+    )
+    found = diagnose(network, batches)
+    if plot is not None:
+        write_atomic(plot, accuracy_plot(found).encode())
+    if json:
+        print_json(found.as_dict())
+        return
+    figures: list[list[object]] = [
+        ["tokens", found.tokens],
+        ["reconstructed from the posterior mean", found.accuracy],
+        ["logSNR", found.log_snr],
+        ["active channels", f"{found.active_channels} of {len(found.kl_per_channel)}"],
+        ["KL per channel, nats", " ".join(f"{kl:.2f}" for kl in found.kl_per_channel)],
+    ]
+    table(str(model), ["figure", "value"], figures)
+    bars = [[t, accuracy, "█" * round(BAR * accuracy)] for t, accuracy in found.accuracy_at.items()]
+    table("under latent noise", ["t", "reconstructed", ""], bars)

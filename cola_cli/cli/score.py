@@ -1,0 +1,68 @@
+"""cola score: likelihoods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cola_cli.cli import options
+from cola_cli.cli.console import print_json, reporter, table
+from cola_cli.errors import UsageError
+
+
+def score(
+    model: Annotated[Path, typer.Argument(help="A prior artifact or a checkpoint folder.")],
+    text: Annotated[str | None, typer.Option("--text", help="A text to score.")] = None,
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", help="Score --text as what follows this.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A corpus file of texts.")] = None,
+    text_field: Annotated[str, typer.Option("--text-field", help="Field of records.")] = "text",
+    draws: Annotated[int, typer.Option("--draws", min=1, help="K, posterior draws a text.")] = 1,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the ODE solver.")] = 32,
+    divergence: Annotated[
+        str, typer.Option("--divergence", help="hutchinson (one probe a solve) or exact.")
+    ] = "hutchinson",
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """ELBO and IWAE perplexity of texts, with posterior, prior and decoder terms of every token.
+
+    Example: cola score runs/demo/prior --text "We the people" --draws 4
+    """
+    from cola_cli.runtime import prepare_torch
+    from cola_cli.settings.sample import SampleSettings
+    from cola_cli.stages.sample import open_model
+
+    if (text is None) == (file is None) or (prefix is not None and text is None):
+        raise UsageError("give either --text (and --prefix) or --file.", 'Such as --text "...".')
+    if divergence not in ("hutchinson", "exact"):
+        raise UsageError(f"--divergence {divergence}: unknown.", "Use hutchinson or exact.")
+    prepare_torch(threads)
+    from cola_cli.stages.score import perplexities, read_texts, score_text
+
+    opened = open_model(model, SampleSettings(), device)
+    texts = [text] if text is not None else [d.text for d in read_texts(file, text_field)]  # type: ignore[arg-type]
+    report = reporter(quiet)
+    report.start("score", len(texts), "texts")
+    found = []
+    for one in texts:
+        found.append(score_text(opened, one, draws, steps, divergence, seed, prefix))  # type: ignore[arg-type]
+        report.advance(1)
+    report.stop()
+    tokens = sum(row["tokens"] for row in found)
+    bounds = {name: sum(row[name] for row in found) for name in ("elbo", "iwae")}
+    summary = {"texts": len(found), "tokens": tokens, **bounds, **perplexities(bounds, tokens)}
+    if json:
+        print_json(summary | {"scores": found})
+        return
+    if len(found) == 1 and "latents" in found[0]:
+        rows = [[repr(row["text"]), *list(row.values())[1:]] for row in found[0]["latents"]]
+        table("terms", ["token", "posterior", "prior", "decoder", "perplexity"], rows)
+    table("likelihood", ["figure", "value"], [[name, value] for name, value in summary.items()])

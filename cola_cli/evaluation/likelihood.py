@@ -1,0 +1,158 @@
+"""Likelihood of texts under a model: posterior, prior and decoder terms, ELBO and IWAE bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cola_cli.errors import InputError
+from cola_cli.flow.likelihood import Divergence, elbo, iwae, log_density, normal_log_density
+from cola_cli.model import Cola
+from cola_cli.models.attention import BlockCausal
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Terms of one text, natural logarithms, each (K, N): K posterior draws, N latents.
+
+    posterior log q(z|x), prior log p(z) given earlier blocks, decoder log p(x|z) of the latent's tokens.
+    """
+
+    posterior: Tensor
+    prior: Tensor
+    decoder: Tensor
+    tokens: int
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log w_k = log p(x|z) + log p(z) - log q(z|x), (K,)."""
+        return (self.decoder + self.prior - self.posterior).sum(-1)
+
+    @property
+    def elbo(self) -> float:
+        return elbo(self.log_weights).item()
+
+    @property
+    def iwae(self) -> float:
+        return iwae(self.log_weights).item()
+
+    def table(self) -> list[dict[str, float]]:
+        """Mean terms of each latent, and the per-token perplexity exp(posterior - prior - decoder)."""
+        rows = []
+        terms = (self.posterior.mean(0), self.prior.mean(0), self.decoder.mean(0))
+        for posterior, prior, decoder in zip(*(t.tolist() for t in terms), strict=True):
+            exponent = posterior - prior - decoder
+            perplexity = math.exp(exponent) if exponent < 700 else math.inf
+            rows.append(
+                {
+                    "posterior": posterior,
+                    "prior": prior,
+                    "decoder": decoder,
+                    "perplexity": perplexity,
+                }
+            )
+        return rows
+
+
+class _EarlierCleanBlocks:
+    """Attention of noisy blocks: clean blocks before their own, and their own noisy block."""
+
+    def __init__(self, past: int, length: int, block_size: int, device: torch.device) -> None:
+        block = torch.arange(length, device=device) // block_size
+        earlier = block[:, None] > block[None, :past]
+        own = block[:, None] == block[None]
+        self._mask = torch.cat((earlier, own), 1)
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if layer in self.kept:
+            clean_k, clean_v = self.kept[layer]
+            k, v = torch.cat((clean_k, k), 2), torch.cat((clean_v, v), 2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask)
+
+
+def prior_log_density(
+    model: Cola, z0: Tensor, steps: int, divergence: Divergence, seed: int
+) -> Tensor:
+    """log p(z_0^(b) | z_0^(<b)) of z0 (K, N, d), as shares of its positions (K, N).
+
+    All blocks are solved at once: a block's velocity depends on its own noisy latents and on clean ones that
+    do not move, so the Jacobian is block-diagonal.
+    """
+    prior, device = model.prior, model.device
+    block, length = prior.config.block_size, z0.shape[1]
+    past = (length - 1) // block * block
+    positions = torch.arange(length, device=device)
+    attend = _EarlierCleanBlocks(past, length, block, device)
+    if past:
+        causal = BlockCausal(past, block, device)
+
+        def keep(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            attend.kept[layer] = k, v
+            return causal(layer, q, k, v)
+
+        with torch.no_grad():
+            zero = prior.modulation(torch.zeros(1, device=device))
+            prior(z0[:, :past], zero, prior.rotation(positions[:past]), keep)
+    table = prior.rotation(positions)
+
+    def velocity(z: Tensor, t: float) -> Tensor:
+        modulation = prior.modulation(torch.tensor([t], device=device))
+        return prior(z, modulation, table, attend).float()
+
+    generator = torch.Generator().manual_seed(seed)
+    probe = torch.randn(z0.shape, generator=generator).to(device)
+    return log_density(velocity, z0, steps, divergence, probe)
+
+
+def likelihood(
+    model: Cola,
+    ids: list[int],
+    draws: int = 1,
+    steps: int = 32,
+    divergence: Divergence = "hutchinson",
+    seed: int = 0,
+) -> Likelihood:
+    """The terms of one text of token ids; draws is K, steps those of the ODE solver.
+
+    Raises InputError when the text is empty or no whole number of patches.
+    """
+    config = model.vae.config
+    if not ids or len(ids) % config.patch_size:
+        raise InputError(
+            f"a text of {len(ids)} tokens cannot be scored.",
+            f"Give a positive multiple of {config.patch_size} tokens.",
+        )
+    tokens = torch.tensor([ids], device=model.device)
+    with torch.no_grad():
+        posterior = model.vae.encode(tokens)
+        mean, logvar = (part.expand(draws, -1, -1) for part in posterior)
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(mean.shape, generator=generator).to(model.device)
+        sample = mean + (0.5 * logvar).exp() * noise
+        # the density of the scaled latents, which the prior and the decoder work on
+        volume = config.latent_dim * math.log(abs(config.scaling_factor))
+        log_posterior = normal_log_density(sample, mean, logvar) - volume
+        z0 = model.vae.to_prior(sample)
+        logits = model.vae.decode(z0).float().log_softmax(-1)
+        chosen = logits.gather(-1, tokens.expand(draws, -1).unsqueeze(-1)).squeeze(-1)
+        log_decoder = chosen.unflatten(1, (-1, config.patch_size)).sum(-1)
+    log_prior = prior_log_density(model, z0, steps, divergence, seed + 1)
+    return Likelihood(log_posterior, log_prior, log_decoder, len(ids))
+
+
+def response_score(
+    model: Cola, prefix: list[int], response: list[int], **options: Any
+) -> dict[str, float]:
+    """log p(response | prefix) = log p(prefix, response) - log p(prefix), by both bounds.
+
+    A difference of two bounds: an estimate, not a bound.
+    """
+    both = likelihood(model, prefix + response, **options)
+    alone = likelihood(model, prefix, **options)
+    return {"elbo": both.elbo - alone.elbo, "iwae": both.iwae - alone.iwae}

@@ -1,0 +1,43 @@
+"""VAE diagnostics against the definitions, and the command on a real artifact."""
+
+from __future__ import annotations
+
+import math
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from cola_cli.evaluation.vae_diagnostics import NOISE_LEVELS, accuracy_plot, diagnose
+from tests import golden
+
+
+def test_figures_follow_their_definitions_and_skip_padding() -> None:
+    model = golden.detail_model()
+    rows = [golden.detail()[f"vae_encode/{index}/ids"][:8] for index in (1, 2)]
+    ids = torch.stack(rows)
+    found = diagnose(model.vae, [(ids, torch.tensor([8, 4]))])
+    posteriors = [model.encode(ids[:1]), model.encode(ids[1:])]
+    mean = torch.cat([posteriors[0].mean[0], posteriors[1].mean[0, :4]]).double()
+    variance = torch.cat([posteriors[0].logvar[0], posteriors[1].logvar[0, :4]]).double().exp()
+    assert found.tokens == 12
+    expected = math.log(mean.square().mean() / variance.mean())
+    assert found.log_snr == pytest.approx(expected, rel=1e-4)
+    normal = torch.distributions.Normal(mean, variance.sqrt())
+    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).mean(0)
+    torch.testing.assert_close(torch.tensor(found.kl_per_channel), kl.float(), rtol=1e-4, atol=1e-4)
+    assert found.active_channels == int((mean.var(0) > 0.01).sum())
+    right = [
+        (model.decode(p.mean).argmax(-1) == i).sum() for p, i in zip(posteriors, ids, strict=True)
+    ]
+    right[1] = (model.decode(posteriors[1].mean).argmax(-1)[0, :4] == ids[1, :4]).sum()
+    assert found.accuracy == pytest.approx(sum(int(r) for r in right) / 12)
+    assert set(found.accuracy_at) == set(NOISE_LEVELS)
+
+
+def test_the_plot_is_a_picture_of_every_noise_level() -> None:
+    model = golden.detail_model()
+    ids = golden.detail()["vae_encode/1/ids"][None]
+    svg = ElementTree.fromstring(accuracy_plot(diagnose(model.vae, [(ids, torch.tensor([8]))])))
+    line = next(element for element in svg.iter() if element.tag.endswith("polyline"))
+    assert len(line.attrib["points"].split()) == len(NOISE_LEVELS)

@@ -1,0 +1,130 @@
+"""Densities against closed forms: a linear velocity field has an exact Gaussian one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cola_cli.evaluation.likelihood import likelihood, prior_log_density, response_score
+from cola_cli.flow.likelihood import (
+    elbo,
+    iwae,
+    log_density,
+    normal_log_density,
+    standard_normal_log_density,
+    velocity_and_divergence,
+)
+from tests import golden
+
+
+def test_a_constant_linear_field_has_the_density_of_its_matrix_exponential() -> None:
+    torch.manual_seed(0)
+    matrix = 0.5 * torch.randn(6, 6, dtype=torch.float64)
+    z0 = torch.randn(4, 2, 3, dtype=torch.float64)
+
+    def velocity(z: Tensor, t: float) -> Tensor:
+        return (z.flatten(1) @ matrix.T).view_as(z)
+
+    found = log_density(velocity, z0, 200, "exact").sum(1)
+    z1 = (z0.flatten(1) @ torch.matrix_exp(matrix).T).view_as(z0)
+    expected = standard_normal_log_density(z1).sum(1) + matrix.trace()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("deviation", [0.5, 1.0, 2.0])
+def test_the_optimal_field_of_gaussian_latents_gives_their_density(deviation: float) -> None:
+    """E[z1 - z0 | z_t] for z0 ~ N(0, s^2 I) is (t - (1 - t) s^2) / ((1 - t)^2 s^2 + t^2) z_t."""
+    z0 = deviation * torch.randn(3, 5, 4, dtype=torch.float64)
+
+    def velocity(z: Tensor, t: float) -> Tensor:
+        variance = (1 - t) ** 2 * deviation**2 + t**2
+        return (t - (1 - t) * deviation**2) / variance * z
+
+    found = log_density(velocity, z0, 400, "exact")
+    logvar = torch.full_like(z0, 2 * math.log(deviation))
+    expected = normal_log_density(z0, torch.zeros_like(z0), logvar)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-4)
+
+
+def test_hutchinsons_estimator_has_the_exact_divergence_as_its_mean() -> None:
+    model = golden.detail_model()
+    z = golden.detail()["dit/z_t"][:4][None]
+
+    def velocity(z: Tensor, t: float) -> Tensor:
+        prior = model.prior
+        modulation = prior.modulation(torch.tensor([t]))
+        from cola_cli.models.attention import BlockCausal
+
+        return prior(z, modulation, prior.rotation(torch.arange(4)), BlockCausal(4, 4))
+
+    exact = velocity_and_divergence(velocity, z, 0.5, "exact", None)[1].sum()
+    probes = torch.randn(4000, 4, 8, generator=torch.Generator().manual_seed(0))
+    many = velocity_and_divergence(velocity, z.expand(4000, -1, -1), 0.5, "hutchinson", probes)[1]
+    estimates = many.sum(1)
+    error = estimates.std() / len(estimates) ** 0.5
+    assert abs(estimates.mean() - exact) < 4 * error
+    assert error < 0.2 * abs(exact) + 1
+
+
+def test_all_blocks_at_once_give_what_each_block_gives_alone() -> None:
+    model = golden.detail_model()
+    z0 = golden.detail()["fm/z0/1"][None]  # three blocks of four
+    together = prior_log_density(model, z0, 6, "exact", seed=0)
+    for block in range(3):
+        history = z0[:, : 4 * block]
+
+        def velocity(z: Tensor, t: float, history: Tensor = history) -> Tensor:
+            from cola_cli.models.attention import BlockCausal
+
+            prior, past = model.prior, history.shape[1]
+            times = torch.tensor([0.0] * past + [t] * 4)
+            attend = BlockCausal(past + 4, 4)
+            table = prior.rotation(torch.arange(past + 4))
+            joined = torch.cat((history, z), 1)
+            return prior(joined, prior.modulation(times), table, attend)[:, past:]
+
+        places = slice(4 * block, 4 * block + 4)
+        alone = log_density(velocity, z0[:, places], 6, "exact")
+        torch.testing.assert_close(together[:, places], alone, atol=1e-3, rtol=1e-4)
+
+
+def test_the_bounds_of_known_weights() -> None:
+    weights = torch.tensor([0.1, 0.2, 0.6]).log()
+    assert elbo(weights).item() == pytest.approx(weights.mean().item())
+    assert iwae(weights).item() == pytest.approx(math.log(0.3), abs=1e-6)
+    assert iwae(weights[:1]).item() == pytest.approx(elbo(weights[:1]).item())
+
+
+def test_terms_of_a_text_add_up_and_more_draws_tighten_the_bound() -> None:
+    model = golden.detail_model()
+    ids = golden.detail_document()["gen"]["prompts"][2]
+    terms = likelihood(model, ids, draws=8, steps=4)
+    assert terms.posterior.shape == terms.prior.shape == terms.decoder.shape == (8, len(ids))
+    weights = (terms.decoder + terms.prior - terms.posterior).sum(1)
+    assert terms.elbo == pytest.approx(weights.mean().item(), rel=1e-5)
+    assert terms.iwae > terms.elbo
+    row = terms.table()[3]
+    exponent = row["posterior"] - row["prior"] - row["decoder"]
+    assert row["perplexity"] == pytest.approx(math.exp(min(exponent, 699)), rel=1e-6)
+    # the decoder's term, from the logits of the same draw
+    generator = torch.Generator().manual_seed(0)
+    posterior = model.encode(torch.tensor([ids]))
+    noise = torch.randn((8, *posterior.mean.shape[1:]), generator=generator)
+    z = posterior.mean + (0.5 * posterior.logvar).exp() * noise
+    logits = model.decode(z).log_softmax(-1)
+    assert terms.decoder[5, 2].item() == pytest.approx(logits[5, 2, ids[2]].item(), abs=1e-4)
+    normal = torch.distributions.Normal(posterior.mean[0, 2], (0.5 * posterior.logvar[0, 2]).exp())
+    assert terms.posterior[5, 2].item() == pytest.approx(
+        normal.log_prob(z[5, 2]).sum().item(), rel=1e-4
+    )
+
+
+def test_a_response_scores_as_the_difference_of_two_texts() -> None:
+    model = golden.detail_model()
+    ids = golden.detail_document()["gen"]["prompts"][2]
+    found = response_score(model, ids[:8], ids[8:], steps=3)
+    both, alone = (likelihood(model, part, steps=3).elbo for part in (ids, ids[:8]))
+    assert found["elbo"] == pytest.approx(both - alone)
