@@ -32,3 +32,11 @@ quickstart *arguments:
 # what CI runs
 ci:
     bash .ci/run
+
+# generation against a plain sampler: tokens a second, ratio, useful operations
+bench-sample *arguments:
+    {{python}} tests/bench/sample.py {{arguments}}
+
+# one training step of the prior against a plain one
+bench-train *arguments:
+    {{python}} tests/bench/train.py {{arguments}}

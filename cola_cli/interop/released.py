@@ -95,7 +95,7 @@ VAE_DEFAULTS = {
 VAE_ABSENT = {
     "vocab_size": 100278, "encoder_num_blocks": 4, "decoder_num_blocks": 4, "dim": 1536,
     "ffn_dim": 6144, "latent_dim": 16, "patch_size": 1, "num_heads": 12, "block_size": 4,
-    "layer_norm_eps": 1e-6, "rope_theta": 500000, "bias": True, "qk_bias": False,
+    "layer_norm_eps": 1e-6, "rope_theta": 500_000.0, "bias": True, "qk_bias": False,
     "scaling_factor": 1.0, "shifting_factor": 0.0,
 }  # fmt: skip
 PRIOR_ABSENT = {

@@ -46,7 +46,7 @@ def generate(
     guidance: float,
 ) -> Tensor:
     """Token ids (B, blocks * b) after prefix latents (B, m, d), m whole blocks; noise (B, blocks, b, d)."""
-    B, blocks, b, d = noise.shape
+    B, blocks = noise.shape[:2]
     m = prefixes.shape[1]
     cache = Caches.empty(config.layers, B, config.heads, config.head_dim)
     decoder_cache = Caches.empty(
@@ -128,9 +128,7 @@ def decode(w: Weights, config: TextVAEConfig, z: Tensor, cache: Caches) -> Tenso
         )
         q = rotate_halves(q.unflatten(-1, heads), q_positions, config.rope_theta)
         k = rotate_halves(k.unflatten(-1, heads), k_positions, config.rope_theta)
-        a = linear(
-            w, f"{name}.attention_out", attention(q, k, values, mask, False).flatten(1)
-        )
+        a = linear(w, f"{name}.attention_out", attention(q, k, values, mask, False).flatten(1))
         scale, bias = w[f"{name}.attention_norm.weight"], w[f"{name}.attention_norm.bias"]
         x = F.layer_norm(x, (dim,), scale, bias, eps) + a
         value, gate = linear(w, f"{name}.ffn_in", x).chunk(2, -1)

@@ -61,6 +61,9 @@ def test_import_then_export_gives_back_every_byte(
     cola("import", checkpoint, "-o", "artifact")
     cola("export", "artifact", "-o", "again")
     same_bytes(checkpoint, tmp_path / "again")
+    z = golden.tensors()["decode.z"][None]
+    reopened, original = (cola_cli.load(folder) for folder in (tmp_path / "again", checkpoint))
+    assert torch.equal(reopened.decode(z), original.decode(z))
     assert "up to date" in cola("import", checkpoint, "-o", "artifact").stdout
     assert cola("verify", "artifact").stdout.startswith("artifact: complete")
     for part in PARTS:

@@ -1,0 +1,87 @@
+"""pipelines/quickstart.sh in miniature: real processes, killed once, then nothing left to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cola_cli.artifacts.verify import verify
+from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
+from tests.stages.conftest import made_up_text
+
+SAMPLE = """
+[sample]
+max_new_tokens = 12
+steps = 2
+"""
+ARTIFACTS = ("tokens", "vae", "latents", "prior", "samples")
+
+
+@pytest.mark.slow
+def test_the_quickstart_survives_a_kill_and_then_finds_nothing_to_do(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text(made_up_text(300))
+    (tmp_path / "mini.toml").write_text(SETTINGS + SAMPLE)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Anna sees"}\n{"prompt": "Tom"}\n')
+    command = tmp_path / "cola"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cola_cli "$@"\n')
+    command.chmod(0o755)
+    environment = os.environ | {
+        "COLA": str(command),
+        "CORPUS": str(tmp_path / "corpus.txt"),
+        "PROMPTS": str(tmp_path / "prompts.jsonl"),
+        "SETTINGS": str(tmp_path / "mini.toml"),
+        "PYTHONPATH": str(PIPELINES.parent),
+        "OMP_NUM_THREADS": "1",
+    }
+    run = tmp_path / "run"
+    quickstart = ["bash", str(PIPELINES / "quickstart.sh"), str(run)]
+
+    killed = subprocess.Popen(
+        quickstart,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (run / "vae/manifest.json").exists():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+
+    first = subprocess.run(quickstart, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "Anna sees" in first.stdout
+    assert "word pairs" in first.stdout
+    for kind in ARTIFACTS:
+        assert verify(run / kind).findings == []
+    again = subprocess.run(quickstart, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("up to date") == len(ARTIFACTS)
+
+
+def test_a_corpus_that_cannot_be_fetched_is_said_with_a_way_out(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    result = subprocess.run(
+        ["bash", str(PIPELINES / "corpus.sh"), str(tmp_path / "corpus")],
+        env=os.environ | {"PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 4
+    assert "texts of your own" in result.stderr
+    assert not (tmp_path / "corpus").exists()
+
+
+@pytest.mark.parametrize("script", sorted(PIPELINES.glob("*.sh")), ids=lambda path: path.name)
+def test_every_script_is_well_formed(script: Path) -> None:
+    result = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

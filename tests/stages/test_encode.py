@@ -1,0 +1,153 @@
+"""cola encode: killed, sharded, checked against the encoder, flat in memory, and refused inputs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cola_cli.artifacts import Artifact
+from cola_cli.corpus.sequences import SHAPE, Sequences
+from cola_cli.errors import DamagedArtifact, InputError
+from cola_cli.reporting import Silent
+from cola_cli.settings.encode import EncodeSettings
+from cola_cli.stages.encode import encode
+from cola_cli.stages.train_vae import train_vae
+from cola_cli.training.networks import load_vae
+from tests.conftest import cola_command
+from tests.stages.conftest import SEQ_LEN, Contents, make_tokens, vae_settings
+from tests.stages.killing import assert_same_manifest, kill_until_done
+
+
+def run_encode(made: Path, output: Path, **options: object) -> dict[str, object]:
+    settings = EncodeSettings()
+    tokens, vae = made / "tokens", made / "vae"
+    return encode(tokens, vae, output, settings, Silent(), "cpu", **options).statistics
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_the_latents_are_the_same_to_the_byte(
+    made: Path, tmp_path: Path, contents: Contents
+) -> None:
+    tokens = make_tokens(tmp_path, documents=12_000)
+    train_vae(tokens, tmp_path / "vae", vae_settings(steps=8), Silent(), "cpu")
+    encode(tokens, tmp_path / "vae", tmp_path / "quiet", EncodeSettings(), Silent(), "cpu")
+    command = ["encode", str(tokens), "--vae", str(tmp_path / "vae"), "--device", "cpu"]
+    command += ["-o", str(tmp_path / "killed")]
+    codes = kill_until_done(command, "thread", kills=5, span=0.5, seed=2)
+    assert codes.count(-signal.SIGKILL) >= 2
+    assert contents(tmp_path / "killed") == contents(tmp_path / "quiet")
+    assert_same_manifest(tmp_path / "killed", tmp_path / "quiet")
+
+
+def test_latents_are_the_encoders_posterior_row_for_row(made: Path) -> None:
+    latents = Artifact.open(made / "latents", "latents")
+    tokens = Artifact.open(made / "tokens", "tokens")
+    assert [p.rows for p in latents.parts] == [p.rows for p in tokens.parts]
+    vae = load_vae(latents)
+    for split in ("train", "validation"):
+        stored = Sequences(latents, split).read(0, 10)
+        source = Sequences(tokens, split).read(0, 10)
+        np.testing.assert_array_equal(stored.tokens, source.tokens)
+        np.testing.assert_array_equal(stored.lengths, source.lengths)
+        with torch.no_grad():
+            posterior = vae.encode(torch.from_numpy(source.tokens))
+        assert stored.mean is not None
+        assert stored.logvar is not None
+        np.testing.assert_allclose(stored.mean, posterior.mean.numpy(), atol=2e-3)
+        np.testing.assert_allclose(stored.logvar, posterior.logvar.numpy(), atol=2e-2)
+
+
+def test_the_manifest_has_the_statistics_of_the_channels(made: Path) -> None:
+    latents = Artifact.open(made / "latents", "latents")
+    means, variances = [], []
+    for split in ("train", "validation"):
+        for rows in Sequences(latents, split).batches(64):
+            assert rows.mean is not None
+            assert rows.logvar is not None
+            filled = np.arange(SEQ_LEN) < rows.lengths[:, None]
+            means.append(rows.mean[filled].astype(np.float64))
+            variances.append(np.exp(rows.logvar[filled].astype(np.float64)))
+    mean, variance = np.concatenate(means), np.concatenate(variances)
+    statistics = latents.manifest.statistics
+    assert statistics["latent_shape"] == [SEQ_LEN, 8]
+    np.testing.assert_allclose(statistics["channel_mean"], mean.mean(0), atol=1e-9)
+    np.testing.assert_allclose(statistics["channel_variance"], mean.var(0), atol=1e-9)
+    np.testing.assert_allclose(statistics["posterior_variance"], variance.mean(0), rtol=1e-9)
+    log_snr = np.log((mean**2).mean() / variance.mean())
+    assert statistics["log_snr"] == pytest.approx(log_snr, rel=1e-6)
+
+
+def test_latents_are_fixed_size_half_precision_with_their_shape_beside(made: Path) -> None:
+    latents = Artifact.open(made / "latents", "latents")
+    schema = pq.read_schema(latents.part_file(0))
+    assert json.loads(schema.metadata[SHAPE]) == [SEQ_LEN, 8]
+    for name in ("mean", "logvar"):
+        assert schema.field(name).type.byte_width == 2 * SEQ_LEN * 8
+
+
+def test_shards_made_apart_and_merged_equal_one_run(
+    made: Path, tmp_path: Path, contents: Contents
+) -> None:
+    command = ["encode", made / "tokens", "--vae", made / "vae", "--device", "cpu"]
+    shards = [
+        subprocess.Popen(
+            cola_command(*command, "-o", tmp_path / "out", "--shard", f"{i}/3", "--quiet"),
+            stdout=subprocess.DEVNULL,
+        )
+        for i in range(3)
+    ]
+    assert [shard.wait() for shard in shards] == [0, 0, 0]
+    with pytest.raises(InputError, match="not finished"):
+        Artifact.open(tmp_path / "out", "latents")
+    run_encode(made, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(made / "latents")
+    assert_same_manifest(tmp_path / "out", made / "latents")
+
+
+def test_a_vae_of_another_tokenizer_is_an_error(made: Path, tmp_path: Path) -> None:
+    tokens = make_tokens(tmp_path, documents=500)
+    with pytest.raises(InputError, match="another tokenizer"):
+        encode(tokens, made / "vae", tmp_path / "out", EncodeSettings(), Silent(), "cpu")
+
+
+def test_a_flipped_byte_in_the_tokens_is_named(made: Path, tmp_path: Path) -> None:
+    tokens = make_tokens(tmp_path, documents=600)
+    part = tokens / "parts" / "00002.parquet"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    train_on = made / "vae"
+    with pytest.raises(DamagedArtifact, match=r"00002\.parquet"):
+        encode(tokens, train_on, tmp_path / "out", EncodeSettings(), Silent(), "cpu")
+
+
+@pytest.mark.slow
+def test_ten_times_the_corpus_takes_no_more_memory(made: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; from cola_cli.reporting import Silent\n"
+        "from cola_cli.settings.encode import EncodeSettings; from cola_cli.stages.encode import encode\n"
+        "encode(*map(Path, sys.argv[1:]), EncodeSettings(), Silent(), 'cpu')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for name, documents in (("small", 2_000), ("large", 20_000)):
+        (tmp_path / name).mkdir()
+        tokens = make_tokens(tmp_path / name, documents)
+        vae = tmp_path / name / "vae"
+        train_vae(tokens, vae, vae_settings(steps=2), Silent(), "cpu")
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(tokens), str(vae), str(tmp_path / name / "latents")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(run.stdout))
+    assert peaks[1] < 1.2 * peaks[0]

@@ -1,0 +1,92 @@
+"""The same training on one process and on two under torchrun (gloo): DDP, FSDP2, and resuming across."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.stages.conftest import Contents, assignments, prior_settings, vae_settings
+
+# AdamW divides by the gradient's size: a tiny eps would make a whole step of the rounding error in a
+# gradient that is zero in exact arithmetic.
+EPS = ["--set", "optim.eps=1e-4"]
+PROGRAM = "from cola_cli.cli.main import main; main()"
+
+
+def run(processes: int, arguments: list[str], folder: Path) -> None:
+    """`cola` on so many processes."""
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, str(program)]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*launcher, f"--nproc-per-node={processes}", str(program)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [*command, *arguments, "--device", "cpu", "--quiet"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest difference of any weight."""
+    largest = 0.0
+    for file in one.glob("*/model.safetensors"):
+        a, b = load_file(file), load_file(other / file.relative_to(one))
+        largest = max(largest, *(float((a[name] - b[name]).abs().max()) for name in a))
+    return largest
+
+
+@pytest.mark.slow
+def test_two_processes_train_vae_and_prior_as_one_does(made: Path, tmp_path: Path) -> None:
+    settings = prior_settings("joint", steps=20, micro_batch=1)
+    command = ["train", "prior", str(made / "latents"), "--mode", "joint", *assignments(settings)]
+    for name, processes, parallel in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("fsdp", 2, "fsdp")):
+        flags = [*EPS, "--set", f"train.parallel={parallel}", "-o", str(tmp_path / name)]
+        run(processes, [*command, *flags], tmp_path)
+    assert difference(tmp_path / "one", tmp_path / "ddp") < 1e-5
+    assert difference(tmp_path / "ddp", tmp_path / "fsdp") < 1e-5
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_resumes_on_one(made: Path, tmp_path: Path) -> None:
+    flags = [*EPS, *assignments(vae_settings(steps=20, validate_every=20, checkpoint_every=9))]
+    command = ["train", "vae", str(made / "tokens"), *flags]
+    run(1, [*command, "-o", str(tmp_path / "one")], tmp_path)
+    program = tmp_path / "dying.py"
+    program.write_text(
+        "import cola_cli.training.loop as loop\n"
+        "update = loop.Training._update\n"
+        "def dies(self, step):\n"
+        "    if step.number == 12:\n"
+        "        raise SystemExit(9)\n"
+        "    update(self, step)\n"
+        "loop.Training._update = dies\n" + PROGRAM
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    output = ["-o", str(tmp_path / "two"), "--set", "train.parallel=fsdp", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    died = subprocess.run(
+        [*launcher, "--nproc-per-node=2", str(program), *command, *output],
+        capture_output=True,
+        env=environment,
+    )
+    assert died.returncode != 0
+    assert (tmp_path / "two" / "checkpoints" / "step-00000009" / "COMMITTED.json").exists()
+    run(1, [*command, "-o", str(tmp_path / "two")], tmp_path)
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_encode_as_one_does(made: Path, tmp_path: Path, contents: Contents) -> None:
+    command = ["encode", str(made / "tokens"), "--vae", str(made / "vae")]
+    run(2, [*command, "-o", str(tmp_path / "two")], tmp_path)
+    assert contents(tmp_path / "two") == contents(made / "latents")

@@ -1,0 +1,76 @@
+"""Training and sampling agree: a model that has memorised some sequences writes them out to the token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cola_cli
+from cola_cli.artifacts import Artifact
+from cola_cli.corpus.sequences import Sequences
+from cola_cli.reporting import Silent
+from cola_cli.settings.encode import EncodeSettings
+from cola_cli.settings.prior import PriorSettings
+from cola_cli.settings.tokenize import TokenizeSettings
+from cola_cli.settings.vae import VAESettings
+from cola_cli.stages.encode import encode
+from cola_cli.stages.tokenize import tokenize
+from cola_cli.stages.train_prior import train_prior
+from cola_cli.stages.train_vae import train_vae
+from tests.stages.conftest import VAE_MODEL, made_up_text
+
+PROMPT = 8  # tokens
+TRAIN = {"log_every": 100, "validate_every": 1000, "checkpoint_every": 1000}
+
+
+@pytest.fixture(scope="module")
+def memorable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens of a few sentences, a VAE that reconstructs them, and their latents."""
+    folder = tmp_path_factory.mktemp("memorable")
+    (folder / "corpus.txt").write_text(made_up_text(8, seed=3))
+    settings = TokenizeSettings(
+        vocab_size=280, seq_len=32, validation_fraction=0.2, seed=1, workers=1
+    )
+    tokenize([str(folder / "corpus.txt")], folder / "tokens", settings)
+    vae = VAESettings.model_validate(
+        {
+            "model": VAE_MODEL | {"dim": 64, "ffn_dim": 128},
+            "loss": {"posterior": "fixed", "log_snr": 4.0},
+            "mask": {"weight": 0},
+            "optim": {"lr": 5e-3, "warmup_steps": 10},
+            "train": TRAIN | {"steps": 300, "batch_size": 4},
+        }
+    )
+    train_vae(folder / "tokens", folder / "vae", vae, Silent(), "cpu")
+    tokens, made = folder / "tokens", folder / "vae"
+    encode(tokens, made, folder / "latents", EncodeSettings(), Silent(), "cpu")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["frozen", "joint"])
+def test_a_memorised_continuation_comes_back_exactly(memorable: Path, mode: str) -> None:
+    settings = PriorSettings.model_validate(
+        {
+            "mode": mode,
+            "model": {
+                "dim": 96,
+                "heads": 3,
+                "head_dim": 32,
+                "rope_dim": 24,
+                "layers": 2,
+                "block_size": 8,
+            },
+            "mask": {"weight": 0},
+            "optim": {"lr": 3e-3, "warmup_steps": 20},
+            "train": TRAIN | {"steps": 700, "batch_size": 8},
+        }
+    )
+    train_prior(memorable / "latents", memorable / mode, settings, Silent(), None, "cpu")
+    model = cola_cli.load(memorable / mode)
+    rows = Sequences(Artifact.open(memorable / "tokens"), "train").read(0, 2)
+    assert rows.lengths.tolist() == [32, 32]
+    prompts = [row[:PROMPT].tolist() for row in rows.tokens]
+    written = model.generate_ids(prompts, max_new_tokens=32 - PROMPT, guidance=1.0, stop_ids=())
+    assert [item.ids for item in written] == [row[PROMPT:].tolist() for row in rows.tokens]

@@ -1,0 +1,166 @@
+"""cola train prior, frozen and joint: killed and resumed, refused, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from cola_cli.artifacts import Artifact
+from cola_cli.errors import InputError, UsageError
+from cola_cli.reporting import Silent
+from cola_cli.settings.encode import EncodeSettings
+from cola_cli.stages.encode import encode
+from cola_cli.stages.train_prior import plan_prior, train_prior
+from cola_cli.stages.train_vae import train_vae
+from cola_cli.training.networks import load_prior, load_vae
+from tests.conftest import Run
+from tests.stages.conftest import Contents, assignments, prior_settings, vae_settings
+from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["frozen", "joint"])
+def test_killed_again_and_again_the_prior_is_the_same_to_the_byte(
+    made: Path, tmp_path: Path, contents: Contents, mode: str
+) -> None:
+    settings = prior_settings(mode, steps=100, checkpoint_every=7, validate_every=50)
+    train_prior(made / "latents", tmp_path / "quiet", settings, Silent(), None, "cpu")
+    command = ["train", "prior", str(made / "latents"), "-o", str(tmp_path / "killed")]
+    command += ["--mode", mode, "--device", "cpu", *assignments(settings)]
+    codes = kill_until_done(command, "matrix products", kills=5, span=0.8, seed=3)
+    assert codes.count(-signal.SIGKILL) >= 2
+    assert contents(tmp_path / "killed") == contents(tmp_path / "quiet")
+    assert_same_metrics(tmp_path / "killed", tmp_path / "quiet")
+    assert_same_manifest(tmp_path / "killed", tmp_path / "quiet")
+
+
+@pytest.mark.parametrize("mode", ["frozen", "joint"])
+def test_the_artifact_is_self_contained(made: Path, tmp_path: Path, mode: str) -> None:
+    outcome = train_prior(
+        made / "latents", tmp_path / "out", prior_settings(mode), Silent(), made / "vae", "cpu"
+    )
+    prior = Artifact.open(tmp_path / "out", "prior")
+    assert {record.path for record in prior.manifest.files} == {
+        "prior/config.json",
+        "prior/model.safetensors",
+        "vae/config.json",
+        "vae/model.safetensors",
+        "tokenizer.json",
+        "metrics.parquet",
+    }
+    parameters = sum(p.numel() for p in load_prior(prior).parameters())
+    if mode == "joint":
+        parameters += sum(p.numel() for p in load_vae(prior).parameters())
+    assert outcome.statistics["parameters"] == parameters
+    before = load_file(made / "vae" / "vae" / "model.safetensors")
+    after = load_file(tmp_path / "out" / "vae" / "model.safetensors")
+    moved = any(not before[name].equal(after[name]) for name in before)
+    assert moved == (mode == "joint")
+
+
+def test_the_flow_loss_is_reported_beside_predictions_without_a_model(
+    made: Path, tmp_path: Path
+) -> None:
+    settings = prior_settings(steps=100, validate_every=100)
+    outcome = train_prior(made / "latents", tmp_path / "out", settings, Silent(), None, "cpu")
+    found = outcome.statistics
+    # E (z1 - z0)^2 = 1 + E mu^2 + E sigma^2, and E mu^2 = 1 as the means are normalised
+    known = Artifact.open(made / "latents").manifest.statistics["posterior_variance"]
+    expected = 2 + sum(known) / len(known)
+    assert found["validation_flow_of_zero"] == pytest.approx(expected, rel=0.05)
+    assert found["validation_flow_of_mean"] <= found["validation_flow_of_zero"]
+    assert found["validation_flow_of_linear"] < found["validation_flow_of_mean"]
+    assert found["validation_flow"] < 0.9 * found["validation_flow_of_mean"]
+
+
+@pytest.mark.parametrize("mode", ["frozen", "joint"])
+def test_bf16_autocast_with_recomputation_trains_about_as_float32_does(
+    made: Path, tmp_path: Path, mode: str
+) -> None:
+    exact = train_prior(
+        made / "latents", tmp_path / "a", prior_settings(mode), Silent(), None, "cpu"
+    )
+    settings = prior_settings(mode, precision="bf16", activation_checkpointing=True)
+    rough = train_prior(made / "latents", tmp_path / "b", settings, Silent(), None, "cpu")
+    for name in ("validation_flow", "validation_loss"):
+        assert rough.statistics[name] == pytest.approx(exact.statistics[name], rel=0.02)
+
+
+def test_a_vae_that_did_not_make_the_latents_is_an_error(made: Path, tmp_path: Path) -> None:
+    train_vae(made / "tokens", tmp_path / "vae", vae_settings(seed=1, steps=2), Silent(), "cpu")
+    with pytest.raises(InputError, match="encoded by another VAE"):
+        train_prior(
+            made / "latents", tmp_path / "out", prior_settings(), Silent(), tmp_path / "vae", "cpu"
+        )
+
+
+def test_tokens_where_latents_belong_are_an_error(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a tokens artifact, but one of kind latents"):
+        train_prior(made / "tokens", tmp_path / "out", prior_settings(), Silent(), None, "cpu")
+
+
+def test_a_block_size_that_does_not_divide_the_sequence_is_an_error(
+    made: Path, tmp_path: Path
+) -> None:
+    settings = prior_settings()
+    model = settings.model.model_copy(update={"block_size": 5})
+    wrong = settings.model_copy(update={"model": model})
+    with pytest.raises(UsageError, match="no multiple of block size 5"):
+        train_prior(made / "latents", tmp_path / "out", wrong, Silent(), None, "cpu")
+
+
+@pytest.mark.slow
+def test_the_vae_drifts_without_the_reference_and_keeps_still_with_it(
+    made: Path, tmp_path: Path
+) -> None:
+    """The flow loss let through to the encoder pulls the latents away; the reference KL holds them."""
+    settings = vae_settings(steps=300, validate_every=300)
+    train_vae(made / "tokens", tmp_path / "vae", settings, Silent(), "cpu")
+    latents = tmp_path / "latents"
+    encode(made / "tokens", tmp_path / "vae", latents, EncodeSettings(), Silent(), "cpu")
+    found = {}
+    for name, reference, gradient in (
+        ("held", 1.0, "detach"),
+        ("stopped", 0.0, "detach"),
+        ("loose", 0.0, "latent"),
+    ):
+        loose = prior_settings("joint", steps=200, validate_every=200)
+        loss = loose.loss.model_copy(update={"reference": reference, "flow_gradient": gradient})
+        outcome = train_prior(
+            latents, tmp_path / name, loose.model_copy(update={"loss": loss}), Silent(), None, "cpu"
+        )
+        found[name] = outcome.statistics
+    assert found["held"]["validation_drift"] < 0.3 * found["stopped"]["validation_drift"]
+    assert found["held"]["validation_drift"] < 0.1 * found["loose"]["validation_drift"]
+    ranks = {name: values["validation_effective_rank"] for name, values in found.items()}
+    assert ranks["loose"] < ranks["held"]
+
+
+def test_a_plan_counts_the_vae_in_joint_mode(made: Path) -> None:
+    frozen = plan_prior(made / "latents", prior_settings())
+    joint = plan_prior(made / "latents", prior_settings("joint"))
+    vae = Artifact.open(made / "vae").manifest.statistics["parameters"]
+    assert joint["parameters"] == frozen["parameters"] + vae
+    assert joint["flops_per_step"] > frozen["flops_per_step"]
+
+
+@pytest.mark.slow
+def test_the_planned_memory_is_within_15_percent_of_what_then_happens(
+    made: Path, tmp_path: Path, cola: Run
+) -> None:
+    model = {"dim": 256, "heads": 4, "head_dim": 64, "rope_dim": 48, "layers": 6, "block_size": 8}
+    flags = ["--set", "train.steps=2", "--set", "train.batch_size=128", "--json", "--quiet"]
+    flags += ["--set", "train.validation_sequences=2", "--device", "cpu"]
+    for name, value in model.items():
+        flags += ["--set", f"model.{name}={value}"]
+    command = ["train", "prior", made / "latents", "-o", tmp_path / "out", *flags]
+    plan = json.loads(cola(*command, "--dry-run").stdout)["plan"]
+    cola(*command)
+    table = pq.read_table(tmp_path / "out" / "metrics.parquet")
+    happened = max(value for value in table.column("memory_bytes").to_pylist() if value)
+    assert plan["memory_bytes"] == pytest.approx(happened, rel=0.15)

@@ -1,0 +1,233 @@
+"""Schedules, optimisers, draws, checkpoints and metrics, each by itself."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cola_cli.errors import DamagedArtifact
+from cola_cli.settings.engine import Mask, Optimizer
+from cola_cli.settings.prior import Timesteps
+from cola_cli.training import checkpoints, draws, optimizers
+from cola_cli.training.flops import causal_pairs
+from cola_cli.training.metrics import Metrics
+from cola_cli.training.prior import draw_clean, draw_timesteps, linear_prediction_loss, location
+from cola_cli.training.schedule import learning_rate, mask_weight
+
+
+def test_the_default_schedule_is_the_papers() -> None:
+    recipe, steps = Optimizer(), 1_000_000
+    rates = [learning_rate(step, recipe, steps) for step in (0, 4_999, 499_999, 999_999)]
+    assert rates[0] == pytest.approx(1e-6 + 1.49e-4 / 5000)
+    assert rates[1] == pytest.approx(1.5e-4)
+    assert rates[3] == pytest.approx(1e-5)
+    assert learning_rate(250_000, recipe, steps) == pytest.approx(1.30e-4, rel=0.01)
+    assert learning_rate(300_000, recipe, steps) == pytest.approx(1.22e-4, rel=0.01)
+
+
+def test_constant_then_decay_holds_and_then_falls_in_a_line() -> None:
+    recipe = Optimizer(
+        schedule="constant-then-decay", lr=1.0, lr_end=0.0, warmup_steps=0, decay_fraction=0.25
+    )
+    rates = [learning_rate(step, recipe, 100) for step in range(100)]
+    assert rates[:75] == [1.0] * 75
+    np.testing.assert_allclose(rates[75:], 1 - np.arange(1, 26) / 25, atol=1e-12)
+
+
+def test_a_run_cut_short_has_the_rates_of_the_long_one() -> None:
+    recipe = Optimizer(decay_until=1000, warmup_steps=10)
+    assert learning_rate(99, recipe, 100) == learning_rate(99, recipe, 1000)
+
+
+def test_the_mask_loss_waits_and_then_ramps() -> None:
+    weights = [mask_weight(step, Mask(weight=0.4, start=3, ramp=4)) for step in range(9)]
+    assert weights == pytest.approx([0, 0, 0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+def test_draws_depend_on_seed_step_and_row_alone() -> None:
+    def noise(seed: int, step: int, rows: list[int]) -> np.ndarray:
+        return draws.normal(draws.generators(seed, draws.TRAINING, step, rows), 50)
+
+    whole = noise(1, 7, [0, 1, 2, 3])
+    np.testing.assert_array_equal(whole[[1, 3]], noise(1, 7, [1, 3]))
+    for other in (noise(2, 7, [0]), noise(1, 8, [0]), noise(1, 7, [5])):
+        assert abs(np.corrcoef(whole[0], other[0])[0, 1]) < 0.5
+    validation = draws.normal(draws.generators(1, draws.VALIDATION, 7, [0]), 50)
+    assert not np.array_equal(validation[0], whole[0])
+
+
+def test_timesteps_follow_their_law() -> None:
+    randoms = draws.generators(0, 0, 0, range(50))
+    t = draw_timesteps(randoms, 400, Timesteps(scale=0.5), 64)
+    logits = np.log(t / (1 - t))
+    assert logits.mean() == pytest.approx(1 + 0.5 * math.log(4), abs=0.02)
+    assert logits.std() == pytest.approx(0.5, abs=0.02)
+    shifted = draw_timesteps(randoms, 400, Timesteps(law="shifted", shift=3.0), 16)
+    assert np.median(shifted) == pytest.approx(0.75, abs=0.01)  # 3/2 / (1 + 2/2)
+    assert draw_timesteps(randoms, 400, Timesteps(law="uniform"), 16).mean() == pytest.approx(
+        0.5, abs=0.01
+    )
+
+
+def test_the_location_rule_gives_the_papers_dashed_lines() -> None:
+    assert [round(location(d), 2) for d in (16, 64, 128)] == [1.0, 1.69, 2.04]
+
+
+def test_partly_clean_blocks_are_clean_on_the_left_and_never_whole() -> None:
+    clean = draw_clean(draws.generators(0, 0, 0, range(100)), 20, 8, 0.3).reshape(-1, 8)
+    parts = clean.sum(1)
+    assert parts.max() == 7
+    assert (parts > 0).mean() == pytest.approx(0.3, abs=0.04)
+    assert set(parts[parts > 0].tolist()) == set(range(1, 8))
+    np.testing.assert_array_equal(clean, np.arange(8) < parts[:, None])
+
+
+def test_the_loss_of_a_linear_prediction_is_that_of_least_squares() -> None:
+    random = np.random.default_rng(0)
+    t, s = 0.7, np.array([0.3, 2.0])
+    z0, z1 = random.standard_normal((2, 200_000, 2)) * np.stack([np.sqrt(s), np.ones(2)])[:, None]
+    z_t, target = (1 - t) * z0 + t * z1, z1 - z0
+    slope = (z_t * target).mean(0) / (z_t**2).mean(0)
+    measured = ((target - slope * z_t) ** 2).mean()
+    assert linear_prediction_loss(np.array([t]), s)[0] == pytest.approx(measured, rel=0.01)
+
+
+def test_allowed_pairs_are_counted_as_the_mask_allows() -> None:
+    from cola_cli.models.attention import block_causal_mask
+
+    for length, block in itertools.product((8, 24), (1, 4, 8)):
+        assert causal_pairs(length, block) == int(block_causal_mask(length, length, block).sum())
+
+
+def test_muon_makes_the_update_of_torchs_muon() -> None:
+    torch.manual_seed(0)
+    for scale, name in (("adamw", "match_rms_adamw"), ("spectral", "original")):
+        ours, theirs = (nn.Parameter(torch.randn(24, 8)) for _ in range(2))
+        theirs.data.copy_(ours.data)
+        mine = optimizers.Muon([ours], 0.1, 0.9, 0.05, scale)
+        torchs = torch.optim.Muon(
+            [theirs], lr=0.1, momentum=0.9, weight_decay=0.05, adjust_lr_fn=name
+        )
+        for _ in range(4):
+            ours.grad = torch.randn(24, 8)
+            theirs.grad = ours.grad.clone()
+            mine.step()
+            torchs.step()
+        moved = (ours - theirs).norm() / theirs.norm()
+        assert moved < 0.02  # torch iterates in bf16, this in float32
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 16, 16), (2, 8, 32), (2, 32, 8)):
+        values = torch.linalg.svdvals(optimizers.orthogonalize(torch.randn(shape)))
+        assert values.min() > 0.4
+        assert values.max() < 1.3
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
+    from tests.training.conftest import prior_objective
+
+    objective = prior_objective(mode="joint", joint={"vae_lr_ratio": 0.5})
+    names = {parameter: name for name, parameter in objective.named_parameters()}
+    settings = Optimizer(name="muon", muon_lr=0.01, lr=0.001)
+    adamw, muon = optimizers.build(objective.parts(), settings)
+    optimizers.set_learning_rate([adamw, muon], 0.001)
+    moved = {names[p]: group["lr"] for group in muon.param_groups for p in group["params"]}
+    assert moved["prior.blocks.0.qkv.weight"] == pytest.approx(0.01)
+    assert moved["vae.encoder.0.ffn_in.weight"] == pytest.approx(0.005)
+    rest = {names[p]: group["lr"] for group in adamw.param_groups for p in group["params"]}
+    assert rest["prior.blocks.0.modulation.weight"] == pytest.approx(0.001)
+    assert rest["vae.embedding.weight"] == pytest.approx(0.0005)
+    assert moved.keys().isdisjoint(rest)
+    assert moved.keys() | rest.keys() == set(names.values())
+
+
+def test_the_paper_decays_everything_and_the_other_rule_only_matrices() -> None:
+    from tests.training.conftest import vae_objective
+
+    objective = vae_objective()
+    names = {parameter: name for name, parameter in objective.named_parameters()}
+    for rule, spared_norm in (("all", False), ("matrices", True)):
+        (adamw,) = optimizers.build(objective.parts(), Optimizer(decay=rule))
+        spared = {
+            names[p] for g in adamw.param_groups if g["weight_decay"] == 0 for p in g["params"]
+        }
+        assert ("vae.out_norm.weight" in spared) == spared_norm
+        assert "vae.encoder.0.qkv.weight" not in spared
+
+
+def _save(folder: Path, step: int) -> None:
+    tensors = {"model": {"w": torch.full((3,), float(step))}}
+    checkpoints.save(folder, step, tensors, {"step": step})
+
+
+def test_checkpoints_come_back_as_they_were_and_old_ones_go(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        _save(tmp_path, step)
+        checkpoints.prune(tmp_path, keep_last=2, keep_every=3)
+    assert [step for step, _ in checkpoints.committed(tmp_path)] == [3, 6, 7]
+    newest = checkpoints.latest(tmp_path)
+    assert newest is not None
+    assert newest.state == {"step": 7}
+    assert newest.tensors("model")["w"].tolist() == [7.0, 7.0, 7.0]
+    assert not list(tmp_path.rglob("*.p*t")) + list(tmp_path.rglob("*.pkl"))
+
+
+def test_an_uncommitted_checkpoint_does_not_count(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    _save(tmp_path, 2)
+    (tmp_path / "step-00000002" / checkpoints.COMMITTED).unlink()
+    newest = checkpoints.latest(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
+    checkpoints.prune(tmp_path, 2, 0)
+    assert not (tmp_path / "step-00000002").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", checkpoints.COMMITTED])
+def test_a_flipped_byte_in_a_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    _save(tmp_path, 1)
+    path = tmp_path / "step-00000001" / name
+    data = bytearray(path.read_bytes())
+    data[0] ^= 0x04
+    path.write_bytes(data)
+
+    def read() -> None:
+        newest = checkpoints.latest(tmp_path)
+        assert newest is not None
+        newest.tensors("model")
+
+    with pytest.raises(DamagedArtifact, match=name):
+        read()
+
+
+def test_metrics_forget_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.parquet")
+    for step in (10, 20, 30):
+        metrics.add(step, {"loss": step / 3})
+    metrics.flush()
+    again = Metrics(tmp_path / "metrics.parquet")
+    again.resume(20)
+    assert again.rows == [{"step": 10, "loss": 10 / 3}, {"step": 20, "loss": 20 / 3}]
+    again.add(20, {"validation_loss": 2.0})
+    assert again.last("validation_loss") == 2.0
+    assert math.isnan(again.last("nothing"))
+
+
+def test_a_damaged_table_of_metrics_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DamagedArtifact, match=r"metrics\.parquet"):
+        Metrics(tmp_path / "metrics.parquet").resume(5)
+
+
+def test_state_survives_json_exactly() -> None:
+    values = np.random.default_rng(0).standard_normal(1000).tolist()
+    assert json.loads(json.dumps(values)) == values

@@ -1,0 +1,215 @@
+"""Loss terms and gradients against brute force, float64, to 1e-9; who gets a gradient from what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cola_cli.training.objectives import Batch
+from tests.bench import plain_train
+from tests.training import brute_force as brute
+from tests.training.conftest import (
+    LENGTH,
+    PRIOR,
+    VAE,
+    batch_of,
+    gradients,
+    prior_objective,
+    rows,
+    vae_objective,
+)
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def brute_vae_terms(vae: torch.nn.Module, batch: Batch, clean_kl: bool) -> dict[str, Tensor]:
+    """Terms of the VAE's losses, sequence by sequence."""
+    w, data = weights_of(vae), rows()
+    lengths = data.lengths.tolist()
+    sums: dict[str, Any] = dict.fromkeys(
+        ("reconstruction", "kl", "mask", "negative_entropy", "reference", "drift"), 0.0
+    )
+    masked_count = 0
+    for i, length in enumerate(lengths):
+        tokens, places = batch["tokens"][i], list(range(length))
+        mean, logvar = brute.encode(tokens, w, VAE)
+        z = mean + (logvar / 2).exp() * batch["noise"][i]
+        sums["reconstruction"] += brute.cross_entropy(brute.decode(z, w, VAE), tokens, places)
+        zero = torch.zeros(length, VAE.latent_dim)
+        sums["kl"] += brute.kl(mean[:length], logvar[:length], zero, zero)
+        sums["negative_entropy"] += brute.negative_entropy(logvar[:length])
+        if not clean_kl:
+            reference = batch["mean"][i, :length], batch["logvar"][i, :length]
+            sums["reference"] += brute.kl(mean[:length], logvar[:length], *reference)
+        masked_tokens = batch["masked_tokens"][i]
+        masked = [j for j in range(LENGTH) if masked_tokens[j] == VAE.vocab_size]
+        masked_count += len(masked)
+        mean, logvar = brute.encode(masked_tokens, w, VAE)
+        z = mean + (logvar / 2).exp() * batch["masked_noise"][i]
+        if masked:
+            sums["mask"] += brute.cross_entropy(brute.decode(z, w, VAE), tokens, masked)
+    counts = {name: masked_count if name == "mask" else sum(lengths) for name in sums}
+    return {name: value / counts[name] for name, value in sums.items()}
+
+
+def brute_flow(objective: Any, batch: Batch, z0: Tensor) -> Tensor:
+    return plain_train.loss(
+        weights_of(objective.prior),
+        PRIOR,
+        z0,
+        batch["z1"],
+        batch["t"],
+        batch["clean"],
+        batch["flow_weight"],
+    )
+
+
+def test_stage_one_equals_brute_force() -> None:
+    objective = vae_objective(mask={"fraction": 0.4})
+    batch = batch_of(objective, rows())
+    terms = objective(batch)
+    theirs = brute_vae_terms(objective.vae, batch, clean_kl=True)
+    loss = theirs["reconstruction"] + 1e-3 * theirs["kl"] + 0.1 * theirs["mask"]
+    assert_close(terms, {n: theirs[n] for n in ("reconstruction", "kl", "mask")} | {"loss": loss})
+    assert_close(gradients(objective, terms["loss"]), gradients(objective, loss))
+
+
+def test_a_fixed_posterior_has_the_set_log_snr_and_learns_no_variance() -> None:
+    objective = vae_objective(loss={"posterior": "fixed", "log_snr": 1.5})
+    terms = objective(batch_of(objective, rows()), evaluate=True)
+    assert objective.figures(terms)["log_snr"] == pytest.approx(1.5, abs=1e-5)
+    gradient = gradients(objective, terms["loss"])["vae.posterior_out.weight"]
+    assert gradient[VAE.latent_dim :].abs().max() == 0
+    assert gradient[: VAE.latent_dim].abs().max() > 0
+
+
+def test_frozen_flow_matching_equals_brute_force() -> None:
+    objective = prior_objective(data={"partly_clean": 0.6})
+    batch = batch_of(objective, rows())
+    assert 0 < batch["clean"].sum() < batch["clean"].numel()
+    z0 = batch["mean"] + (batch["logvar"] / 2).exp() * batch["noise"]
+    ours, theirs = objective(batch)["loss"], brute_flow(objective, batch, z0)
+    assert_close({"loss": ours}, {"loss": theirs})
+    assert_close(gradients(objective, ours), gradients(objective, theirs))
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 6])
+def test_block_sizes_other_than_the_models_mix_in_a_batch(block_size: int) -> None:
+    objective = prior_objective(data={"block_sizes": [block_size], "partly_clean": 0.5})
+    batch = batch_of(objective, rows())
+    assert batch["t"].shape == (3, LENGTH // block_size)
+    config = objective.prior.config
+    z0 = batch["mean"] + (batch["logvar"] / 2).exp() * batch["noise"]
+    changed = type(config)(**(vars(config) | {"block_size": block_size}))
+    theirs = plain_train.loss(
+        weights_of(objective.prior),
+        changed,
+        z0,
+        batch["z1"],
+        batch["t"],
+        batch["clean"],
+        batch["flow_weight"],
+    )
+    assert_close({"loss": objective(batch)["loss"]}, {"loss": theirs})
+
+
+@pytest.mark.parametrize("flow_gradient", ["detach", "latent"])
+def test_joint_training_equals_brute_force(flow_gradient: str) -> None:
+    objective: Any = prior_objective(
+        mode="joint",
+        loss={"flow_gradient": flow_gradient, "vae": 0.7, "flow": 1.3, "reference": 0.2},
+        mask={"fraction": 0.4},
+    )
+    batch = batch_of(objective, rows())
+    terms = objective(batch)
+    theirs = brute_vae_terms(objective.vae, batch, clean_kl=False)
+    w, z0 = weights_of(objective.vae), []
+    for i in range(len(batch["tokens"])):
+        mean, logvar = brute.encode(batch["tokens"][i], w, VAE)
+        z0.append(mean + (logvar / 2).exp() * batch["noise"][i])
+    flow = brute_flow_through_z_t(objective, batch, torch.stack(z0), flow_gradient == "latent")
+    vae = theirs["reconstruction"] + 1e-3 * theirs["negative_entropy"] + 0.1 * theirs["mask"]
+    loss = 0.7 * vae + 1.3 * flow + 0.2 * theirs["reference"]
+    names = ("reconstruction", "negative_entropy", "mask", "reference")
+    assert_close(terms, {n: theirs[n] for n in names} | {"flow": flow, "loss": loss})
+    assert_close(gradients(objective, terms["loss"]), gradients(objective, loss))
+
+
+def brute_flow_through_z_t(objective: Any, batch: Batch, z0: Tensor, latent: bool) -> Tensor:
+    """The flow loss with the gradient reaching z_0 through z_t alone, or not at all."""
+    fixed = z0.detach()
+    if not latent:
+        return brute_flow(objective, batch, fixed)
+    # z_t = (1 - t) z_0 + t z_1 is linear, so the gradient through z_t alone is that of a shift of z_t
+    t = (
+        batch["t"]
+        .repeat_interleave(PRIOR.block_size, 1)
+        .masked_fill(batch["clean"], 0.0)[..., None]
+    )
+    shift = (1 - t) * (z0 - fixed)
+    return plain_train.loss(
+        weights_of(objective.prior),
+        PRIOR,
+        fixed,
+        batch["z1"],
+        batch["t"],
+        batch["clean"],
+        batch["flow_weight"],
+        shift=shift,
+    )
+
+
+def test_the_flow_loss_reaches_the_encoder_only_when_asked_and_never_the_decoder() -> None:
+    for flow_gradient, reaches in (("detach", False), ("latent", True)):
+        objective = prior_objective(mode="joint", loss={"flow_gradient": flow_gradient})
+        found = gradients(objective, objective(batch_of(objective, rows()))["flow"])
+        touched = {name for name, gradient in found.items() if gradient.abs().max() > 0}
+        assert any(name.startswith("prior.") for name in touched)
+        assert any(name.startswith("vae.encoder") for name in touched) == reaches
+        assert not any(name.startswith(("vae.decoder", "vae.token_out")) for name in touched)
+
+
+def test_reference_and_entropy_move_the_encoder_alone() -> None:
+    objective = prior_objective(mode="joint")
+    terms = objective(batch_of(objective, rows()))
+    for name in ("reference", "negative_entropy"):
+        touched = {n for n, g in gradients(objective, terms[name]).items() if g.abs().max() > 0}
+        assert touched
+        assert not any(n.startswith(("prior.", "vae.decoder", "vae.token_out")) for n in touched)
+
+
+def test_the_vae_rests_outside_the_moving_part_of_a_cycle() -> None:
+    objective = prior_objective(mode="joint", joint={"cycle": 5, "moving": 2})
+    for step in range(10):
+        loss = objective(batch_of(objective, rows(), step))["loss"]
+        found = gradients(objective, loss)
+        moved = any(g.abs().max() > 0 for n, g in found.items() if n.startswith("vae."))
+        assert moved == (step % 5 < 2)
+
+
+def test_padding_changes_neither_loss_nor_gradients() -> None:
+    objective: Any = prior_objective(mode="joint")
+    data = rows()
+    other = rows()
+    other.tokens[-1, -3:] = (other.tokens[-1, -3:] + 1) % VAE.vocab_size
+    first, second = batch_of(objective, data), batch_of(objective, other)
+    for name in ("reconstruction", "reference", "negative_entropy", "mask"):
+        assert_close({name: objective(first)[name]}, {name: objective(second)[name]})
