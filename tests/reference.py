@@ -13,21 +13,9 @@ from torch import Tensor
 
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from tests.bench.plain_train import forward as prior_forward
+from tests.training.brute_force import linear, norm
 
 Weights = Mapping[str, Tensor]
-
-
-def norm(x: Tensor, eps: float, w: Weights | None = None, name: str = "") -> Tensor:
-    """LayerNorm, written out."""
-    centred = x - x.mean(-1, keepdim=True)
-    out = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
-    return out if w is None else out * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-
-def linear(x: Tensor, w: Weights, name: str) -> Tensor:
-    """x W^T + b."""
-    out = x @ w[f"{name}.weight"].T
-    return out + w[f"{name}.bias"] if f"{name}.bias" in w else out
 
 
 def vae_block(x: Tensor, w: Weights, name: str, config: TextVAEConfig) -> Tensor:

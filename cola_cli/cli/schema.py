@@ -32,5 +32,18 @@ def schema(
 
 def _models() -> dict[str, Any]:
     from cola_cli.artifacts import Manifest, PartRecord
+    from cola_cli.settings.encode import EncodeSettings
+    from cola_cli.settings.prior import PriorSettings
+    from cola_cli.settings.sample import SampleSettings
+    from cola_cli.settings.tokenize import TokenizeSettings
+    from cola_cli.settings.vae import VAESettings
 
-    return {"manifest": Manifest, "part": PartRecord}
+    return {
+        "manifest": Manifest,
+        "part": PartRecord,
+        "tokenize": TokenizeSettings,
+        "vae": VAESettings,
+        "encode": EncodeSettings,
+        "prior": PriorSettings,
+        "sample": SampleSettings,
+    }

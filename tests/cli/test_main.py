@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_sql_reads_manifests_as_tables(cola: Run, tmp_path: Path) -> None:
     query = "select count(*) as n from tokens.files"
     assert cola("sql", query, "tokens").stdout.split() == ["n", "7"]
     assert cola("sql", "select oops", "tokens", expect=2).stderr.startswith("cola: error: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest", "part", "tokenize", "vae", "encode", "prior", "sample"]
+)
+def test_schemas_are_json_schemas_of_closed_objects(cola: Run, name: str) -> None:
+    schema = json.loads(cola("schema", name).stdout)
+    assert schema["type"] == "object"
+    assert schema["additionalProperties"] is False
+
+
+def test_an_unknown_schema_suggests_the_nearest(cola: Run) -> None:
+    assert "Did you mean manifest?" in cola("schema", "manifst", expect=2).stderr
 
 
 def test_a_directory_that_is_no_artifact_is_bad_input(cola: Run, tmp_path: Path) -> None:
