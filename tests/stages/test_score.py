@@ -1,0 +1,59 @@
+"""`cola score` and `cola diagnose vae` as commands, on real artifacts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from tests.stages.test_sample import model  # noqa: F401  (a fixture)
+
+QUICK = ("--steps", 2, "--quiet", "--json")
+
+
+@pytest.fixture
+def prior(model: Path) -> Path:  # noqa: F811
+    return model
+
+
+def test_a_text_gets_bounds_and_terms_of_every_token(cola: Run, prior: Path) -> None:
+    found = json.loads(cola("score", prior, "--text", "the cat sat", "--draws", 3, *QUICK).stdout)
+    (row,) = found["scores"]
+    assert found["tokens"] == row["tokens"] == len(row["latents"])
+    assert found["iwae"] >= found["elbo"]
+    assert "".join(latent["text"] for latent in row["latents"]) == "the cat sat"
+    again = cola("score", prior, "--text", "the cat sat", "--draws", 3, *QUICK).stdout
+    assert json.loads(again) == found
+
+
+def test_a_file_of_texts_and_a_response_are_scored(cola: Run, tmp_path: Path, prior: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "the cat"}\n{"text": "a dog ran"}\n')
+    found = json.loads(cola("score", prior, "--file", "t.jsonl", *QUICK).stdout)
+    assert found["texts"] == 2
+    assert found["elbo"] == pytest.approx(sum(row["elbo"] for row in found["scores"]))
+    answered = cola("score", prior, "--prefix", "the cat", "--text", " sat", *QUICK)
+    assert "elbo" in json.loads(answered.stdout)["scores"][0]
+
+
+def test_wrong_uses_of_score_are_named(cola: Run, tmp_path: Path, prior: Path) -> None:
+    assert "either --text" in cola("score", prior, expect=2).stderr
+    assert "unknown" in cola("score", prior, "--text", "a", "--divergence", "x", expect=2).stderr
+    (tmp_path / "t.jsonl").write_text('{"body": "the cat"}\n')
+    result = cola("score", prior, "--file", "t.jsonl", *QUICK, expect=4)
+    assert "t.jsonl, line 1 has no text" in result.stderr
+
+
+def test_a_vae_is_diagnosed_with_a_plot(cola: Run, tmp_path: Path, made: Path) -> None:
+    arguments = ("diagnose", "vae", made / "vae", "--tokens", made / "tokens")
+    found = json.loads(cola(*arguments, "--plot", "noise.svg", "--json").stdout)
+    assert 0 < found["accuracy"] <= 1
+    assert len(found["kl_per_channel"]) == 8
+    assert (tmp_path / "noise.svg").read_text().startswith("<svg")
+    assert "active channels" in cola(*arguments).stdout
+
+
+def test_an_artifact_without_a_vae_cannot_be_diagnosed(cola: Run, made: Path) -> None:
+    tokens = made / "tokens"
+    assert "holds no VAE" in cola("diagnose", "vae", tokens, "--tokens", tokens, expect=4).stderr
