@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
-# One thread: tests run beside one another, and the kill tests compare bytes.
+from cola_cli.artifacts.files import sha256_file
+from cola_cli.runtime import prepare_torch
+
+# Tests compare the bytes of networks trained in this process and in others: the same threads and the same
+# rounding everywhere, decided before anything imports torch. One thread, as tests run beside one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+prepare_torch()
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -37,3 +42,12 @@ def cola(tmp_path: Path) -> Run:
         return result
 
     return run
+
+
+def content(directory: Path) -> dict[str, str]:
+    """The digest of every file of an artifact but those that hold times, and the lock."""
+    return {
+        path.relative_to(directory).as_posix(): sha256_file(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name not in ("manifest.json", "metrics.parquet", ".lock")
+    }

@@ -56,6 +56,7 @@ for part, entries in (("cola_vae", 133), ("cola_dit", 470)):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("memory")
 @pytest.mark.timeout(900)
 def test_the_paper_sized_pair_is_imported_and_exported_byte_for_byte(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,20 +101,3 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_vae(tokens, folder / "vae", vae_settings(), Silent(), "cpu")
     encode(tokens, folder / "vae", folder / "latents", EncodeSettings(), Silent(), "cpu")
     return folder
-
-
-Contents = Callable[[Path], dict[str, bytes]]
-
-
-@pytest.fixture
-def contents() -> Contents:
-    """Every file of an artifact but what holds times."""
-
-    def read(path: Path) -> dict[str, bytes]:
-        return {
-            str(file.relative_to(path)): file.read_bytes()
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and file.name not in ("manifest.json", "metrics.parquet", ".lock")
-        }
-
-    return read

@@ -21,8 +21,8 @@ from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train_vae import train_vae
 from cola_cli.training.networks import load_vae
-from tests.conftest import cola_command
-from tests.stages.conftest import SEQ_LEN, Contents, make_tokens, vae_settings
+from tests.conftest import cola_command, content
+from tests.stages.conftest import SEQ_LEN, make_tokens, vae_settings
 from tests.stages.killing import assert_same_manifest, kill_until_done
 
 
@@ -34,7 +34,7 @@ def run_encode(made: Path, output: Path, **options: object) -> dict[str, object]
 
 @pytest.mark.slow
 def test_killed_again_and_again_the_latents_are_the_same_to_the_byte(
-    made: Path, tmp_path: Path, contents: Contents
+    made: Path, tmp_path: Path
 ) -> None:
     tokens = make_tokens(tmp_path, documents=12_000)
     train_vae(tokens, tmp_path / "vae", vae_settings(steps=8), Silent(), "cpu")
@@ -43,7 +43,7 @@ def test_killed_again_and_again_the_latents_are_the_same_to_the_byte(
     command += ["-o", str(tmp_path / "killed")]
     codes = kill_until_done(command, "thread", kills=5, span=0.5, seed=2)
     assert codes.count(-signal.SIGKILL) >= 2
-    assert contents(tmp_path / "killed") == contents(tmp_path / "quiet")
+    assert content(tmp_path / "killed") == content(tmp_path / "quiet")
     assert_same_manifest(tmp_path / "killed", tmp_path / "quiet")
 
 
@@ -93,9 +93,7 @@ def test_latents_are_fixed_size_half_precision_with_their_shape_beside(made: Pat
         assert schema.field(name).type.byte_width == 2 * SEQ_LEN * 8
 
 
-def test_shards_made_apart_and_merged_equal_one_run(
-    made: Path, tmp_path: Path, contents: Contents
-) -> None:
+def test_shards_made_apart_and_merged_equal_one_run(made: Path, tmp_path: Path) -> None:
     command = ["encode", made / "tokens", "--vae", made / "vae", "--device", "cpu"]
     shards = [
         subprocess.Popen(
@@ -108,7 +106,7 @@ def test_shards_made_apart_and_merged_equal_one_run(
     with pytest.raises(InputError, match="not finished"):
         Artifact.open(tmp_path / "out", "latents")
     run_encode(made, tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(made / "latents")
+    assert content(tmp_path / "out") == content(made / "latents")
     assert_same_manifest(tmp_path / "out", made / "latents")
 
 
@@ -129,6 +127,7 @@ def test_a_flipped_byte_in_the_tokens_is_named(made: Path, tmp_path: Path) -> No
         encode(tokens, train_on, tmp_path / "out", EncodeSettings(), Silent(), "cpu")
 
 
+@pytest.mark.xdist_group("memory")
 @pytest.mark.slow
 def test_ten_times_the_corpus_takes_no_more_memory(made: Path, tmp_path: Path) -> None:
     code = (

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.stages.conftest import Contents, assignments, prior_settings, vae_settings
+from tests.conftest import content
+from tests.stages.conftest import assignments, prior_settings, vae_settings
 
 # AdamW divides by the gradient's size: a tiny eps would make a whole step of the rounding error in a
 # gradient that is zero in exact arithmetic.
@@ -86,7 +87,7 @@ def test_a_checkpoint_of_two_processes_resumes_on_one(made: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_encode_as_one_does(made: Path, tmp_path: Path, contents: Contents) -> None:
+def test_two_processes_encode_as_one_does(made: Path, tmp_path: Path) -> None:
     command = ["encode", str(made / "tokens"), "--vae", str(made / "vae")]
     run(2, [*command, "-o", str(tmp_path / "two")], tmp_path)
-    assert contents(tmp_path / "two") == contents(made / "latents")
+    assert content(tmp_path / "two") == content(made / "latents")

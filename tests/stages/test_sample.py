@@ -20,8 +20,8 @@ from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.stages.sample import read_samples
 from cola_cli.training.networks import write_network
-from tests.conftest import Run, cola_command
-from tests.stages.test_tokenize import WORDS, content
+from tests.conftest import Run, cola_command, content
+from tests.stages.test_tokenize import WORDS
 
 CONTEXT = 64
 

@@ -15,7 +15,7 @@ import pytest
 
 from cola_cli.artifacts import Artifact
 from cola_cli.corpus.tokenizer import load_tokenizer
-from tests.conftest import Run, cola_command
+from tests.conftest import Run, cola_command, content
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "slept"]
 
@@ -38,15 +38,6 @@ def make_corpus(folder: Path, documents: int = 600, seed: int = 0) -> Path:
 
 SMALL = ("--vocab-size", 320, "--seq-len", 32, "--validation-fraction", 0.1)
 PARTS = ("--set", "part_bytes=20000")
-
-
-def content(directory: Path) -> dict[str, bytes]:
-    """The bytes of every file but the manifest and the lock."""
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in ("manifest.json", ".lock")
-    }
 
 
 def test_no_token_is_lost_and_the_statistics_are_true(cola: Run, tmp_path: Path) -> None:
@@ -158,7 +149,7 @@ def test_a_given_tokenizer_is_used(cola: Run, tmp_path: Path) -> None:
     cola("tokenize", "corpus", "-o", "first", *SMALL)
     given = tmp_path / "first/tokenizer.json"
     cola("tokenize", "corpus", "-o", "second", "--tokenizer", given, "--seq-len", 32)
-    assert content(tmp_path / "second")["tokenizer.json"] == given.read_bytes()
+    assert (tmp_path / "second/tokenizer.json").read_bytes() == given.read_bytes()
     result = cola(
         "tokenize", "corpus", "-o", "x", "--tokenizer", given, "--vocab-size", 999, expect=2
     )

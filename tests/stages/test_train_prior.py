@@ -18,15 +18,15 @@ from cola_cli.stages.encode import encode
 from cola_cli.stages.train_prior import plan_prior, train_prior
 from cola_cli.stages.train_vae import train_vae
 from cola_cli.training.networks import load_prior, load_vae
-from tests.conftest import Run
-from tests.stages.conftest import Contents, assignments, prior_settings, vae_settings
+from tests.conftest import Run, content
+from tests.stages.conftest import assignments, prior_settings, vae_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["frozen", "joint"])
 def test_killed_again_and_again_the_prior_is_the_same_to_the_byte(
-    made: Path, tmp_path: Path, contents: Contents, mode: str
+    made: Path, tmp_path: Path, mode: str
 ) -> None:
     settings = prior_settings(mode, steps=100, checkpoint_every=7, validate_every=50)
     train_prior(made / "latents", tmp_path / "quiet", settings, Silent(), None, "cpu")
@@ -34,7 +34,7 @@ def test_killed_again_and_again_the_prior_is_the_same_to_the_byte(
     command += ["--mode", mode, "--device", "cpu", *assignments(settings)]
     codes = kill_until_done(command, "matrix products", kills=5, span=0.8, seed=3)
     assert codes.count(-signal.SIGKILL) >= 2
-    assert contents(tmp_path / "killed") == contents(tmp_path / "quiet")
+    assert content(tmp_path / "killed") == content(tmp_path / "quiet")
     assert_same_metrics(tmp_path / "killed", tmp_path / "quiet")
     assert_same_manifest(tmp_path / "killed", tmp_path / "quiet")
 
@@ -150,6 +150,7 @@ def test_a_plan_counts_the_vae_in_joint_mode(made: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("memory")
 def test_the_planned_memory_is_within_15_percent_of_what_then_happens(
     made: Path, tmp_path: Path, cola: Run
 ) -> None:

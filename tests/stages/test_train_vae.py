@@ -16,22 +16,20 @@ from cola_cli.errors import ColaError, InputError, Interrupted, OutputConflict, 
 from cola_cli.reporting import Silent
 from cola_cli.stages.train_vae import train_vae
 from cola_cli.training.loop import Training
-from tests.conftest import Run, cola_command
-from tests.stages.conftest import SEQ_LEN, Contents, assignments, vae_settings
+from tests.conftest import Run, cola_command, content
+from tests.stages.conftest import SEQ_LEN, assignments, vae_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_the_vae_is_the_same_to_the_byte(
-    made: Path, tmp_path: Path, contents: Contents
-) -> None:
+def test_killed_again_and_again_the_vae_is_the_same_to_the_byte(made: Path, tmp_path: Path) -> None:
     settings = vae_settings(steps=150, checkpoint_every=7, validate_every=50)
     train_vae(made / "tokens", tmp_path / "quiet", settings, Silent(), "cpu")
     command = ["train", "vae", str(made / "tokens"), "-o", str(tmp_path / "killed")]
     command += [*assignments(settings), "--device", "cpu"]
     codes = kill_until_done(command, "matrix products", kills=5, span=0.8, seed=1)
     assert codes.count(-signal.SIGKILL) >= 2
-    assert contents(tmp_path / "killed") == contents(tmp_path / "quiet")
+    assert content(tmp_path / "killed") == content(tmp_path / "quiet")
     assert_same_metrics(tmp_path / "killed", tmp_path / "quiet")
     assert_same_manifest(tmp_path / "killed", tmp_path / "quiet")
 
@@ -102,7 +100,6 @@ def test_sizes_that_do_not_fit_are_named(made: Path, tmp_path: Path) -> None:
 def test_a_signal_saves_and_the_next_run_goes_on_exactly(
     made: Path,
     tmp_path: Path,
-    contents: Contents,
     monkeypatch: pytest.MonkeyPatch,
     phase: str,
 ) -> None:
@@ -124,7 +121,7 @@ def test_a_signal_saves_and_the_next_run_goes_on_exactly(
     assert stop.value.exit_code == 143
     monkeypatch.undo()
     train_vae(made / "tokens", tmp_path / "stopped", settings, Silent(), "cpu")
-    assert contents(tmp_path / "stopped") == contents(tmp_path / "quiet")
+    assert content(tmp_path / "stopped") == content(tmp_path / "quiet")
     assert_same_metrics(tmp_path / "stopped", tmp_path / "quiet")
 
 
