@@ -24,6 +24,8 @@ PACKED = (".gz", ".zst")
 DOCUMENT_LIMIT = 256 << 20  # bytes of one document or line
 READ_BYTES = 1 << 20
 PARQUET_ROWS = 256
+# Of packed zstd data at a time: it can grow 32,768-fold, and comes out all at once.
+ZSTD_BYTES = 1 << 10
 
 DocumentRule = Literal["blank-line", "file"]
 
@@ -126,7 +128,7 @@ class _ZstdStream(io.RawIOBase):
 
         while not self._ready:
             if not self._packed:
-                self._packed = self._raw.read(1 << 16)
+                self._packed = self._raw.read(ZSTD_BYTES)
             if not self._packed:
                 if self._frame is not None:
                     raise EOFError("the compressed data ends too early")

@@ -155,7 +155,8 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     artifact = Artifact.open(path, "samples")
     for part in artifact.parts:
         data = zstandard.ZstdDecompressor().decompress(artifact.part_file(part.index).read_bytes())
-        for line in data.decode().splitlines():
+        # at newlines alone: generated text may hold the other characters that splitlines() cuts at
+        for line in data.decode().removesuffix("\n").split("\n"):
             yield json.loads(line)
 
 

@@ -136,6 +136,19 @@ def test_an_endless_line_is_an_error_before_it_fills_the_memory(
             list(read_documents(path, "text", rule))
 
 
+def test_a_zstd_bomb_is_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.txt.zst"
+    path.write_bytes(zstandard.compress(bytes(400 << 20), level=19))
+    assert path.stat().st_size < 100_000
+    with path.open("rb") as raw:
+        stream = documents._ZstdStream(raw)
+        largest = 0
+        while stream.readinto(bytearray(1)):
+            largest = max(largest, len(stream._ready))
+            stream._ready = b""
+    assert largest <= 33 << 20
+
+
 def test_unknown_names_and_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names no corpus file"):
         find_files([str(tmp_path / "*.txt")])

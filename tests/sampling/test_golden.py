@@ -99,7 +99,10 @@ def test_generations_of_a_clean_process(run: dict[str, Any], together: bool) -> 
         compat="released" if released else "none",
     )
     assert [g.ids for g in found] == run["generated_ids"]
-    torch.testing.assert_close(torch.stack([g.latents for g in found]), latents, **LATENTS)
+    # where inputs are rounded to bf16, a last digit of float32 can move one of them by a whole bf16 step
+    tolerance = 1e-3 if released else LATENTS["atol"]
+    found_latents = torch.stack([g.latents for g in found])
+    torch.testing.assert_close(found_latents, latents, atol=tolerance, rtol=0.0)
 
 
 def test_the_released_budget_counts_whole_blocks_with_the_prompts_part() -> None:
@@ -141,6 +144,24 @@ def test_the_released_loop_keeps_what_follows_the_end_token_and_cola_cuts_before
     assert kept.finish == "stop"
     assert stop["eos_token_id"] in kept.ids
     assert len(kept.latents) == stop["blocks_run"]
+
+
+def test_a_prompt_in_the_released_chat_wrapping() -> None:
+    recorded = golden.detail_document()["gen"]
+    chat = recorded["sft_run"]
+    start, user, assistant, newline, end = (
+        chat[f"{name}_token_id"] for name in ("im_start", "user", "assistant", "newline", "im_end")
+    )
+    prompt = recorded["prompts"][chat["prompt_index"]]
+    wrapped = [start, user, newline, *prompt, end, newline, start, assistant, newline]
+    found = golden.detail_model().generate_ids(
+        [wrapped],
+        max_new_tokens=None,
+        noise=golden.detail()["gen/noise"][:1],
+        pad_id=recorded["pad_id"],
+    )[0]
+    assert found.ids == chat["generated_ids"]
+    torch.testing.assert_close(found.latents, golden.detail()["gen/sft/latents"][0], **LATENTS)
 
 
 def test_the_released_noise_of_an_item_and_block() -> None:

@@ -121,6 +121,22 @@ def test_a_thousand_prompts_killed_twice_come_out_once_in_order_and_the_same(
     assert cola("verify", "killed").returncode == 0
 
 
+def test_any_character_a_model_may_write_survives_the_artifact(
+    cola: Run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cola_cli.corpus.tokenizer import TextTokenizer
+    from cola_cli.reporting import Silent
+    from cola_cli.sampling.prompts import given_prompts
+    from cola_cli.settings.sample import SampleSettings
+    from cola_cli.stages.sample import sample_to_artifact
+
+    awkward = "line\u2028paragraph\u2029next\x85page\x0c end\r\n"
+    monkeypatch.setattr(TextTokenizer, "decode", lambda *_: awkward)
+    settings = SampleSettings(max_new_tokens=2, steps=1)
+    sample_to_artifact(model, given_prompts(["a", "b"]), tmp_path / "s", settings, Silent(), "cpu")
+    assert [row["text"] for row in read_samples(tmp_path / "s")] == [awkward, awkward]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_keeps_what_is_finished(
     tmp_path: Path, model: Path, number: signal.Signals, code: int
