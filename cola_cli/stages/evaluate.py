@@ -1,0 +1,230 @@
+"""Stage `eval`: answer the items of a benchmark into an artifact that resumes, scored item by item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cola_cli.artifacts import Artifact, Identity, Output, Writer
+from cola_cli.artifacts.artifact import file_digest, text_digest
+from cola_cli.errors import InputError
+from cola_cli.evaluation.figures import Figures, figures, paired_difference
+from cola_cli.evaluation.scoring import Item, Verdict, require_task, score
+from cola_cli.evaluation.tasks import Question
+from cola_cli.reporting import Reporter
+from cola_cli.runtime import describe_environment, prepare_torch
+from cola_cli.sampling.prompts import Prompt
+from cola_cli.settings import result_settings
+from cola_cli.settings.evaluate import EvaluateSettings
+from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.sample import Sample, encoded_prompt, open_model, sample_stream
+from cola_cli.stages.sample import model_fingerprint as fingerprint_of
+
+if TYPE_CHECKING:
+    from cola_cli.model import Cola
+
+STAGE = "eval"
+SUFFIX = ".jsonl.zst"
+
+
+def run_evaluation(
+    model_path: Path,
+    task: str,
+    questions: Sequence[Question],
+    data: Path,
+    output_path: Path,
+    settings: EvaluateSettings,
+    reporter: Reporter,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Answer all questions into an evaluation artifact, going on after what an earlier run finished.
+
+    `data` is the file that the questions were made from. Raises UsageError for an unknown task, InputError
+    naming the prompt that the model has no room for.
+    """
+    require_task(task)
+    asked = [[q.id, q.prompt, q.ground_truth, list(q.choices)] for q in questions]
+    inputs = {
+        "model": fingerprint_of(model_path),
+        "data": file_digest(data),
+        "prompts": text_digest(json.dumps(asked)),
+    }
+    identity = Identity(
+        stage=STAGE, settings={"task": task} | result_settings(settings), inputs=inputs
+    )
+    output = Output.open(
+        output_path, "evaluation", identity, settings.model_dump(mode="json"), overwrite
+    )
+    if output.up_to_date:
+        return up_to_date(output)
+    chosen = prepare_torch(threads)
+    with output.writing(describe_environment(chosen) | {"device": device}) as writer:
+        model = open_model(model_path, settings, device)
+        prompts = [_fitted(model, question, settings) for question in questions]
+        common = {
+            "task": task,
+            "steps": settings.steps,
+            "guidance": settings.guidance,
+            "temperature": settings.temperature,
+            "seed": settings.seed,
+            "dtype": str(model.prior.latent_in.weight.dtype).removeprefix("torch."),
+            "model": inputs["model"],
+            "data_sha256": inputs["data"],
+        }
+        _answer_missing(writer, model, questions, prompts, settings, reporter, common)
+        statistics = _statistics(task, read_parts(writer))
+        writer.finish(statistics)
+    return Outcome(output_path, True, statistics)
+
+
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """The rows of an evaluation artifact, in the order of its items."""
+    artifact = Artifact.open(path, "evaluation")
+    return [row for part in artifact.parts for row in _read_rows(artifact.part_file(part.index))]
+
+
+def read_parts(writer: Writer) -> list[dict[str, Any]]:
+    """The rows that are written so far."""
+    files = [writer.path / writer.parts[index].file for index in sorted(writer.parts)]
+    return [row for file in files for row in _read_rows(file)]
+
+
+def evaluation_figures(rows: Sequence[dict[str, Any]]) -> Figures:
+    """The honest figures of the rows of one evaluation."""
+    items = [Item(r["generate"], r["ground_truth"], tuple(r["choices"])) for r in rows]
+    return figures(items, [Verdict(row["correct"], row["option"]) for row in rows])
+
+
+def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """A row of figures for every artifact, with its paired difference from the first of the same task.
+
+    `difference` is this accuracy less that one, over the same prompts, with its 95 % interval; None for the
+    first. Raises InputError when two of a task did not answer the same prompts.
+    """
+    first: dict[str, tuple[Path, list[dict[str, Any]]]] = {}
+    found = []
+    for path in paths:
+        rows = read_answers(path)
+        task = rows[0]["task"]
+        before_path, before = first.setdefault(task, (path, rows))
+        compared: tuple[float | None, ...] = (None, None, None)
+        if before_path != path:
+            if _asked(before) != _asked(rows):
+                raise InputError(
+                    f"{before_path} and {path} did not answer the same prompts, so they cannot be"
+                    " compared item by item.",
+                    "Run both with the same task, data, template and limit.",
+                )
+            compared = paired_difference(
+                [row["correct"] for row in before], [row["correct"] for row in rows]
+            )
+        names = ("difference", "difference_low", "difference_high")
+        found.append(
+            {"artifact": str(path), "task": task}
+            | evaluation_figures(rows).as_dict()
+            | dict(zip(names, compared, strict=True))
+        )
+    return found
+
+
+def _asked(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(row["id"], row["prompt_sha256"]) for row in rows]
+
+
+def _fitted(model: Cola, question: Question, settings: EvaluateSettings) -> Prompt:
+    prompt = Prompt(question.id, question.prompt, question.place)
+    room = None if model.context is None else model.context - settings.max_new_tokens
+    tokenizer = model.require_tokenizer()
+    ids = tokenizer.encode(prompt.text) if settings.cut_prompts and room is not None else []
+    if room is None or len(ids) <= room:
+        encoded_prompt(model, prompt)
+        return prompt
+    if room < 1:
+        raise InputError(
+            f"the model's context of {model.context} tokens has no room for a prompt beside"
+            f" {settings.max_new_tokens} new tokens.",
+            "Use --set max_new_tokens=N with a smaller N.",
+        )
+    kept = room
+    text = tokenizer.decode(ids[-kept:])
+    while len(tokenizer.encode(text)) > room:  # text cut within a word may encode to more tokens
+        kept -= 1
+        text = tokenizer.decode(ids[-kept:])
+    return Prompt(prompt.id, text, prompt.place)
+
+
+def _answer_missing(
+    writer: Writer,
+    model: Cola,
+    questions: Sequence[Question],
+    prompts: Sequence[Prompt],
+    settings: EvaluateSettings,
+    reporter: Reporter,
+    common: dict[str, Any],
+) -> None:
+    size = settings.items_per_part
+    members = {
+        index: range(index * size, min(len(questions), (index + 1) * size))
+        for index in range(-(-len(questions) // size))
+        if index not in writer.parts
+    }
+    items = [item for index in members for item in members[index]]
+    reporter.start("answer", len(questions), "items", done=len(questions) - len(items))
+    done: dict[int, dict[str, Any]] = {}
+    # Item numbers stay those of the whole list, so that a resumed run draws the same noise.
+    numbered = ((item, prompts[item]) for item in items)
+    for sample in sample_stream(model, numbered, settings, reporter):
+        if sample.finish == "running":
+            continue
+        done[sample.item] = _row(questions[sample.item], sample, common)
+        reporter.advance(1)
+        index = sample.item // size
+        if all(item in done for item in members[index]):
+            _write_part(writer, index, [done.pop(item) for item in members[index]])
+    reporter.stop()
+
+
+def _row(question: Question, sample: Sample, common: dict[str, Any]) -> dict[str, Any]:
+    item = Item(sample.text, question.ground_truth, question.choices)
+    verdict = score(common["task"], item)
+    return {
+        "id": question.id,
+        "prompt": question.prompt,
+        "ground_truth": question.ground_truth,
+        "choices": list(question.choices),
+        "generate": sample.text,
+        "correct": verdict.correct,
+        "option": verdict.option,
+        "tokens": sample.tokens,
+        "finish": sample.finish,
+        "cut": sample.prompt.text != question.prompt,
+        "prompt_sha256": text_digest(question.prompt),
+        **common,
+    }
+
+
+def _write_part(writer: Writer, index: int, rows: list[dict[str, Any]]) -> None:
+    import zstandard
+
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with writer.part(index, suffix=SUFFIX) as part:
+        part.path.write_bytes(zstandard.ZstdCompressor(level=9).compress(lines.encode()))
+        part.rows = len(rows)
+        part.tokens = sum(row["tokens"] for row in rows)
+
+
+def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    import zstandard
+
+    data = zstandard.ZstdDecompressor().decompress(file.read_bytes())
+    # Not splitlines: texts may hold other line breaks that JSON leaves as they are.
+    yield from (json.loads(line) for line in data.decode().split("\n") if line)
+
+
+def _statistics(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    cut = sum(row["cut"] for row in rows)
+    return {"task": task} | evaluation_figures(rows).as_dict() | {"cut_prompts": cut}
