@@ -14,16 +14,18 @@ settings=${SETTINGS:-} # a TOML file laid over the preset
 
 cola=${COLA:-.venv/bin/cola} # the command to run
 [ -n "${COLA:-}" ] || bash pipelines/setup.sh
+cutting=()
 if [ -z "${CORPUS:-}" ]; then
     bash pipelines/corpus.sh
     CORPUS=downloads/sotu
+    cutting=(--documents file) # a file is an address
 fi
 options=(--preset "$preset")
 [ -z "$settings" ] || options+=(--config "$settings")
 
 # CORPUS may hold several names or a pattern
 # shellcheck disable=SC2086
-"$cola" tokenize $CORPUS -o "$run/tokens" "${options[@]}"
+"$cola" tokenize $CORPUS -o "$run/tokens" "${options[@]}" "${cutting[@]}"
 "$cola" train vae "$run/tokens" -o "$run/vae" "${options[@]}"
 "$cola" encode "$run/tokens" --vae "$run/vae" -o "$run/latents" "${options[@]}"
 "$cola" train prior "$run/latents" -o "$run/prior" "${options[@]}"

@@ -166,6 +166,16 @@ def test_block_causal_masks_of_the_first_fixture_exactly() -> None:
     assert torch.equal(block_causal_mask(4, 16, 4).long(), expected["mask.1"].long())
 
 
+def test_the_noisy_rows_of_the_mask_alone() -> None:
+    case, expected = golden.detail_document()["mask_2l"][4], golden.detail()["mask_2l/4"]
+    row, column = 0, 0
+    for length, block in zip(case["seq_lens"], case["block_sizes"], strict=True):
+        own = expected[row : row + length, column : column + 2 * length]
+        kept = torch.cat((torch.arange(length - block), torch.arange(length, 2 * length)))
+        assert torch.equal(clean_and_noisy_mask(length, block)[-length:], own[:, kept].bool())
+        row, column = row + length, column + 2 * length
+
+
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_clean_and_noisy_masks_exactly_but_for_the_last_clean_block(index: int) -> None:
     """The released layout keeps the clean copy's last block, which nobody needs as a condition."""
