@@ -25,6 +25,12 @@ def install() -> None:
         signal.signal(number, _on_signal)
 
 
+def ignore() -> None:
+    """The command is over: a signal that comes now must not turn its exit code into a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def requested() -> int | None:
     """The number of the signal received, or None."""
     return _received

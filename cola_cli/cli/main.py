@@ -59,7 +59,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **options: Any) -> None:
         with errors_shown(bool(options.get("debug"))):
             interruption.install()
-            command(*args, **options)
+            try:
+                command(*args, **options)
+            finally:
+                interruption.ignore()
 
     return run
 

@@ -39,7 +39,7 @@ def kill_until_done(
         process.send_signal(signal.SIGTERM if turn % 3 == 2 else signal.SIGKILL)
         process.communicate()
         codes.append(process.returncode)
-        assert codes[-1] in (0, -signal.SIGKILL, 128 + signal.SIGTERM)
+        assert codes[-1] in (0, -signal.SIGKILL, 128 + signal.SIGTERM), codes
         if codes[-1] == 0:
             return codes
     last = subprocess.run(
