@@ -67,6 +67,25 @@ def prepare_torch(requested_threads: int | None = None) -> Threads:
     return threads
 
 
+def peak_memory() -> float:
+    """The most memory that this process has held so far, bytes.
+
+    Not `getrusage` where it can be helped: on Linux its peak begins with that of the process that started
+    this one.
+    """
+    try:
+        with open("/proc/self/status") as stream:
+            for line in stream:
+                if line.startswith("VmHWM:"):
+                    return float(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
 def describe_environment(threads: Threads) -> dict[str, str | int]:
     """What can change the last digit of a result; recorded in manifests."""
     import platform

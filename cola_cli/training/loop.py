@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from cola_cli import interruption
 from cola_cli.corpus.sequences import Sequences, Shuffled
 from cola_cli.errors import ColaError, Interrupted, UsageError
 from cola_cli.reporting import Reporter
+from cola_cli.runtime import peak_memory
 from cola_cli.settings.engine import Optimizer, Train
 from cola_cli.training import checkpoints, draws, flops, optimizers, schedule
 from cola_cli.training.distributed import World
@@ -312,8 +311,7 @@ class Training:
     def _memory(self) -> float:
         if self.world.device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self.world.device))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return float(peak if sys.platform == "darwin" else peak * 1024)
+        return peak_memory()
 
     # --- checkpoints, interruption ---
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.runtime import peak_memory
 from cola_cli.settings.engine import Optimizer, Train
 
 FLOAT = 4  # bytes
@@ -33,10 +32,7 @@ def machine(device: str, train: Train) -> Machine:
 
     chosen = pick_device(device)
     bf16 = train.precision == "bf16" or (train.precision == "auto" and chosen.type == "cuda")
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-    return Machine(str(chosen), bf16, 0.0 if chosen.type == "cuda" else float(held))
+    return Machine(str(chosen), bf16, 0.0 if chosen.type == "cuda" else peak_memory())
 
 
 def training_plan(
