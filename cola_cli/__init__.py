@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from cola_cli.version import __version__
 
 if TYPE_CHECKING:
-    from cola_cli.model import Cola, load
+    from cola_cli.model import Baseline, Cola, load, load_baseline
 
-__all__ = ["Cola", "__version__", "load"]
+__all__ = ["Baseline", "Cola", "__version__", "load", "load_baseline"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "Cola"):
+    if name in __all__:
         from cola_cli import model
 
         return getattr(model, name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,74 +18,55 @@ from cola_cli.models.attention import BlockCausal
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior, TextVAE
+from cola_cli.models.transformer import Transformer
+from cola_cli.sampling.autoregressive import AutoregressiveSampler
 from cola_cli.sampling.engine import Engine, Generation, Request
+from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
 from cola_cli.sampling.options import SamplingOptions
 
 BATCH_SIZE = 64
+BASELINES = ("autoregressive", "llada")  # kinds of artifacts
 
 
-class Cola:
-    """A Text VAE, a prior over its latents and, where the folder has one, a tokenizer.
+class Sampler(Protocol):
+    """What continues prompts."""
 
-    Attributes: vae, prior, tokenizer (or None), context (tokens of a training sequence, or None if unknown).
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
+        """Yield a request's generation so far, now and then and at its end; the last is not "running"."""
+        ...
+
+
+class LanguageModel(ABC):
+    """What can continue text: Cola DLM, or a baseline.
+
+    Attributes: tokenizer (or None), context (tokens of a training sequence, or None if unknown).
     """
 
-    def __init__(
-        self,
-        vae: TextVAE,
-        prior: Prior,
-        tokenizer: TextTokenizer | None,
-        context: int | None = None,
-    ) -> None:
-        self.vae, self.prior, self.tokenizer, self.context = vae, prior, tokenizer, context
+    def __init__(self, tokenizer: TextTokenizer | None, context: int | None) -> None:
+        self.tokenizer, self.context = tokenizer, context
+
+    @property
+    @abstractmethod
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks, the one that generates last."""
+
+    @abstractmethod
+    def sampler(self, options: SamplingOptions, batch_size: int, pad_id: int | None) -> Sampler:
+        """What continues prompts with these options. Raises ValueError for options without meaning here."""
+
+    @property
+    def _weight(self) -> Tensor:
+        return next(self.networks[-1].parameters())
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.prior.latent_in.weight.device
+        return self._weight.device
 
-    @torch.inference_mode()
-    def encode(self, ids: Tensor) -> Posterior:
-        """ids (B, L) int64 -> mean and log-variance (B, N, d), N = L / patch_size, as the VAE gives them.
-
-        The prior works on (mean - shifting_factor) * scaling_factor: see `vae.to_prior`.
-        Raises ValueError when L is no multiple of patch_size.
-        """
-        return self.vae.encode(ids.to(self.device))
-
-    @torch.inference_mode()
-    def decode(self, z: Tensor) -> Tensor:
-        """z (B, N, d) on the prior's scale -> logits (B, N * patch_size, vocab).
-
-        Latents go to the decoder as they are, as in the released code: scaling is not undone.
-        """
-        return self.vae.decode(z.to(self.device))
-
-    @torch.inference_mode()
-    def velocity(self, z_t: Tensor, t: float | Tensor, history: Tensor | None = None) -> Tensor:
-        """The conditional velocity dz/dt = E[z_1 - z_0 | z_t, history], (B, n, d).
-
-        z_t (B, n, d) may span several blocks, block-causal among themselves and after the clean history
-        (B, m, d), m a multiple of the block size. t in [0, 1], 0 clean and 1 noise: a float, (B,) or (B, n).
-        Raises ValueError for shapes that do not fit.
-        """
-        block = self.prior.config.block_size
-        batch, count = z_t.shape[:2]
-        past = 0 if history is None else history.shape[1]
-        if past % block:
-            raise ValueError(f"history has {past} latents, no multiple of the block size {block}")
-        times = torch.as_tensor(t, dtype=torch.float32, device=self.device)
-        if times.dim() == 1:
-            times = times.unsqueeze(1)
-        times = times.expand(batch, count)
-        z = z_t.to(self.device)
-        if history is not None:
-            z = torch.cat((history.to(z), z), dim=1)
-            times = torch.cat((times.new_zeros(batch, past), times), dim=1)
-        positions = torch.arange(past + count, device=self.device)
-        attend = BlockCausal(past + count, block, self.device)
-        modulation = self.prior.modulation(times)
-        return self.prior(z, modulation, self.prior.rotation(positions), attend)[:, past:]
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self._weight.dtype
 
     def generate(
         self,
@@ -142,7 +124,7 @@ class Cola:
         pad_id: int | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> Iterator[tuple[Request, Generation]]:
-        """Yield each request's generation so far, block by block; see `Engine.run`.
+        """Yield each request's generation so far, block by block; see `Sampler.run`.
 
         When memory runs out, what is unfinished starts again in batches of half the size, which `warn` is
         told; results do not depend on it. MemoryError is raised when a single prompt is too much.
@@ -160,8 +142,8 @@ class Cola:
 
         while True:
             try:
-                engine = Engine(self.vae, self.prior, options, batch_size, pad_id)
-                for request, generation in engine.run(taken()):
+                sampler = self.sampler(options, batch_size, pad_id)
+                for request, generation in sampler.run(taken()):
                     if generation.finish != "running":
                         del unfinished[request.item]
                     yield request, generation
@@ -185,6 +167,92 @@ class Cola:
         return self.tokenizer
 
 
+class Cola(LanguageModel):
+    """A Text VAE, a prior over its latents and, where the folder has one, a tokenizer."""
+
+    def __init__(
+        self,
+        vae: TextVAE,
+        prior: Prior,
+        tokenizer: TextTokenizer | None,
+        context: int | None = None,
+    ) -> None:
+        super().__init__(tokenizer, context)
+        self.vae, self.prior = vae, prior
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Text VAE and prior."""
+        return self.vae, self.prior
+
+    def sampler(self, options: SamplingOptions, batch_size: int, pad_id: int | None) -> Engine:
+        """The block-by-block engine."""
+        return Engine(self.vae, self.prior, options, batch_size, pad_id)
+
+    @torch.inference_mode()
+    def encode(self, ids: Tensor) -> Posterior:
+        """ids (B, L) int64 -> mean and log-variance (B, N, d), N = L / patch_size, as the VAE gives them.
+
+        The prior works on (mean - shifting_factor) * scaling_factor: see `vae.to_prior`.
+        Raises ValueError when L is no multiple of patch_size.
+        """
+        return self.vae.encode(ids.to(self.device))
+
+    @torch.inference_mode()
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, N, d) on the prior's scale -> logits (B, N * patch_size, vocab).
+
+        Latents go to the decoder as they are, as in the released code: scaling is not undone.
+        """
+        return self.vae.decode(z.to(self.device))
+
+    @torch.inference_mode()
+    def velocity(self, z_t: Tensor, t: float | Tensor, history: Tensor | None = None) -> Tensor:
+        """The conditional velocity dz/dt = E[z_1 - z_0 | z_t, history], (B, n, d).
+
+        z_t (B, n, d) may span several blocks, block-causal among themselves and after the clean history
+        (B, m, d), m a multiple of the block size. t in [0, 1], 0 clean and 1 noise: a float, (B,) or (B, n).
+        Raises ValueError for shapes that do not fit.
+        """
+        block = self.prior.config.block_size
+        batch, count = z_t.shape[:2]
+        past = 0 if history is None else history.shape[1]
+        if past % block:
+            raise ValueError(f"history has {past} latents, no multiple of the block size {block}")
+        times = torch.as_tensor(t, dtype=torch.float32, device=self.device)
+        if times.dim() == 1:
+            times = times.unsqueeze(1)
+        times = times.expand(batch, count)
+        z = z_t.to(self.device)
+        if history is not None:
+            z = torch.cat((history.to(z), z), dim=1)
+            times = torch.cat((times.new_zeros(batch, past), times), dim=1)
+        positions = torch.arange(past + count, device=self.device)
+        attend = BlockCausal(past + count, block, self.device)
+        modulation = self.prior.modulation(times)
+        return self.prior(z, modulation, self.prior.rotation(positions), attend)[:, past:]
+
+
+class Baseline(LanguageModel):
+    """A transformer over tokens, autoregressive (`network.config.causal`) or masked-diffusion."""
+
+    def __init__(
+        self, network: Transformer, tokenizer: TextTokenizer | None, context: int | None = None
+    ) -> None:
+        super().__init__(tokenizer, context)
+        self.network = network
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The transformer."""
+        return (self.network,)
+
+    def sampler(self, options: SamplingOptions, batch_size: int, pad_id: int | None) -> Sampler:
+        """Token by token, or masks filled in."""
+        kind = AutoregressiveSampler if self.network.config.causal else MaskedDiffusionSampler
+        return kind(self.network, options, batch_size)
+
+
 def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Cola:
     """Open a model: a prior artifact, the folder that holds `cola_dlm/`, or that folder itself.
 
@@ -200,9 +268,34 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
         model = _from_artifact(Artifact.open(folder, "prior"))
     else:
         model = _from_checkpoint(folder)
-    for network in (model.vae, model.prior):
+    for network in model.networks:
         _place(network, device, dtype)
     return model
+
+
+def load_baseline(
+    path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
+) -> Baseline:
+    """Open a baseline: an artifact of `cola train ar` or `cola train llada`; as `load` otherwise."""
+    from cola_cli.training.networks import load_transformer
+
+    artifact = Artifact.open(path)
+    if artifact.manifest.kind not in BASELINES:
+        raise InputError(
+            f"{path} is a {artifact.manifest.kind} artifact, no baseline.",
+            "Name what `cola train ar` or `cola train llada` made.",
+        )
+    context = artifact.manifest.statistics.get("seq_len")
+    baseline = Baseline(load_transformer(artifact), _tokenizer(artifact), context)
+    _place(baseline.network, device, dtype)
+    return baseline
+
+
+def load_any(path: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+    """Open whatever can continue text."""
+    if (path / "manifest.json").exists() and Artifact.open(path).manifest.kind in BASELINES:
+        return load_baseline(path, device, dtype)
+    return load(path, device, dtype)
 
 
 def read_configs(path: Path) -> tuple[TextVAEConfig, PriorConfig, int | None]:
@@ -221,11 +314,14 @@ def read_configs(path: Path) -> tuple[TextVAEConfig, PriorConfig, int | None]:
 def _from_artifact(artifact: Artifact) -> Cola:
     from cola_cli.training.networks import load_prior, load_vae
 
-    tokenizer = None
-    if artifact.has("tokenizer.json"):
-        tokenizer = load_tokenizer(artifact.file("tokenizer.json"))
     context = artifact.manifest.statistics.get("seq_len")
-    return Cola(load_vae(artifact), load_prior(artifact), tokenizer, context)
+    return Cola(load_vae(artifact), load_prior(artifact), _tokenizer(artifact), context)
+
+
+def _tokenizer(artifact: Artifact) -> TextTokenizer | None:
+    if not artifact.has("tokenizer.json"):
+        return None
+    return load_tokenizer(artifact.file("tokenizer.json"))
 
 
 def _from_checkpoint(folder: Path) -> Cola:

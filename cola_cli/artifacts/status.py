@@ -16,6 +16,8 @@ NEXT = {
     "vae": "cola encode TOKENS --vae {path} -o LATENTS",
     "latents": "cola train prior {path} -o PRIOR",
     "prior": 'cola sample {path} --prompt "..."',
+    "autoregressive": 'cola sample {path} --prompt "..."',
+    "llada": 'cola sample {path} --prompt "..."',
 }
 
 

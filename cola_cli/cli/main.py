@@ -12,6 +12,7 @@ from cola_cli import interruption
 from cola_cli.cli import (
     diagnose,
     encode,
+    eval_text,
     evaluate,
     export,
     import_,
@@ -83,9 +84,11 @@ for _command in (
 app.command("import")(guarded(import_.import_))
 
 
-training = typer.Typer(help="Train the Text VAE or the prior.", no_args_is_help=True)
+training = typer.Typer(help="Train the Text VAE, the prior, or a baseline.", no_args_is_help=True)
 training.command()(guarded(train.vae))
 training.command()(guarded(train.prior))
+training.command()(guarded(train.ar))
+training.command()(guarded(train.llada))
 app.add_typer(training, name="train")
 
 
@@ -99,6 +102,7 @@ app.add_typer(diagnosis, name="diagnose")
 evaluation = typer.Typer(help="The eight generative benchmarks.", no_args_is_help=True)
 evaluation.command()(guarded(evaluate.score))
 evaluation.command()(guarded(evaluate.words))
+evaluation.command()(guarded(eval_text.text))
 evaluation.command()(guarded(evaluate.run))
 evaluation.command()(guarded(evaluate.fetch))
 evaluation.command("table")(guarded(evaluate.compare))

@@ -194,7 +194,12 @@ def _to_stdout(
     model = open_model(path, settings, device)
     if watch and not json and sys.stdout.isatty():
         from cola_cli.cli.watch import watch_denoising
+        from cola_cli.model import Cola
 
+        if not isinstance(model, Cola):
+            raise UsageError(
+                "--watch shows latents being denoised; a baseline has none.", "Drop it."
+            )
         watch_denoising(model, prompts, settings)
         return
     samples = sample_stream(model, enumerate(prompts), settings, report)

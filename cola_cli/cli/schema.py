@@ -11,7 +11,10 @@ from cola_cli.cli import options
 
 def schema(
     name: Annotated[
-        str, typer.Argument(help="manifest, part, tokenize, vae, encode, prior or sample.")
+        str,
+        typer.Argument(
+            help="manifest, part, or the table of settings of a stage: tokenize, vae, prior ..."
+        ),
     ],
     debug: options.Debug = False,
 ) -> None:
@@ -32,7 +35,9 @@ def schema(
 
 def _models() -> dict[str, Any]:
     from cola_cli.artifacts import Manifest, PartRecord
+    from cola_cli.settings.baseline import BaselineSettings
     from cola_cli.settings.encode import EncodeSettings
+    from cola_cli.settings.evaluate import EvaluateSettings
     from cola_cli.settings.prior import PriorSettings
     from cola_cli.settings.sample import SampleSettings
     from cola_cli.settings.tokenize import TokenizeSettings
@@ -45,5 +50,7 @@ def _models() -> dict[str, Any]:
         "vae": VAESettings,
         "encode": EncodeSettings,
         "prior": PriorSettings,
+        "baseline": BaselineSettings,
         "sample": SampleSettings,
+        "eval": EvaluateSettings,
     }

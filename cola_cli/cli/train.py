@@ -1,4 +1,4 @@
-"""cola train: the Text VAE and the prior."""
+"""cola train: the Text VAE, the prior, and the baselines."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cola_cli.cli.console import print_json, print_result, reporter
 if TYPE_CHECKING:
     from cola_cli.settings import Settings
     from cola_cli.stages.outcome import Outcome
+    from cola_cli.stages.train_baseline import Baseline
 
 
 def vae(
@@ -94,6 +95,115 @@ def prior(
     show_outcome(outcome, json, PRIOR_FIGURES)
 
 
+Match = Annotated[
+    Path | None,
+    typer.Option(
+        "--match",
+        help="A prior to be matched to: width, depth for as many parameters, optimiser, steps, batches.",
+    ),
+]
+
+
+def ar(
+    tokens: Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")],
+    output: options.Output,
+    match: Match = None,
+    preset: options.Preset = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train the autoregressive baseline: a LLaMA-style transformer that predicts the next token.
+
+    Example: cola train ar runs/demo/tokens -o runs/demo/ar --match runs/demo/prior
+    """
+    _baseline(
+        "autoregressive", tokens, output, match, preset, config, set, device, threads, overwrite,
+        dry_run, json, quiet,
+    )  # fmt: skip
+
+
+def llada(
+    tokens: Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")],
+    output: options.Output,
+    match: Match = None,
+    preset: options.Preset = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train the masked-diffusion baseline (LLaDA): a bidirectional transformer that fills in masks.
+
+    Example: cola train llada runs/demo/tokens -o runs/demo/llada --match runs/demo/prior
+    """
+    _baseline(
+        "llada", tokens, output, match, preset, config, set, device, threads, overwrite,
+        dry_run, json, quiet,
+    )  # fmt: skip
+
+
+def _baseline(
+    kind: Baseline,
+    tokens: Path,
+    output: Path,
+    match: Path | None,
+    preset: str | None,
+    config: Path | None,
+    assignments: list[str] | None,
+    device: str,
+    threads: int | None,
+    overwrite: bool,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    from cola_cli.artifacts import Artifact
+    from cola_cli.settings import resolve
+    from cola_cli.settings.baseline import BaselineSettings
+    from cola_cli.stages import train_baseline as stage
+
+    recorded = (str(match), stage.matched_settings(match)) if match else None
+    settings = resolve(
+        BaselineSettings,
+        "baseline",
+        preset,
+        config,
+        os.environ,
+        assignments or (),
+        recorded=recorded,
+    )
+    matched: dict[str, Any] = {}
+    if match:
+        network = stage.model_config(kind, Artifact.open(tokens, "tokens"), settings)
+        matched = stage.match_report(match, network)
+    if dry_run:
+        plan = stage.plan_baseline(kind, tokens, settings, device) | matched
+        show_plan("baseline", settings, plan, json)
+        return
+    report = reporter(quiet or not leads())
+    if matched:
+        report.note(
+            f"{settings.model.layers} layers: {matched['core_parameters']:,} parameters between"
+            f" embedding and head, {matched['match_ratio']:.1%} of the prior's"
+        )
+    outcome = stage.train_baseline(
+        kind, tokens, output, settings, report, device, threads, overwrite
+    )
+    show_outcome(outcome, json, BASELINE_FIGURES)
+
+
 VAE_FIGURES = {
     "validation_reconstruction": "reconstruction loss, nats a token",
     "validation_accuracy": "tokens reconstructed from the posterior mean",
@@ -111,6 +221,13 @@ PRIOR_FIGURES = {
     "validation_accuracy": "tokens reconstructed from the posterior mean",
     "validation_drift": "mean squared drift of the latents",
     "validation_effective_rank": "effective rank of the latents",
+}
+
+
+BASELINE_FIGURES = {
+    "validation_loss": "loss, nats a token (llada: a bound)",
+    "validation_accuracy": "next tokens predicted",
+    "validation_accuracy_masked": "masked tokens predicted",
 }
 
 

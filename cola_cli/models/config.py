@@ -95,6 +95,65 @@ class PriorConfig:
         return self.layers * block + timestep + ends + 2 * dim + 2 * dim * (dim + 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Shape of the baselines' transformer over tokens (LLaMA style).
+
+    causal: next-token prediction; otherwise every token sees every other, and the embedding has one more
+    row for the mask token (LLaDA).
+    """
+
+    vocab_size: int
+    causal: bool
+    layers: int = 27
+    dim: int = 2048
+    ffn_dim: int = 8192
+    heads: int = 16
+    head_dim: int = 128
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "vocab_size", "layers", "dim", "ffn_dim", "heads", "head_dim")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even")
+
+    @property
+    def mask_token_id(self) -> int:
+        """The extra row of the embedding, for masked tokens."""
+        return self.vocab_size
+
+    def layer_parameter_count(self) -> int:
+        """Number of weights of one block."""
+        return (
+            4 * self.dim * self.heads * self.head_dim + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        )
+
+    def core_parameter_count(self) -> int:
+        """Number of weights between embedding and head, which the paper matches."""
+        return self.layers * self.layer_parameter_count() + self.dim
+
+    def parameter_count(self) -> int:
+        """Number of weights, embedding and head included."""
+        rows = 2 * self.vocab_size + (0 if self.causal else 1)
+        return self.core_parameter_count() + rows * self.dim
+
+
+def matched_sizes(prior: PriorConfig) -> dict[str, int]:
+    """Sizes of a baseline with the width of a prior, and the depth that comes nearest to its parameters.
+
+    27 layers at the paper's size (Cola DLM paper, capacity table).
+    """
+    sizes = {
+        "dim": prior.dim,
+        "ffn_dim": prior.expand_ratio * prior.dim,
+        "heads": prior.heads,
+        "head_dim": prior.head_dim,
+    }
+    layer = TransformerConfig(vocab_size=1, causal=True, **sizes).layer_parameter_count()
+    return sizes | {"layers": max(1, round(prior.parameter_count() / layer))}
+
+
 def _positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:

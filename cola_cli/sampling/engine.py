@@ -37,14 +37,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Generation:
-    """`ids`: the new tokens; `latents` (blocks, block_size, d): every generated block, pinned ones included.
+    """`ids`: the new tokens; `latents` (blocks, block_size, d): every generated block, pinned ones included
+    (none from a baseline).
 
     finish: `stop` (an end token), `length` (the budget) or `running` (more blocks follow). `text` is set
     where a tokenizer is at hand.
     """
 
     ids: list[int]
-    latents: Tensor
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
     finish: str = "length"
     text: str | None = None
 
@@ -419,8 +420,16 @@ class Engine:
         if self._released:
             stopped = any(token in options.stop_ids for token in row.ids[-self.block_tokens :])
             return replace(generation, finish="stop") if stopped else generation
-        ids = generation.ids[: options.max_new_tokens]
-        end = next((i for i, token in enumerate(ids) if token in options.stop_ids), None)
-        if end is not None:
-            return Generation(ids[:end], latents, "stop")
-        return replace(generation, ids=ids)
+        ended = cut(generation.ids, options)
+        finish = generation.finish if ended.finish == "running" else ended.finish
+        return Generation(ended.ids, latents, finish)
+
+
+def cut(ids: list[int], options: SamplingOptions) -> Generation:
+    """New tokens up to an end token or the budget, whichever comes first."""
+    kept = ids[: options.max_new_tokens]
+    end = next((i for i, token in enumerate(kept) if token in options.stop_ids), None)
+    if end is not None:
+        return Generation(kept[:end], finish="stop")
+    whole = options.max_new_tokens is not None and len(ids) >= options.max_new_tokens
+    return Generation(kept, finish="length" if whole else "running")

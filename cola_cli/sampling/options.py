@@ -17,6 +17,8 @@ class SamplingOptions:
     temperature: 0 is greedy. repetition_penalty: on tokens generated in earlier blocks.
     first_block: how a prompt that ends inside a block conditions it; repaint_times and repaint_fraction are
     the two parameters of partial repaint.
+    unmask_steps, unmask_block: of a masked-diffusion baseline; passes a continuation (0: one a token) and
+    tokens of a semi-autoregressive block (0: the whole continuation).
     compat: "released" imitates the released loop: timesteps rounded to bf16, budget counted in blocks with
     the re-decoded prompt, no cut at the end of text, noise seeded by item and block.
     """
@@ -36,6 +38,8 @@ class SamplingOptions:
     first_block: FirstBlock = "clean-repaint"
     repaint_times: int = 1
     repaint_fraction: float = 1.0
+    unmask_steps: int = 0
+    unmask_block: int = 0
     compat: Literal["none", "released"] = "none"
 
     def __post_init__(self) -> None:
@@ -62,6 +66,9 @@ class SamplingOptions:
             0 <= self.repaint_fraction <= 1,
             f"repaint_fraction must be in [0, 1], not {self.repaint_fraction}",
         )
+        for name in ("unmask_steps", "unmask_block"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, not {value}")
         if self.grid is not None:
             falling = all(a > b for a, b in zip(self.grid, self.grid[1:], strict=False))
             ends = len(self.grid) >= 2 and self.grid[0] == 1.0 and self.grid[-1] == 0.0

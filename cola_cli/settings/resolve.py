@@ -58,12 +58,14 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     assignments: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
+    recorded: tuple[str, Mapping[str, Any]] | None = None,
 ) -> _SettingsT:
     """The settings of one stage.
 
-    `assignments` are `name=value` texts of `--set`; `flags` maps dotted names to values of dedicated
-    flags (None: not given). Raises UsageError naming the setting and where it came from; an unknown name
-    is answered with the nearest known one.
+    `recorded` are settings of another artifact to start from, with its name. `assignments` are `name=value`
+    texts of `--set`; `flags` maps dotted names to values of dedicated flags (None: not given). Raises
+    UsageError naming the setting and where it came from; an unknown name is answered with the nearest
+    known one.
     """
     known = _known_names(model)
     values: dict[str, tuple[Any, str]] = {}
@@ -75,7 +77,8 @@ def resolve(
             )
         values[name] = (value, source)
 
-    for source, tree in _files(table, preset, config):
+    sources = [recorded] if recorded else []
+    for source, tree in [*sources, *_files(table, preset, config)]:
         for name, value in _leaves(tree, known):
             add(name, value, source)
     prefix = f"COLA_{table.upper()}__"

@@ -34,6 +34,9 @@ class SampleSettings(Settings):
     )
     repaint_times: int = 1
     repaint_fraction: float = 1.0
+    # Of LLaDA: passes a continuation (0: one a token), tokens of a semi-autoregressive block (0: all).
+    unmask_steps: int = Field(default=0, ge=0)
+    unmask_block: int = Field(default=0, ge=0)
     compat: Literal["none", "released"] = "none"
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
     items_per_part: int = Field(default=16, ge=1)

@@ -23,7 +23,7 @@ from cola_cli.stages.sample import Sample, encoded_prompt, open_model, sample_st
 from cola_cli.stages.sample import model_fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
-    from cola_cli.model import Cola
+    from cola_cli.model import LanguageModel
 
 STAGE = "eval"
 SUFFIX = ".jsonl.zst"
@@ -71,7 +71,7 @@ def run_evaluation(
             "guidance": settings.guidance,
             "temperature": settings.temperature,
             "seed": settings.seed,
-            "dtype": str(model.prior.latent_in.weight.dtype).removeprefix("torch."),
+            "dtype": str(model.dtype).removeprefix("torch."),
             "model": inputs["model"],
             "data_sha256": inputs["data"],
         }
@@ -135,7 +135,7 @@ def _asked(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(row["id"], row["prompt_sha256"]) for row in rows]
 
 
-def _fitted(model: Cola, question: Question, settings: EvaluateSettings) -> Prompt:
+def _fitted(model: LanguageModel, question: Question, settings: EvaluateSettings) -> Prompt:
     prompt = Prompt(question.id, question.prompt, question.place)
     room = None if model.context is None else model.context - settings.max_new_tokens
     tokenizer = model.require_tokenizer()
@@ -159,7 +159,7 @@ def _fitted(model: Cola, question: Question, settings: EvaluateSettings) -> Prom
 
 def _answer_missing(
     writer: Writer,
-    model: Cola,
+    model: LanguageModel,
     questions: Sequence[Question],
     prompts: Sequence[Prompt],
     settings: EvaluateSettings,

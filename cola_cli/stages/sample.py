@@ -19,10 +19,11 @@ from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
 
 if TYPE_CHECKING:
-    from cola_cli.model import Cola
+    from cola_cli.model import LanguageModel
     from cola_cli.sampling.engine import Request
 
 STAGE = "sample"
+MODELS = ("prior", "autoregressive", "llada")  # kinds of artifacts that can continue text
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,21 @@ class Sample:
         }
 
 
-def open_model(path: Path, settings: SampleSettings, device: str) -> Cola:
+def open_model(path: Path, settings: SampleSettings, device: str) -> LanguageModel:
     """Load the model for sampling; it must come with a tokenizer."""
     import torch
 
-    from cola_cli.model import load
+    from cola_cli.model import load_any
     from cola_cli.training.distributed import pick_device
 
     dtype = None if settings.dtype == "stored" else getattr(torch, settings.dtype)
-    model = load(path, str(pick_device(device)), dtype)
+    model = load_any(path, str(pick_device(device)), dtype)
     model.require_tokenizer()
     return model
 
 
 def sample_stream(
-    model: Cola,
+    model: LanguageModel,
     prompts: Iterable[tuple[int, Prompt]],
     settings: SampleSettings,
     reporter: Reporter,
@@ -91,7 +92,7 @@ def sample_stream(
             del by_item[request.item]
 
 
-def encoded_prompt(model: Cola, prompt: Prompt) -> list[int]:
+def encoded_prompt(model: LanguageModel, prompt: Prompt) -> list[int]:
     """The token ids of a prompt. Raises InputError naming its place when it cannot be used."""
     if not prompt.text:
         raise InputError(f"{prompt.place}: the prompt is empty.", "Give it some text.")
@@ -163,7 +164,13 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
 def model_fingerprint(path: Path) -> str:
     """What identifies a model: its artifact's fingerprint, or the digests of a checkpoint's files."""
     if (path / "manifest.json").exists():
-        return Artifact.open(path, "prior").manifest.fingerprint
+        artifact = Artifact.open(path)
+        if artifact.manifest.kind not in MODELS:
+            raise InputError(
+                f"{path} is a {artifact.manifest.kind} artifact, but a model is needed here.",
+                "Name what `cola train prior`, `ar` or `llada` made.",
+            )
+        return artifact.manifest.fingerprint
     if not path.is_dir():
         raise InputError(
             f"{path} is no directory.", "Name a prior artifact or a checkpoint folder."
@@ -174,6 +181,10 @@ def model_fingerprint(path: Path) -> str:
 
 def plan_sampling(path: Path, settings: SampleSettings) -> dict[str, int]:
     """Parameters, passes of the prior a block, and bytes of weights and caches. Loads no weights."""
+    if (path / "manifest.json").exists():
+        artifact = Artifact.open(path)
+        if artifact.manifest.kind in MODELS[1:]:
+            return _plan_baseline(artifact, settings)
     from cola_cli.flow.solvers import evaluation_times, uniform_grid
     from cola_cli.model import read_configs
 
@@ -193,9 +204,25 @@ def plan_sampling(path: Path, settings: SampleSettings) -> dict[str, int]:
     }
 
 
+def _plan_baseline(artifact: Artifact, settings: SampleSettings) -> dict[str, int]:
+    from cola_cli.training.networks import transformer_config
+
+    config = transformer_config(artifact)
+    width = 2 if settings.dtype == "bfloat16" else 4
+    positions = artifact.manifest.statistics["seq_len"] + settings.max_new_tokens
+    cache = 2 * config.layers * config.heads * config.head_dim if config.causal else 0
+    passes = settings.max_new_tokens if config.causal else settings.unmask_steps
+    return {
+        "parameters": config.parameter_count(),
+        "weight_bytes": width * config.parameter_count(),
+        "passes": passes or settings.max_new_tokens,
+        "cache_bytes": width * settings.batch_size * positions * cache,
+    }
+
+
 def _write_missing(
     writer: Writer,
-    model: Cola,
+    model: LanguageModel,
     prompts: list[Prompt],
     settings: SampleSettings,
     reporter: Reporter,

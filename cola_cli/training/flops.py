@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig, TextVAEConfig
+from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig, TextVAEConfig, TransformerConfig
 
 BACKWARD_TOO = 3  # forward and backward
 
@@ -67,6 +67,24 @@ def prior_training_forward(config: PriorConfig, rows: int, length: int, block_si
     noisy_pairs = causal_pairs(length, block_size)  # earlier clean blocks and the own noisy block
     pairs = config.layers * noisy_pairs + (config.layers - 1) * clean_pairs
     return 2.0 * (rows * (products + 2 * inner * pairs) + conditioning)
+
+
+def transformer_forward(
+    config: TransformerConfig, rows: int, length: int, head_tokens: float
+) -> float:
+    """One pass of a baseline over `rows` sequences, the token head on `head_tokens` of each."""
+    inner = config.heads * config.head_dim
+    block = 4 * config.dim * inner + 3 * config.dim * config.ffn_dim
+    products = length * config.layers * block + head_tokens * config.dim * config.vocab_size
+    pairs = causal_pairs(length, 1 if config.causal else length)
+    return 2.0 * rows * (products + 2 * inner * config.layers * pairs)
+
+
+def transformer_training(
+    config: TransformerConfig, rows: int, length: int, head_tokens: float
+) -> float:
+    """A training step of a baseline."""
+    return BACKWARD_TOO * transformer_forward(config, rows, length, head_tokens)
 
 
 def matrix_rate(device: str, bf16: bool, dim: int, rows: int) -> float:

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from cola_cli.artifacts import Artifact, Writer
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.errors import DamagedArtifact
-from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import rotary_frequencies
 from cola_cli.models.text_vae import TextVAE
+from cola_cli.models.transformer import Transformer
+
+TRANSFORMER = "transformer"  # the folder of a baseline's network
 
 
 def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: Any) -> None:
@@ -45,6 +48,16 @@ def load_prior(artifact: Artifact) -> Prior:
     return prior
 
 
+def load_transformer(artifact: Artifact) -> Transformer:
+    """The network of an autoregressive or llada artifact, on the CPU, in its stored precision."""
+    config = transformer_config(artifact)
+    with torch.device("meta"):
+        network = Transformer(config)
+    _load(artifact, TRANSFORMER, network)
+    network.frequencies = rotary_frequencies(config.head_dim, config.rope_theta)
+    return network
+
+
 def vae_config(artifact: Artifact) -> TextVAEConfig:
     """The shape of the Text VAE in an artifact."""
     config: TextVAEConfig = _config(artifact, "vae", TextVAEConfig)
@@ -54,6 +67,12 @@ def vae_config(artifact: Artifact) -> TextVAEConfig:
 def prior_config(artifact: Artifact) -> PriorConfig:
     """The shape of the prior in an artifact."""
     config: PriorConfig = _config(artifact, "prior", PriorConfig)
+    return config
+
+
+def transformer_config(artifact: Artifact) -> TransformerConfig:
+    """The shape of the network in an autoregressive or llada artifact."""
+    config: TransformerConfig = _config(artifact, TRANSFORMER, TransformerConfig)
     return config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
 from cola_cli.runtime import peak_memory
 from cola_cli.settings.engine import Optimizer, Train
 
@@ -86,3 +86,18 @@ def prior_activations(config: PriorConfig, train: Train, length: int) -> float:
     if train.activation_checkpointing:
         kept = block + config.layers * (config.dim + 2 * inner)
     return FLOAT * positions * (kept + 4 * config.dim)
+
+
+def transformer_activations(
+    config: TransformerConfig, train: Train, length: int, head_share: float
+) -> float:
+    """Bytes that the backward pass of a baseline keeps, float32, from the tensors of the code."""
+    rows = train.micro_batch or train.batch_size
+    positions = rows * length
+    inner = config.heads * config.head_dim
+    block = 4 * config.dim + 6 * inner + 4 * config.ffn_dim
+    kept = config.layers * block
+    if train.activation_checkpointing:
+        kept = block + config.layers * config.dim
+    head = head_share * HEAD_COPIES * config.vocab_size
+    return FLOAT * positions * (kept + 2 * config.dim + head)

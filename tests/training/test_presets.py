@@ -6,8 +6,9 @@ import tomllib
 
 import pytest
 
-from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.models.config import PriorConfig, TextVAEConfig, matched_sizes
 from cola_cli.settings import resolve
+from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.resolve import PRESETS
@@ -20,6 +21,7 @@ STAGES = {
     "vae": VAESettings,
     "encode": EncodeSettings,
     "prior": PriorSettings,
+    "baseline": BaselineSettings,
 }
 
 
@@ -57,3 +59,12 @@ def test_paper_2b_trains_by_the_papers_recipe() -> None:
     assert (prior.optim.decay_until, prior.train.batch_size) == (1_000_000, 1408)
     assert (prior.train.seed, prior.train.data_seed, prior.train.ema_decay) == (66, 6198, 0.0)
     assert (prior.mode, prior.joint.vae_lr_ratio, prior.model.block_size) == ("joint", 1.0, 16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_baselines_of_a_preset_are_matched_to_its_prior(name: str) -> None:
+    prior = resolve(PriorSettings, "prior", name)
+    baseline = resolve(BaselineSettings, "baseline", name)
+    sizes = matched_sizes(PriorConfig(**prior.model.model_dump()))
+    assert {key: getattr(baseline.model, key) for key in sizes} == sizes
+    assert (baseline.optim, baseline.train) == (prior.optim, prior.train)

@@ -1,0 +1,247 @@
+"""Generative perplexity and MAUVE: what another language model makes of texts."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.corpus.tokenizer import load_tokenizer
+from cola_cli.errors import InputError, UsageError
+from cola_cli.evaluation.text_figures import Passage
+from cola_cli.reporting import Reporter
+from cola_cli.training.networks import load_transformer
+
+BATCH_TOKENS = 2048  # positions in a pass; with 128,000 logits each, 1 GB
+MAUVE_LEAST = 100  # texts; with fewer, its histograms have less than ten bins
+MAUVE_ADVISED = 1000
+
+
+class Codec(Protocol):
+    """Text to token ids and back."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
+
+
+class Judge(Protocol):
+    """A causal language model that gives likelihoods.
+
+    start: the token put before every text (None: there is none, and a text's first token is not judged).
+    context: positions the model can see (None: any number).
+    """
+
+    tokenizer: Codec
+    start: int | None
+    context: int | None
+    device: torch.device
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Logits (B, L, V) of the tokens that follow each of ids (B, L)."""
+
+    def features(self, ids: Tensor) -> Tensor:
+        """Last hidden states (B, L, D)."""
+
+
+class ArtifactJudge:
+    """An autoregressive model of `cola train ar`."""
+
+    def __init__(self, artifact: Artifact, device: torch.device) -> None:
+        tokenizer = load_tokenizer(artifact.file("tokenizer.json"))
+        self.tokenizer: Codec = tokenizer
+        self.start: int | None = tokenizer.end_of_text_id  # as before a document in training
+        length = artifact.manifest.statistics.get("seq_len")
+        self.context: int | None = (
+            None if length is None else length - 1
+        )  # the last predicts nothing
+        self.device = device
+        self._network = load_transformer(artifact).to(device).eval()
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return self._network(ids)
+
+    def features(self, ids: Tensor) -> Tensor:
+        return self._network.hidden(ids)
+
+
+class TransformersJudge:
+    """A causal language model in a folder that the `transformers` library reads."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        try:
+            transformers = importlib.import_module("transformers")
+        except ImportError as error:
+            raise UsageError(
+                f"--judge {folder}: to use such a model, the package transformers is needed.",
+                "Install it with `pip install transformers`, or name a model of `cola train ar`.",
+            ) from error
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, dtype="auto"
+            )
+        except Exception as error:  # the library raises of every kind
+            raise InputError(
+                f"{folder} cannot be read as a causal language model"
+                f" ({(str(error).splitlines() or [type(error).__name__])[0]}).",
+                "Name a folder with config.json, the weights and the tokenizer.",
+            ) from error
+        self.tokenizer: Codec = _TransformersCodec(tokenizer)
+        start = tokenizer.bos_token_id
+        self.start: int | None = tokenizer.eos_token_id if start is None else start
+        self.context: int | None = getattr(network.config, "max_position_embeddings", None)
+        self.device = device
+        self._network = network.to(device).eval()
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return self._network(ids).logits
+
+    def features(self, ids: Tensor) -> Tensor:
+        return self._network(ids, output_hidden_states=True).hidden_states[-1]
+
+
+class _TransformersCodec:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+
+def open_judge(path: Path, device: torch.device) -> Judge:
+    """The judge at `path`: an artifact of `cola train ar`, or a folder for `transformers`.
+
+    Raises InputError when it is neither, UsageError when `transformers` is needed and absent.
+    """
+    if (path / MANIFEST_NAME).exists():
+        artifact = Artifact.open(path)
+        if artifact.manifest.kind != "autoregressive":
+            raise InputError(
+                f"{path} is a {artifact.manifest.kind} artifact, and no model that gives likelihoods"
+                " token by token.",
+                "Name a model of `cola train ar`, or a folder with a causal language model.",
+            )
+        return ArtifactJudge(artifact, device)
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"{path} is no language model.",
+            "Name a model of `cola train ar`, or a folder with a causal language model.",
+        )
+    return TransformersJudge(path, device)
+
+
+@torch.inference_mode()
+def perplexity(
+    judge: Judge, passages: Sequence[Passage], reporter: Reporter
+) -> tuple[float | None, int]:
+    """exp of the mean negative log-likelihood of all judged tokens, and their number.
+
+    Only the texts are judged; their prompts are context. None when there is nothing to judge.
+    """
+    pieces: list[tuple[list[int], int]] = []
+    for passage in passages:
+        before = [] if judge.start is None else [judge.start]
+        before += judge.tokenizer.encode(passage.prompt) if passage.prompt else []
+        pieces += windows(before, judge.tokenizer.encode(passage.text), judge.context)
+    total, count = 0.0, 0
+    reporter.start("judge", len(pieces), "windows")
+    for batch in _batches(pieces):
+        longest = max(len(ids) for ids, _ in batch)
+        # what stands on the right of a causal model's tokens does not reach them
+        filled = [ids + [0] * (longest - len(ids)) for ids, _ in batch]
+        rows = torch.tensor(filled, device=judge.device)
+        logits = judge(rows[:, :-1])
+        for row, line, (ids, scored) in zip(rows, logits, batch, strict=True):
+            places = slice(len(ids) - scored, len(ids))
+            kept = line[places.start - 1 : places.stop - 1].float()
+            total += float(
+                F.cross_entropy(kept, row[places], reduction="none").cpu().double().sum()
+            )
+            count += scored
+        reporter.advance(len(batch))
+    reporter.stop()
+    return (math.exp(min(700.0, total / count)) if count else None), count
+
+
+def windows(
+    before: list[int], text: list[int], context: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """(ids, number of last ids to judge) so that each token of `text` is judged once.
+
+    With more ids than a model sees at once, every judged token has at least half the context before it.
+    """
+    ids = before + text
+    at = max(1, len(before))
+    reach = len(ids) if context is None else context
+    while at < len(ids):
+        begin = 0 if len(ids) - 1 <= reach else max(0, at - max(1, reach // 2))
+        stop = min(len(ids), begin + reach + 1)
+        yield ids[begin:stop], stop - at
+        at = stop
+
+
+def _batches(pieces: list[tuple[list[int], int]]) -> Iterator[list[tuple[list[int], int]]]:
+    """Pieces of like length together."""
+    batch: list[tuple[list[int], int]] = []
+    for piece in sorted(pieces, key=lambda piece: -len(piece[0])):
+        if batch and (len(batch) + 1) * len(batch[0][0]) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def mauve_scores(
+    judge: Judge, groups: Sequence[Sequence[Passage]], reference: Sequence[Passage]
+) -> tuple[list[float | None], str]:
+    """MAUVE of each group of texts against reference texts, in [0, 1], or why there is none.
+
+    Prompts are left out. The features are the judge's last hidden states at a text's last token, so scores
+    are comparable under one judge only.
+    """
+    nothing: list[float | None] = [None] * len(groups)
+    try:
+        mauve = importlib.import_module("mauve")
+    except ImportError:
+        return nothing, "mauve: it needs the package mauve-text (`pip install mauve-text`)."
+    least = min(len(groups[0]), len(reference))
+    if least < MAUVE_LEAST:
+        return nothing, f"mauve: it needs {MAUVE_LEAST} texts on either side; there are {least}."
+    known = _features(judge, reference)
+    scores = list(nothing)
+    for place, group in enumerate(groups):
+        if len(group) >= MAUVE_LEAST:
+            own = _features(judge, group)
+            # a fixed seed: the clustering begins at random
+            scores[place] = float(mauve.compute_mauve(own, known, seed=0, verbose=False).mauve)
+    if least < MAUVE_ADVISED:
+        return scores, f"mauve: {least} texts are few for it; {MAUVE_ADVISED:,} are advised."
+    return scores, ""
+
+
+@torch.inference_mode()
+def _features(judge: Judge, passages: Sequence[Passage]) -> Any:
+    """The last hidden state (texts, D) at the end of every text, as far as the judge's context goes."""
+    rows = []
+    for passage in passages:
+        before = [] if judge.start is None else [judge.start]
+        ids = (before + judge.tokenizer.encode(passage.text))[: judge.context]
+        if ids:
+            rows.append(judge.features(torch.tensor([ids], device=judge.device))[0, -1].float())
+    return torch.stack(rows).cpu().numpy()

@@ -1,0 +1,232 @@
+"""`cola eval text`: figures of generated text, and the same figures of real text of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.corpus.sequences import Sequences
+from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
+from cola_cli.errors import InputError, UsageError
+from cola_cli.evaluation.text_figures import Passage, cut_passages, text_figures
+from cola_cli.reporting import Reporter
+from cola_cli.runtime import choose_threads, prepare_torch
+
+if TYPE_CHECKING:
+    from cola_cli.evaluation.judge import Codec, Judge
+
+TEXT_FIELDS = ("text", "generated", "generate")
+VALIDATION = "validation"
+ROWS = 256  # sequences read at a time
+REPLACEMENT = "�"  # what a decoder makes of a character that was cut in two
+
+
+def evaluate_text(
+    samples: Path,
+    tokens: Path | None,
+    judge_path: Path | None,
+    reference: Path | None,
+    size: int,
+    reporter: Reporter,
+    device: str = "auto",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """All figures of the samples and of held-out text; a figure that cannot be had is None, with a note.
+
+    reference: held-out text instead of the validation split of `tokens`. size: n of the n-grams that are
+    looked up in the training text. Raises UsageError when nothing gives a tokenizer.
+    """
+    trained_on = None if tokens is None else Artifact.open(tokens, "tokens")
+    judge = _open_judge(judge_path, device, threads)
+    codec = _codec(trained_on, judge, reference)
+    texts = [_passage(codec, *row) for row in read_texts(samples)]
+    if not any(passage.ids for passage in texts):
+        raise InputError(f"{samples} holds no text.", "Name samples that are not all empty.")
+    notes: list[str] = []
+    real, further = _real_passages(codec, judge, trained_on, reference, texts, notes)
+    groups = [texts, real] if real else [texts]
+    found = [text_figures([passage.ids for passage in group]) for group in groups]
+    for group, figures in zip(groups, found, strict=True):
+        figures |= _judged(judge, group, reporter)
+    if judge is None:
+        notes.append("perplexity and mauve: no --judge was given.")
+    else:
+        from cola_cli.evaluation.judge import mauve_scores
+
+        written = [passage for passage in texts if passage.ids]
+        scores, note = mauve_scores(judge, [written, further], real)
+        notes += [note] if note else []
+        for figures, score in zip(found, scores, strict=False):
+            figures["mauve"] = score
+    shares: list[float | None] = [None] * len(groups)
+    if trained_on is None:
+        notes.append("memorised: no --tokens were given.")
+    else:
+        from cola_cli.evaluation.memorisation import memorised_shares
+
+        ids = [[passage.ids for passage in group] for group in groups]
+        shares = memorised_shares(trained_on, ids, size, reporter, choose_threads(threads).count)
+    for figures, share in zip(found, shares, strict=True):
+        figures["memorised"] = share
+    return {
+        "samples": found[0],
+        "held_out": found[1] if real else None,
+        "ngram": size,
+        "judge": None if judge_path is None else str(judge_path),
+        "notes": notes,
+    }
+
+
+def read_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """(prompt, text) of a samples artifact, or of JSONL with `text`, `generated` or `generate`."""
+    from cola_cli.evaluation.outputs import read_rows
+    from cola_cli.stages.sample import read_samples
+
+    if path.is_dir():
+        for row in read_samples(path):
+            yield row["prompt"], row["text"]
+        return
+    for number, row in read_rows(path):
+        text = next((row[name] for name in TEXT_FIELDS if name in row), None)
+        prompt = row.get("prompt") or ""
+        if not isinstance(text, str) or not isinstance(prompt, str):
+            raise InputError(
+                f"{path}, line {number}: there is no text under {', '.join(TEXT_FIELDS)}"
+                " (or the prompt is none).",
+                "Each line needs one of them, and may have a prompt.",
+            )
+        yield prompt, text
+
+
+def split_documents(source: Sequences, end_of_text: int) -> Iterator[list[int]]:
+    """The documents of packed sequences, across their rows, without the end-of-text tokens."""
+    document: list[int] = []
+    for rows in source.batches(ROWS):
+        for ids, length in zip(rows.tokens.tolist(), rows.lengths.tolist(), strict=True):
+            start = 0
+            while start < length:
+                try:
+                    end = ids.index(end_of_text, start, length)
+                except ValueError:
+                    document += ids[start:length]
+                    break
+                document += ids[start:end]
+                if document:
+                    yield document
+                document = []
+                start = end + 1
+    if document:
+        yield document
+
+
+def _open_judge(path: Path | None, device: str, threads: int | None) -> Judge | None:
+    if path is None:
+        return None
+    prepare_torch(threads)
+    from cola_cli.evaluation.judge import open_judge
+    from cola_cli.training.distributed import pick_device
+
+    return open_judge(path, pick_device(device))
+
+
+def _codec(trained_on: Artifact | None, judge: Judge | None, reference: Path | None) -> Codec:
+    """The tokenizer whose tokens are counted: of --tokens, else of --reference, else of --judge."""
+    if trained_on is not None:
+        return load_tokenizer(trained_on.file("tokenizer.json"))
+    if reference is not None and (reference / MANIFEST_NAME).exists():
+        return load_tokenizer(Artifact.open(reference, "tokens").file("tokenizer.json"))
+    if judge is not None:
+        return judge.tokenizer
+    raise UsageError(
+        "nothing says which tokenizer to count with.",
+        "Give --tokens (the tokens the model was trained on), or --judge.",
+    )
+
+
+def _passage(codec: Codec, prompt: str, text: str) -> Passage:
+    # the last token of a text that was cut off may be part of a character only
+    text = text.removesuffix(REPLACEMENT)
+    return Passage(prompt, text, codec.encode(prompt) if prompt else [], codec.encode(text))
+
+
+def _real_passages(
+    codec: Codec,
+    judge: Judge | None,
+    trained_on: Artifact | None,
+    reference: Path | None,
+    texts: list[Passage],
+    notes: list[str],
+) -> tuple[list[Passage], list[Passage]]:
+    """Held-out text in the shape of `texts`, and as much again for MAUVE's ceiling if there is enough."""
+    documents = _held_out(codec, trained_on, reference)
+    if documents is None:
+        notes.append("held-out: there is no validation text; give --reference.")
+        return [], []
+    shapes = [(len(passage.prompt_ids), len(passage.ids)) for passage in texts]
+    count = sum(len(ids) for ids in documents())
+    sets = 2 if judge is not None and count >= 3 * sum(map(sum, shapes)) else 1
+    cut = cut_passages(documents, count, shapes, sets)
+    passages = [
+        [Passage(_whole(codec, before), _whole(codec, ids), before, ids) for before, ids in group]
+        for group in cut
+    ]
+    wanted = sum(length for _, length in shapes)
+    got = sum(len(passage.ids) for passage in passages[0])
+    if got < wanted:
+        notes.append(
+            f"held-out: {got:,} tokens instead of {wanted:,}, so entropy, distinct and repeated"
+            " n-grams differ by that too; give more text as --reference, or fewer samples."
+        )
+    return passages[0], passages[1] if sets == 2 else []
+
+
+def _held_out(
+    codec: Codec, trained_on: Artifact | None, reference: Path | None
+) -> Callable[[], Iterator[list[int]]] | None:
+    """What gives the held-out documents in the tokens of `codec`, as often as called."""
+    source = trained_on
+    if reference is not None:
+        if not (reference / MANIFEST_NAME).exists():
+            from cola_cli.corpus.documents import find_files
+
+            return partial(_file_documents, codec, find_files([str(reference)]))
+        source = Artifact.open(reference, "tokens")
+    if source is None:
+        return None
+    if not any(p.rows and p.statistics.get("split") == VALIDATION for p in source.parts):
+        return None
+    own = load_tokenizer(source.file("tokenizer.json"))
+    return partial(_token_documents, codec, Sequences(source, VALIDATION), own)
+
+
+def _file_documents(codec: Codec, files: list[Path]) -> Iterator[list[int]]:
+    from cola_cli.corpus.documents import DocumentRule, file_format, read_documents
+
+    for file in files:
+        rule: DocumentRule = "file" if file_format(file) in (".txt", ".md") else "blank-line"
+        for document in read_documents(file, "text", rule):
+            yield codec.encode(document.text)
+
+
+def _token_documents(codec: Codec, source: Sequences, own: TextTokenizer) -> Iterator[list[int]]:
+    same = isinstance(codec, TextTokenizer) and codec.to_bytes() == own.to_bytes()
+    for ids in split_documents(source, own.end_of_text_id):
+        yield ids if same else codec.encode(own.decode(ids))
+
+
+def _whole(codec: Codec, ids: list[int]) -> str:
+    """The text of ids cut out of a longer text, without the halves of characters at its ends."""
+    return codec.decode(ids).strip(REPLACEMENT)
+
+
+def _judged(judge: Judge | None, passages: list[Passage], reporter: Reporter) -> dict[str, Any]:
+    if judge is None:
+        return {"perplexity": None, "judged_tokens": None, "mauve": None}
+    from cola_cli.evaluation.judge import perplexity
+
+    value, count = perplexity(judge, passages, reporter)
+    return {"perplexity": value, "judged_tokens": count, "mauve": None}

@@ -1,0 +1,143 @@
+"""cola train ar and llada: matched, killed and resumed, in the prior's order, memorising, sampled, evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+import cola_cli
+from cola_cli.artifacts import Artifact
+from cola_cli.corpus.sequences import Sequences, Shuffled
+from cola_cli.reporting import Silent
+from cola_cli.settings.baseline import BaselineSettings
+from cola_cli.settings.tokenize import TokenizeSettings
+from cola_cli.stages.sample import model_fingerprint
+from cola_cli.stages.tokenize import tokenize
+from cola_cli.stages.train_baseline import Baseline, train_baseline
+from cola_cli.stages.train_prior import train_prior
+from tests.conftest import Run, content
+from tests.stages.conftest import OPTIM, TRAIN, made_up_text, prior_settings
+from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
+
+MODEL = {"layers": 2, "dim": 32, "ffn_dim": 64, "heads": 2, "head_dim": 16}
+KINDS: list[Baseline] = ["autoregressive", "llada"]
+COMMANDS = {"autoregressive": "ar", "llada": "llada"}
+
+
+def baseline_settings(**train: object) -> BaselineSettings:
+    return BaselineSettings.model_validate({"model": MODEL, "optim": OPTIM, "train": TRAIN | train})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_again_and_again_the_baseline_is_the_same_to_the_byte(
+    made: Path, tmp_path: Path, kind: Baseline
+) -> None:
+    settings = baseline_settings(steps=150, checkpoint_every=7, validate_every=50)
+    train_baseline(kind, made / "tokens", tmp_path / "quiet", settings, Silent(), "cpu")
+    command = ["train", COMMANDS[kind], str(made / "tokens"), "-o", str(tmp_path / "killed")]
+    command += ["--device", "cpu"]
+    for section, values in settings.model_dump(exclude_unset=True).items():
+        for name, value in values.items():
+            command += ["--set", f"{section}.{name}={value}"]
+    codes = kill_until_done(command, "matrix products", kills=4, span=0.6, seed=2)
+    assert codes.count(-signal.SIGKILL) >= 1
+    assert content(tmp_path / "killed") == content(tmp_path / "quiet")
+    assert_same_metrics(tmp_path / "killed", tmp_path / "quiet")
+    assert_same_manifest(tmp_path / "killed", tmp_path / "quiet")
+
+
+def test_the_prior_and_the_baselines_see_the_same_rows_in_the_same_order(made: Path) -> None:
+    """By the digests of the tokens themselves, over more than an epoch."""
+
+    def seen(artifact: Path) -> list[str]:
+        train = Sequences(Artifact.open(artifact), "train")
+        shuffled = Shuffled(train, seed=6198, window=65536)
+        steps = range(3 * train.count // 8)
+        batches = (shuffled.read(range(8 * step, 8 * step + 8)) for step in steps)
+        return [hashlib.sha256(rows.tokens.tobytes()).hexdigest() for rows in batches]
+
+    assert seen(made / "tokens") == seen(made / "latents")
+    assert len(set(seen(made / "tokens"))) > 2
+
+
+def test_a_matched_baseline_has_the_priors_recipe_and_parameters(
+    made: Path, tmp_path: Path, cola: Run
+) -> None:
+    train_prior(made / "latents", tmp_path / "prior", prior_settings(), Silent(), None, "cpu")
+    command = ["train", "ar", made / "tokens", "-o", "ar", "--match", "prior", "--dry-run"]
+    shown = json.loads(cola(*command, "--json").stdout)
+    assert shown["settings"]["train"]["batch_size"] == TRAIN["batch_size"]
+    assert shown["settings"]["optim"]["lr"] == OPTIM["lr"]
+    assert shown["settings"]["model"]["dim"] == 32
+    layer = 4 * 32 * 32 + 3 * 32 * 128 + 2 * 32
+    off = abs(shown["plan"]["core_parameters"] - shown["plan"]["matched_to"])
+    assert off <= layer / 2 + 32
+    assert not (tmp_path / "ar").exists()
+    changed = cola(*command, "--json", "--set", "train.steps=7").stdout
+    assert json.loads(changed)["settings"]["train"]["steps"] == 7
+    wrong = cola("train", "ar", made / "tokens", "-o", "ar", "--match", made / "vae", expect=None)
+    assert wrong.returncode != 0
+    assert "prior" in wrong.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_memorised_continuation_comes_back_exactly(tmp_path: Path, kind: Baseline) -> None:
+    (tmp_path / "corpus.txt").write_text(made_up_text(8, seed=3))
+    cut = TokenizeSettings(vocab_size=280, seq_len=32, validation_fraction=0.2, seed=1, workers=1)
+    tokenize([str(tmp_path / "corpus.txt")], tmp_path / "tokens", cut)
+    settings = BaselineSettings.model_validate(
+        {
+            "model": MODEL | {"dim": 64, "head_dim": 32, "ffn_dim": 128},
+            "optim": {"lr": 4e-3, "warmup_steps": 20},
+            "train": {
+                "steps": 400 if kind == "autoregressive" else 1200,
+                "batch_size": 8,
+                "log_every": 100,
+                "validate_every": 1000,
+            },
+        }
+    )
+    train_baseline(kind, tmp_path / "tokens", tmp_path / kind, settings, Silent(), "cpu")
+    model = cola_cli.load_baseline(tmp_path / kind)
+    rows = Sequences(Artifact.open(tmp_path / "tokens"), "train").read(0, 2)
+    prompts = [row[:8].tolist() for row in rows.tokens]
+    written = model.generate_ids(prompts, max_new_tokens=24, stop_ids=())
+    assert [item.ids for item in written] == [row[8:].tolist() for row in rows.tokens]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_baseline_is_sampled_and_evaluated_like_any_model(
+    made: Path, tmp_path: Path, cola: Run, kind: Baseline
+) -> None:
+    settings = baseline_settings(steps=3)
+    train_baseline(kind, made / "tokens", tmp_path / "model", settings, Silent(), "cpu")
+    options = ["--prompt", "Anna sees", "--prompt", "Tom", "-n", 6]
+    rows = [
+        json.loads(line)
+        for line in cola("sample", "model", *options, "--json").stdout.split("\n")[:-1]
+    ]
+    assert [row["prompt"] for row in rows] == ["Anna sees", "Tom"]
+    cola("sample", "model", *options, "-o", "samples")
+    manifest = Artifact.open(tmp_path / "samples", "samples").manifest
+    assert manifest.identity.inputs["model"] == model_fingerprint(tmp_path / "model")
+    plan = json.loads(cola("sample", "model", *options, "--dry-run", "--json").stdout)["plan"]
+    assert plan["parameters"] == sum(
+        p.numel() for p in cola_cli.load_baseline(tmp_path / "model").network.parameters()
+    )
+    data = Path(__file__).parents[2] / "data" / "eval" / "lambada.jsonl"
+    cola(
+        "eval", "run", "model", "--task", "lambada", "--data", data, "-o", "answers",
+        "--set", "cut_prompts=true", "--set", "max_new_tokens=4",
+    )  # fmt: skip
+    assert Artifact.open(tmp_path / "answers", "evaluation").manifest.statistics["n"] > 0
+
+
+def test_what_is_no_model_is_refused(made: Path, cola: Run) -> None:
+    shown = cola("sample", made / "tokens", "--prompt", "Anna", "-o", "out", expect=4)
+    assert "is a tokens artifact, but a model is needed here" in shown.stderr
