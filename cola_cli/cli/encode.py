@@ -10,17 +10,13 @@ import typer
 
 from cola_cli.cli import options
 from cola_cli.cli.console import print_json, print_result, reporter
-from cola_cli.errors import UsageError
 
 
 def encode(
     tokens: Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")],
     output: options.Output,
     vae: Annotated[Path, typer.Option("--vae", help="A vae artifact, of `cola train vae`.")],
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="I/N", help="Only every N-th part, from part I (from 0)."),
-    ] = None,
+    shard: options.Shard = None,
     preset: options.Preset = None,
     config: options.Config = None,
     set: options.Set = None,
@@ -41,6 +37,7 @@ def encode(
     from cola_cli.settings.encode import EncodeSettings
     from cola_cli.stages.encode import encode as encode_stage
     from cola_cli.stages.encode import plan_encode
+    from cola_cli.stages.shards import parse_shard
 
     settings = resolve(EncodeSettings, "encode", preset, config, os.environ, set or ())
     if dry_run:
@@ -70,15 +67,3 @@ def encode(
     else:
         summary = f"{found['rows']:,} sequences, logSNR {found['log_snr']:.3f}"
         print_result([f"{outcome.path}: done", f"  {summary}"], found, False)
-
-
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """`1/4` -> (1, 4). Raises UsageError."""
-    if text is None:
-        return 0, 1
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise UsageError(
-            f"--shard {text}: it is no I/N with I from 0 to N - 1.", "Try --shard 0/4."
-        )
-    return int(index), int(count)

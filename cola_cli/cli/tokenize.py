@@ -42,6 +42,7 @@ def tokenize(
     workers: Annotated[
         int | None, typer.Option("--workers", help="Processes. Default: cores.")
     ] = None,
+    shard: options.Shard = None,
     preset: options.Preset = None,
     config: options.Config = None,
     set_: options.Set = None,
@@ -57,9 +58,11 @@ def tokenize(
     """
     import os
 
+    from cola_cli.cli.train import leads
     from cola_cli.errors import UsageError
     from cola_cli.settings import resolve, to_toml
     from cola_cli.settings.tokenize import TokenizeSettings
+    from cola_cli.stages.shards import parse_shard
     from cola_cli.stages.tokenize import find_corpus
     from cola_cli.stages.tokenize import tokenize as run
 
@@ -80,22 +83,36 @@ def tokenize(
     }
     settings = resolve(TokenizeSettings, "tokenize", preset, config, os.environ, set_ or (), flags)
     if dry_run:
-        found = find_corpus(corpus, output)
-        size = sum(path.stat().st_size for path in found.files)
+        files = find_corpus(corpus, output).files
+        size = sum(path.stat().st_size for path in files)
         print_result(
-            [to_toml("tokenize", settings), f"{len(found.files)} files, {size:,} bytes"],
-            {"settings": settings.model_dump(), "files": len(found.files), "bytes": size},
+            [to_toml("tokenize", settings), f"{len(files)} files, {size:,} bytes"],
+            {"settings": settings.model_dump(), "files": len(files), "bytes": size},
             json,
         )
         return
-    artifact, up_to_date = run(corpus, output, settings, tokenizer, overwrite, reporter(quiet))
-    statistics = artifact.manifest.statistics
-    lines = [f"{output}: up to date"]
-    if not up_to_date:
+    talks = leads()
+    outcome = run(
+        corpus,
+        output,
+        settings,
+        tokenizer,
+        overwrite,
+        reporter(quiet or not talks),
+        parse_shard(shard),
+    )
+    if not talks:
+        return
+    found = outcome.statistics
+    state, lines = "complete", []
+    if not outcome.changed:
+        state, lines = "up to date", [f"{output}: up to date"]
+    elif "documents" not in found:
+        state, lines = "unfinished", [f"{output}: {found['parts']} parts done, others to come"]
+    else:
         lines = [
-            f"{output}: {statistics['documents']:,} documents, {statistics['tokens']:,} tokens of"
-            f" {statistics['vocab_size']:,}, {statistics['bytes_per_token']:.2f} bytes per token,"
-            f" {statistics['duplicates']:,} duplicates, {statistics['rejects']:,} rejects"
+            f"{output}: {found['documents']:,} documents, {found['tokens']:,} tokens of"
+            f" {found['vocab_size']:,}, {found['bytes_per_token']:.2f} bytes per token,"
+            f" {found['duplicates']:,} duplicates, {found['rejects']:,} rejects"
         ]
-    state = "up to date" if up_to_date else "complete"
-    print_result(lines, {"path": str(output), "status": state, "statistics": statistics}, json)
+    print_result(lines, {"path": str(output), "status": state, "statistics": found}, json)

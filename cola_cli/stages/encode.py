@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,13 @@ from cola_cli import interruption, runtime
 from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
 from cola_cli.artifacts.artifact import recorded_parts, write_part
 from cola_cli.artifacts.manifest import MANIFEST_NAME
-from cola_cli.errors import InputError, OutputConflict, UsageError
+from cola_cli.errors import InputError
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cola_cli.models.text_vae import TextVAE
 
 STAGE = "encode"
-BEGIN_SECONDS = 30.0  # to wait for another shard that begins the artifact
 COPIED = ("tokenizer.json", "vae/config.json", "vae/model.safetensors")
 
 
@@ -41,7 +40,7 @@ def encode(
     reporter: Reporter,
     device: str = "auto",
     threads: int | None = None,
-    shard: tuple[int, int] = (0, 1),
+    shard: Shard = WHOLE,
     overwrite: bool = False,
 ) -> Outcome:
     """Write mean and log-variance of q(z_0 | x) for every sequence of a tokens artifact.
@@ -77,12 +76,8 @@ def encode(
         reporter.note(str(chosen))
         environment = runtime.describe_environment(chosen) | {"device": str(world.device)}
         if shard[1] > 1:
-            if overwrite:
-                raise UsageError(
-                    "--overwrite and shards exclude each other: one would remove another's parts.",
-                    "Remove the output directory first.",
-                )
-            _begin(output, environment)
+            refuse_overwriting(overwrite)
+            begin_together(output, environment, output.path / MANIFEST_NAME)
         vae = load_vae(vae_artifact).to(world.device).eval()
 
         def encode_parts(done: set[int], index: int, count: int) -> None:
@@ -115,19 +110,6 @@ def encode(
 def latent_shape(tokens: Artifact, config: TextVAEConfig) -> tuple[int, int]:
     """(N, d) of one sequence."""
     return tokens.manifest.statistics["seq_len"] // config.patch_size, config.latent_dim
-
-
-def _begin(output: Output, environment: dict[str, Any]) -> None:
-    """See that the unfinished artifact exists, made by this process or by that of another shard."""
-    deadline = time.monotonic() + BEGIN_SECONDS
-    while not (output.path / MANIFEST_NAME).exists():
-        try:
-            with output.writing(environment):
-                return
-        except OutputConflict:  # another shard is at it
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def require_same_tokenizer(tokens: Artifact, vae: Artifact) -> None:

@@ -2,7 +2,7 @@
 
 One process reads, drops duplicates and cuts the corpus into chunks of consecutive documents; the others
 tokenize and pack a chunk each into one training and one validation part. Chunks depend on the text alone,
-so neither kills nor the number of processes change a byte.
+so neither kills nor the number of processes or shards change a byte.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ import itertools
 import multiprocessing
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Artifact, Identity, Output, Writer
-from cola_cli.artifacts.artifact import file_digest, write_part
+from cola_cli.artifacts import Identity, Output, Writer
+from cola_cli.artifacts.artifact import file_digest, recorded_parts, write_part
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.errors import ColaError, InputError
 from cola_cli.reporting import Reporter
 from cola_cli.runtime import available_cores
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
+from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
+
+if TYPE_CHECKING:
+    from cola_cli.training.distributed import World
 
 SPLITS = ("train", "validation")
 TOKENIZER = "tokenizer.json"
@@ -74,10 +79,14 @@ def tokenize(
     tokenizer: Path | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
-) -> tuple[Artifact, bool]:
-    """Make the tokens artifact at `output`; returns it and whether it was up to date already.
+    shard: Shard = WHOLE,
+) -> Outcome:
+    """Make the tokens artifact at `output`.
 
-    corpus: files, folders and patterns; tokenizer: a `tokenizer.json`, or None to train one.
+    corpus: files, folders and patterns; tokenizer: a `tokenizer.json`, or None to train one. With `shard`
+    (i, n) every process reads the whole corpus, as duplicates are dropped across it, but tokenizes only
+    every n-th chunk from chunk i; a run without it makes what is missing and commits the artifact. Under
+    torchrun every process takes its shard and the first commits.
     Raises InputError for text that cannot be used, naming file and line or row.
     """
     from cola_cli.reporting import Silent
@@ -95,12 +104,41 @@ def tokenize(
     identity = Identity(stage="tokenize", settings=chosen, inputs=inputs)
     place = Output.open(output, "tokens", identity, settings.model_dump(mode="json"), overwrite)
     if place.up_to_date:
-        return Artifact.open(output, "tokens"), True
-    with place.writing(environment={"corpus": found.digests}) as writer:
+        return up_to_date(place)
+    environment = {"corpus": found.digests}
+
+    def make_tokenizer(writer: Writer) -> None:
         _make_tokenizer(writer, found.files, settings, tokenizer, report)
-        statistics = _make_parts(writer, found.files, settings, report)
-        writer.finish(statistics)
-    return Artifact.open(output, "tokens"), False
+
+    with _joined() as world:
+        if world is not None:
+            shard = (world.rank, world.size)
+        if shard != WHOLE:
+            refuse_overwriting(overwrite)
+            begin_together(place, environment, output / TOKENIZER, make_tokenizer)
+            _make_parts(recorded_parts(output), output, found.files, settings, report, shard)
+            if world is not None:
+                world.wait()
+            if world is None or not world.leads:
+                return Outcome(output, True, {"parts": len(recorded_parts(output))})
+        with place.writing(environment) as writer:
+            make_tokenizer(writer)
+            counted = _make_parts(writer.parts, output, found.files, settings, report)
+            statistics = _statistics(writer, settings, counted)
+            writer.finish(statistics)
+    return Outcome(output, True, statistics)
+
+
+@contextlib.contextmanager
+def _joined() -> Iterator[World | None]:
+    """The processes under torchrun; None without it, so that torch need not be there."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    from cola_cli.training.distributed import joined
+
+    with joined("cpu") as world:
+        yield world
 
 
 def find_corpus(names: list[str], output: Path) -> Corpus:
@@ -202,8 +240,13 @@ def _chunks(documents: Iterable[tuple[int, str, bool, str]], part_bytes: int) ->
 
 
 def _make_parts(
-    writer: Writer, files: list[Path], settings: TokenizeSettings, report: Reporter
-) -> dict[str, Any]:
+    done: Collection[int],
+    output: Path,
+    files: list[Path],
+    settings: TokenizeSettings,
+    report: Reporter,
+    shard: Shard = WHOLE,
+) -> Reading:
     counted = Reading()
     total = sum(path.stat().st_size for path in files)
     packed = any(path.suffix in (".gz", ".zst", ".parquet") for path in files)
@@ -213,13 +256,14 @@ def _make_parts(
     missing = (
         chunk
         for chunk in _told(chunks, report)
-        if not {2 * chunk.index, 2 * chunk.index + 1} <= writer.parts.keys()
+        if chunk.index % shard[1] == shard[0]
+        and not {2 * chunk.index, 2 * chunk.index + 1} <= set(done)
     )
-    _run_all(missing, writer.path, settings, workers)
+    _run_all(missing, output, settings, workers)
     report.stop()
     if not counted.documents:
         raise InputError("the corpus holds no text.", "Give files with text in them.")
-    return _statistics(writer, settings, counted)
+    return counted
 
 
 def _told(chunks: Iterable[Chunk], report: Reporter) -> Iterator[Chunk]:
@@ -309,7 +353,6 @@ def _write_rows(path: Path, rows: list[Any], seq_len: int, pad_id: int) -> None:
 
 
 def _statistics(writer: Writer, settings: TokenizeSettings, counted: Reading) -> dict[str, Any]:
-    from cola_cli.artifacts.artifact import recorded_parts
     from cola_cli.corpus.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(writer.path / TOKENIZER)

@@ -43,8 +43,8 @@ def make_tokens(folder: Path, seq_len: int = 32) -> Artifact:
     settings = TokenizeSettings(
         vocab_size=300, seq_len=seq_len, part_bytes=4000, workers=1, validation_fraction=0.3
     )
-    made, _ = tokenize([str(folder / "corpus.txt")], folder / "tokens", settings)
-    return made
+    tokenize([str(folder / "corpus.txt")], folder / "tokens", settings)
+    return Artifact.open(folder / "tokens", "tokens")
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import content
 from tests.stages.conftest import assignments, prior_settings, vae_settings
+from tests.stages.killing import assert_same_metrics
 
 # AdamW divides by the gradient's size: a tiny eps would make a whole step of the rounding error in a
 # gradient that is zero in exact arithmetic.
@@ -19,7 +22,7 @@ EPS = ["--set", "optim.eps=1e-4"]
 PROGRAM = "from cola_cli.cli.main import main; main()"
 
 
-def run(processes: int, arguments: list[str], folder: Path) -> None:
+def start(processes: int, arguments: list[str], folder: Path) -> subprocess.Popen[str]:
     """`cola` on so many processes."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
@@ -27,14 +30,20 @@ def run(processes: int, arguments: list[str], folder: Path) -> None:
     if processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command = [*launcher, f"--nproc-per-node={processes}", str(program)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(
-        [*command, *arguments, "--device", "cpu", "--quiet"],
-        capture_output=True,
+    return subprocess.Popen(
+        [*command, *arguments, "--quiet"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
     )
-    assert done.returncode == 0, done.stderr
+
+
+def run(processes: int, arguments: list[str], folder: Path) -> None:
+    """`cola` on so many processes, to its end."""
+    process = start(processes, arguments, folder)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
 
 
 def difference(one: Path, other: Path) -> float:
@@ -50,6 +59,7 @@ def difference(one: Path, other: Path) -> float:
 def test_two_processes_train_vae_and_prior_as_one_does(made: Path, tmp_path: Path) -> None:
     settings = prior_settings("joint", steps=20, micro_batch=1)
     command = ["train", "prior", str(made / "latents"), "--mode", "joint", *assignments(settings)]
+    command += ["--device", "cpu"]
     for name, processes, parallel in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("fsdp", 2, "fsdp")):
         flags = [*EPS, "--set", f"train.parallel={parallel}", "-o", str(tmp_path / name)]
         run(processes, [*command, *flags], tmp_path)
@@ -60,7 +70,7 @@ def test_two_processes_train_vae_and_prior_as_one_does(made: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_a_checkpoint_of_two_processes_resumes_on_one(made: Path, tmp_path: Path) -> None:
     flags = [*EPS, *assignments(vae_settings(steps=20, validate_every=20, checkpoint_every=9))]
-    command = ["train", "vae", str(made / "tokens"), *flags]
+    command = ["train", "vae", str(made / "tokens"), *flags, "--device", "cpu"]
     run(1, [*command, "-o", str(tmp_path / "one")], tmp_path)
     program = tmp_path / "dying.py"
     program.write_text(
@@ -73,7 +83,7 @@ def test_a_checkpoint_of_two_processes_resumes_on_one(made: Path, tmp_path: Path
         "loop.Training._update = dies\n" + PROGRAM
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    output = ["-o", str(tmp_path / "two"), "--set", "train.parallel=fsdp", "--device", "cpu"]
+    output = ["-o", str(tmp_path / "two"), "--set", "train.parallel=fsdp"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     died = subprocess.run(
         [*launcher, "--nproc-per-node=2", str(program), *command, *output],
@@ -88,6 +98,33 @@ def test_a_checkpoint_of_two_processes_resumes_on_one(made: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_two_processes_encode_as_one_does(made: Path, tmp_path: Path) -> None:
-    command = ["encode", str(made / "tokens"), "--vae", str(made / "vae")]
+    command = ["encode", str(made / "tokens"), "--vae", str(made / "vae"), "--device", "cpu"]
     run(2, [*command, "-o", str(tmp_path / "two")], tmp_path)
     assert content(tmp_path / "two") == content(made / "latents")
+
+
+@pytest.mark.slow
+def test_two_processes_tokenize_as_one_does(made: Path, tmp_path: Path) -> None:
+    command = ["tokenize", str(made / "corpus.txt"), "--vocab-size", "300", "--seq-len", "32"]
+    command += ["--set", "part_bytes=4000", "--validation-fraction", "0.2", "--workers", "1"]
+    run(2, [*command, "-o", str(tmp_path / "two")], tmp_path)
+    assert content(tmp_path / "two") == content(made / "tokens")
+
+
+@pytest.mark.slow
+def test_a_preempted_run_of_two_processes_goes_on_exactly(made: Path, tmp_path: Path) -> None:
+    settings = prior_settings(steps=60, checkpoint_every=5, validate_every=30)
+    command = ["train", "prior", str(made / "latents"), *assignments(settings), "--device", "cpu"]
+    run(2, [*command, "-o", str(tmp_path / "quiet")], tmp_path)
+    stopped = [*command, "-o", str(tmp_path / "stopped")]
+    process = start(2, stopped, tmp_path)
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+    while not list(checkpoints.glob("step-*/COMMITTED.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode != 0
+    assert not (tmp_path / "stopped" / "prior" / "model.safetensors").exists()
+    run(2, stopped, tmp_path)
+    assert content(tmp_path / "stopped") == content(tmp_path / "quiet")
+    assert_same_metrics(tmp_path / "stopped", tmp_path / "quiet")

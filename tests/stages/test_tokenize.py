@@ -75,6 +75,25 @@ def test_the_number_of_processes_changes_no_byte(cola: Run, tmp_path: Path) -> N
     assert content(tmp_path / "w1") == content(tmp_path / "w2")
 
 
+def test_shards_made_apart_and_merged_equal_one_run(cola: Run, tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus")
+    cola("tokenize", "corpus", "-o", "whole", *SMALL, *PARTS, "--workers", 1)
+    command = cola_command("tokenize", "corpus", "-o", "out", *SMALL, *PARTS, "--workers", 1)
+    shards = [
+        subprocess.Popen([*command, "--shard", f"{i}/3"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+        for i in range(3)
+    ]
+    shards[1].kill()  # its parts are left to the others' last run
+    assert [shard.wait() for shard in shards] == [0, -signal.SIGKILL, 0]
+    parts = {int(path.stem) for path in (tmp_path / "out/parts").glob("*.json")}
+    assert {0, 1, 4, 5} <= parts
+    merged = cola("tokenize", "corpus", "-o", "out", *SMALL, *PARTS, "--workers", 1)
+    assert "600 documents" in merged.stdout
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    wrong = cola("tokenize", "corpus", "-o", "out", *SMALL, *PARTS, "--shard", "3/3", expect=2)
+    assert "--shard 3/3" in wrong.stderr
+
+
 def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_bytes(
     cola: Run, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""cola train ar and llada: matched, killed and resumed, in the prior's order, memorising, sampled, evaluated."""
+"""cola train ar and llada: matched, killed and resumed, in the prior's order, sampled, evaluated."""
 
 from __future__ import annotations
 

@@ -1,0 +1,36 @@
+"""cola report: a page of what runs made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cola_cli.cli import options
+from cola_cli.cli.console import print_result
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Directories of artifacts, or single artifacts."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The page to write, such as report.html.")
+    ],
+    debug: options.Debug = False,
+) -> None:
+    """Write one HTML page: lineage, settings, training curves, latents, samples, benchmarks, scaling.
+
+    The page holds everything it shows and fetches nothing. Several runs are compared in the same charts.
+
+    Example: cola report runs/demo runs/wider -o report.html
+    """
+    from cola_cli.artifacts.files import write_atomic
+    from cola_cli.evaluation.report.page import report_page, require_page_place
+
+    require_page_place(output)
+    page = report_page(runs)
+    write_atomic(output, page.encode())
+    print_result([f"{output}: {len(page.encode()):,} bytes"], {}, False)

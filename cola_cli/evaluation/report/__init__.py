@@ -1,0 +1,1 @@
+"""`cola report`: one self-contained HTML page of what runs made."""

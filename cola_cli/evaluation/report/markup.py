@@ -1,0 +1,63 @@
+"""HTML and SVG elements whose text and attributes are escaped unless they are Markup already."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+from typing import Any
+
+VOID = frozenset({"meta"})
+SVG_LEAVES = frozenset({"circle", "line", "path", "polyline", "rect"})
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all controls but tab and newline
+
+
+class Markup(str):
+    """Text that is HTML already; everything else is escaped when it enters an element."""
+
+    __slots__ = ()
+
+
+def escaped(text: Any) -> Markup:
+    """`text` as HTML text, unless it is Markup; controls and lone surrogates become U+FFFD or ?."""
+    if isinstance(text, Markup):
+        return text
+    printable = UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
+    return Markup(html.escape(printable.encode("utf-8", "replace").decode("utf-8")))
+
+
+def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
+    """`<name attributes>children</name>`.
+
+    None among children or attributes is left out; iterables of children are joined. `class_` stands for
+    class, `data_label` for data-label; floats get two decimals.
+    """
+    written = "".join(
+        f' {key.removesuffix("_").replace("_", "-")}="{escaped(_attribute(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in VOID:
+        return Markup(f"<{name}{written}>")
+    if name in SVG_LEAVES and not children:
+        return Markup(f"<{name}{written}/>")
+    return Markup(f"<{name}{written}>{joined(children)}</{name}>")
+
+
+def joined(children: Iterable[Any]) -> Markup:
+    """All children, one after the other; lists and iterators are opened, None is left out."""
+    pieces: list[str] = []
+    for child in children:
+        if child is None:
+            continue
+        if isinstance(child, str) or not isinstance(child, Iterable):
+            pieces.append(escaped(child))
+        else:
+            pieces.append(joined(child))
+    return Markup("".join(pieces))
+
+
+def _attribute(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return str(value)
