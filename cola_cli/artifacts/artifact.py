@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from cola_cli.artifacts.files import (
     TEMPORARY,
     atomic_file,
     make_directory,
+    refuse_link,
     remove_temporaries,
     sha256_bytes,
     sha256_file,
@@ -32,6 +32,7 @@ from cola_cli.artifacts.manifest import (
     read_manifest,
     write_manifest,
 )
+from cola_cli.artifacts.reading import read_json, reason, shown
 from cola_cli.errors import DamagedArtifact, InputError, OutputConflict
 from cola_cli.version import __version__
 
@@ -91,6 +92,12 @@ class Artifact:
         if self._parts is None:
             names = sorted(n for n in self._records if n.startswith(PARTS) and n.endswith(".json"))
             self._parts = [read_part_record(self.file(name)) for name in names]
+            for index, (name, record) in enumerate(zip(names, self._parts, strict=True)):
+                if record.index != index:
+                    raise DamagedArtifact(
+                        f"{self.path / name} is the record of part {record.index}, not of {index}.",
+                        "Run the stage again with --overwrite.",
+                    )
         return self._parts
 
     def part_file(self, index: int) -> Path:
@@ -188,6 +195,7 @@ def write_part(
     Needs no Writer, so that worker processes can call it for the one that holds the lock.
     """
     file = f"{PARTS}/{index:05d}{suffix}"
+    refuse_link(directory / PARTS)
     with atomic_file(directory / file) as temporary:
         part = PartWriter(temporary)
         yield part
@@ -259,11 +267,14 @@ def check_size(directory: Path, record: FileRecord) -> None:
     """Raise DamagedArtifact when a recorded file is missing, leaves the artifact, or has another size."""
     path = directory / record.path
     remedy = "Restore it from a copy, or run the stage again with --overwrite."
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise DamagedArtifact(f"{path} is a link that leaves the artifact.", remedy)
-    if not path.is_file():
-        raise DamagedArtifact(f"{path} is missing.", remedy)
-    size = path.stat().st_size
+    try:
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise DamagedArtifact(f"{path} is a link that leaves the artifact.", remedy)
+        if not path.is_file():
+            raise DamagedArtifact(f"{path} is missing.", remedy)
+        size = path.stat().st_size
+    except (OSError, RuntimeError) as error:  # links in a circle are a RuntimeError
+        raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", remedy) from error
     if size != record.bytes:
         raise DamagedArtifact(f"{path} has {size} bytes instead of {record.bytes}.", remedy)
 
@@ -272,23 +283,25 @@ def check_file(directory: Path, record: FileRecord) -> None:
     """Raise DamagedArtifact when a recorded file is missing or any byte of it differs."""
     check_size(directory, record)
     path = directory / record.path
-    if sha256_file(path) != record.sha256:
-        raise DamagedArtifact(
-            f"{path} is damaged: its SHA-256 is not the recorded one.",
-            "Restore it from a copy, or run the stage again with --overwrite.",
-        )
+    remedy = "Restore it from a copy, or run the stage again with --overwrite."
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", remedy) from error
+    if digest != record.sha256:
+        raise DamagedArtifact(f"{path} is damaged: its SHA-256 is not the recorded one.", remedy)
 
 
 def read_part_record(path: Path) -> PartRecord:
     """Read and validate one `parts/00000.json`."""
     remedy = "Run the stage again with --overwrite."
     try:
-        if path.stat().st_size > RECORD_LIMIT:
-            raise DamagedArtifact(f"{path} is too large to be a part's record.", remedy)
-        return PartRecord.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError, ValidationError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DamagedArtifact(f"{path} is no part record ({reason}).", remedy) from error
+        return PartRecord.model_validate(read_json(path, RECORD_LIMIT))
+    except ValidationError as error:
+        wrong = f"{len(error.errors())} entries are wrong, the first: {error.errors()[0]['msg']}"
+        raise DamagedArtifact(f"{path} is no part record ({shown(wrong)}).", remedy) from error
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(f"{path} is no part record ({reason(error)}).", remedy) from error
 
 
 def file_digest(path: Path) -> str:
@@ -331,7 +344,7 @@ def _refuse_othercontent_files(path: Path, previous: Manifest, identity: Identit
     if previous.fingerprint != identity.fingerprint:
         listed = "; ".join(previous.identity.differences(identity))
         raise OutputConflict(
-            f"{path} was made with other settings or inputs: {listed}.",
+            f"{path} was made with other settings or inputs: {shown(listed, 4000)}.",
             "Choose another output directory, or give --overwrite to make it anew.",
         )
 
@@ -355,6 +368,11 @@ def recorded_parts(path: Path) -> dict[int, PartRecord]:
 def _intact_parts(path: Path) -> dict[int, PartRecord]:
     """The parts of an interrupted run that can be kept; damaged or unrecorded ones are removed."""
     kept: dict[int, PartRecord] = {}
+    for file in sorted((path / PARTS).glob("*")):
+        if file.is_dir():
+            raise OutputConflict(
+                f"{file} is a directory where a part belongs.", "Choose another output directory."
+            )
     for file in sorted((path / PARTS).glob("*.json")):
         try:
             record = read_part_record(file)

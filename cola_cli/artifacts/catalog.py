@@ -11,7 +11,8 @@ import duckdb
 import numpy as np
 
 from cola_cli.artifacts.manifest import flatten, read_manifest
-from cola_cli.errors import InputError, UsageError
+from cola_cli.artifacts.reading import reason, shown
+from cola_cli.errors import DamagedArtifact, InputError, UsageError
 
 VIEWS = (
     ("parts", "parts/*.parquet", "read_parquet"),
@@ -53,13 +54,14 @@ def query(artifacts: list[Path], sql: str) -> tuple[list[str], list[tuple[Any, .
     """Column names and rows of a query over the artifacts' tables. Raises UsageError on wrong SQL."""
     try:
         result = open_catalog(artifacts).execute(sql)
-    except duckdb.Error as error:
+        columns = [column[0] for column in result.description or []]
+        return columns, result.fetchall()
+    except (duckdb.Error, UnicodeDecodeError) as error:
+        named = ", ".join(map(str, artifacts))
         raise UsageError(
-            f"the query failed: {str(error).splitlines()[0]}",
-            'See the tables with: cola sql "show all tables" ARTIFACT...',
+            f"the query failed: {reason(error)} (asked of {shown(named, 1000)})",
+            'See the tables with: cola sql "show all tables" ARTIFACT..., damage with: cola verify.',
         ) from error
-    columns = [column[0] for column in result.description or []]
-    return columns, result.fetchall()
 
 
 def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) -> None:
@@ -71,8 +73,14 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
     files = [(record.path, record.bytes, record.sha256) for record in manifest.files]
     _add_table(connection, f'"{schema}".files', "path VARCHAR, bytes BIGINT, sha256 VARCHAR", files)
     for view, pattern, reader in VIEWS:
-        if not any(path.glob(pattern)):
+        found = list(path.glob(pattern))
+        if not found:
             continue
+        for file in found:
+            if not file.resolve().is_relative_to(path.resolve()):
+                raise DamagedArtifact(
+                    f"{shown(file, 1000)} is a link that leaves the artifact.", "Remove it."
+                )
         location = str(path.resolve() / pattern).replace("'", "''")
         try:
             connection.execute(
@@ -81,7 +89,7 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
             )
         except duckdb.Error as error:
             raise InputError(
-                f"{path}: {pattern} cannot be read ({str(error).splitlines()[0]}).",
+                f"{path}: {pattern} cannot be read ({reason(error)}).",
                 f"Run `cola verify {path}` to find the damaged file.",
             ) from error
 

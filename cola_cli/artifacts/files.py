@@ -7,9 +7,11 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from cola_cli.artifacts.reading import shown
 from cola_cli.errors import ColaError, OutputConflict
 
 TEMPORARY = re.compile(r"\.tmp-\d+$")
@@ -87,6 +89,23 @@ def remove_temporaries(directory: Path) -> None:
     for path in directory.rglob("*"):
         if TEMPORARY.search(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise OutputConflict when `path` is a link, pipe or device: writing through one would change what
+    lies elsewhere."""
+    mode = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OutputConflict(
+            f"{shown(path, 1000)} is a link or no regular file; cola writes through none.",
+            "Remove it, or choose another output directory; nothing was touched.",
+        )
+
+
+def refuse_links(directory: Path) -> None:
+    """`refuse_link` for everything below a directory, which may itself be a link."""
+    for path in directory.rglob("*"):
+        refuse_link(path)
 
 
 def writing_failed(path: Path, error: OSError) -> ColaError:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cola_cli.artifacts.files import make_directory, writing_failed
+from cola_cli.artifacts.files import make_directory, refuse_links, writing_failed
+from cola_cli.artifacts.reading import parse_json, shown
 from cola_cli.errors import OutputConflict
 
 LOCK_NAME = ".lock"
@@ -23,12 +24,15 @@ LOCK_NAME = ".lock"
 def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the writer's lock of `directory`.
 
-    Raises OutputConflict, naming the holder, when another live process has it. The file stays when the
+    Raises OutputConflict, naming the holder, when another live process has it, and when a link in the
+    directory would have the writer change files elsewhere. The file stays when the
     lock is released (removing it would let two writers hold two different files of that name), empty.
     """
     make_directory(directory)
+    refuse_links(directory)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(directory / LOCK_NAME, flags, 0o644)
     except OSError as error:
         raise writing_failed(directory / LOCK_NAME, error) from error
     try:
@@ -53,7 +57,8 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
 def holder_of(directory: Path) -> str | None:
     """Who writes to the artifact now, or None."""
     try:
-        descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # no pipe to wait at
+        descriptor = os.open(directory / LOCK_NAME, flags)
     except OSError:
         return None
     try:
@@ -86,10 +91,11 @@ def _self_description() -> dict[str, str | int]:
 
 def _holder(descriptor: int) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 65536, 0))
-        return (
+        holder = parse_json(os.pread(descriptor, 65536, 0))
+        return shown(
             f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-            f" ({holder['command']})"
+            f" ({holder['command']})",
+            1000,
         )
     except (ValueError, KeyError, TypeError):
         return "another process"

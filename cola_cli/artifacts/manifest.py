@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cola_cli.artifacts.files import sha256_bytes, write_atomic
+from cola_cli.artifacts.reading import parse_json, read_regular, reason, shown
 from cola_cli.errors import DamagedArtifact, InputError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MANIFEST_LIMIT = 256 << 20  # bytes; about a million parts. More is not a manifest.
+DEPTH_LIMIT = 64  # of settings and statistics
+COUNT_LIMIT = 2**63 - 1
+ROWS_LIMIT = 2**31 - 1  # of one part
 
 Kind = Literal[
     "tokens", "vae", "latents", "prior", "samples", "autoregressive", "llada", "evaluation"
@@ -34,10 +39,24 @@ def _inside_the_artifact(path: str) -> str:
         raise ValueError(f"path {path!r} leaves the artifact")
     if str(pure) != path or path == ".":
         raise ValueError(f"path {path!r} is not normalised")
+    if not path.isprintable() or max(len(os.fsencode(part)) for part in pure.parts) > 255:
+        raise ValueError(f"path {path!r} is no file name")
     return path
 
 
+def _shallow(tree: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [tree]
+    for _ in range(DEPTH_LIMIT):
+        inner = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not level:
+            return tree
+    raise ValueError(f"it nests deeper than {DEPTH_LIMIT} levels")
+
+
 RelativePath = Annotated[str, AfterValidator(_inside_the_artifact)]
+Tree = Annotated[dict[str, Any], AfterValidator(_shallow)]
+Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT)]
 
 
 class _Record(BaseModel):
@@ -50,9 +69,10 @@ class Identity(_Record):
     `inputs` maps the name of each input to its fingerprint (an artifact) or content digest (a file).
     """
 
-    stage: str
+    # shown in commands to type, so nothing that a shell would act on
+    stage: Annotated[str, Field(pattern=r"^[a-z][a-z0-9 _-]{0,63}$")]
     format_version: int = FORMAT_VERSION
-    settings: dict[str, Any]
+    settings: Tree
     inputs: dict[str, str]
 
     @property
@@ -80,7 +100,7 @@ class FileRecord(_Record):
     """One file of an artifact."""
 
     path: RelativePath
-    bytes: int = Field(ge=0)
+    bytes: Count
     sha256: Digest
 
 
@@ -89,12 +109,12 @@ class PartRecord(_Record):
 
     index: int = Field(ge=0)
     file: RelativePath
-    rows: int = Field(ge=0)
-    tokens: int = Field(ge=0)
-    bytes: int = Field(ge=0)
+    rows: int = Field(ge=0, le=ROWS_LIMIT)
+    tokens: Count
+    bytes: Count
     sha256: Digest
     source: str = ""
-    statistics: dict[str, Any] = {}
+    statistics: Tree = {}
 
 
 class Manifest(_Record):
@@ -106,9 +126,9 @@ class Manifest(_Record):
     status: Literal["incomplete", "complete"]
     identity: Identity
     fingerprint: Digest
-    settings: dict[str, Any] = {}
-    statistics: dict[str, Any] = {}
-    environment: dict[str, Any] = {}
+    settings: Tree = {}
+    statistics: Tree = {}
+    environment: Tree = {}
     files: list[FileRecord] = []
     cola_version: str = ""
     seconds: float = 0.0
@@ -149,26 +169,24 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST_NAME
     remedy = "Restore it from a copy, or remove the directory and run the stage again."
     try:
-        if path.stat().st_size > MANIFEST_LIMIT:
-            raise DamagedArtifact(f"{path} is too large to be a manifest.", remedy)
-        text = path.read_bytes()
+        text = read_regular(path, MANIFEST_LIMIT)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{directory} is not an artifact: it has no {MANIFEST_NAME}.",
             "Name a directory that a cola stage wrote.",
         ) from error
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", remedy) from error
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         if not isinstance(document, dict):
             raise ValueError("it is no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise DamagedArtifact(
-            f"{path} is not valid JSON ({_first_line(error)}).", remedy
-        ) from error
+    except ValueError as error:
+        raise DamagedArtifact(f"{path} is not valid JSON ({reason(error)}).", remedy) from error
     version = document.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise InputError(
-            f"{path} has format version {version}; this cola reads up to {FORMAT_VERSION}.",
+            f"{path} has format version {shown(version, 20)}; this cola reads up to {FORMAT_VERSION}.",
             "Install a newer cola to use it.",
         )
     try:
@@ -181,7 +199,9 @@ def read_manifest(directory: Path) -> Manifest:
         intact = manifest.to_bytes() == text
         intact = intact and manifest.identity.fingerprint == manifest.fingerprint
     except ValueError as error:
-        raise DamagedArtifact(f"{path} is not a valid manifest ({error}).", remedy) from error
+        raise DamagedArtifact(
+            f"{path} is not a valid manifest ({reason(error)}).", remedy
+        ) from error
     if not intact:
         raise DamagedArtifact(f"{path} is damaged: its digest does not match its content.", remedy)
     return manifest
@@ -197,10 +217,7 @@ def pretty_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"{'.'.join(str(step) for step in first['loc']) or 'document'}: {first['msg']}"
+    place = shown(".".join(str(step) for step in first["loc"]) or "document")
+    return f"{place}: {shown(first['msg'])}"

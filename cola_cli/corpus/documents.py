@@ -10,18 +10,19 @@ import csv
 import glob
 import gzip
 import io
-import json
+import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from cola_cli.artifacts.reading import VALUES_LIMIT, parse_json, reason, shown
 from cola_cli.errors import InputError
 
 FORMATS = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 PACKED = (".gz", ".zst")
-DOCUMENT_LIMIT = 256 << 20  # bytes of one document or line
+DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line
 READ_BYTES = 1 << 20
 PARQUET_ROWS = 256
 # Of packed zstd data at a time: it can grow 32,768-fold, and comes out all at once.
@@ -101,11 +102,11 @@ def read_documents(path: Path, text_field: str, rule: DocumentRule) -> Iterator[
             else:
                 yield from _paragraphs(path, stream)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is truncated or damaged ({error}).", "Fetch it again.") from error
-    except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror or error}).", "Check the file."
+            f"{path} is truncated or damaged ({reason(error)}).", "Fetch it again."
         ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}).", "Check the file.") from error
 
 
 class _ZstdStream(io.RawIOBase):
@@ -183,37 +184,34 @@ def _decoded(path: Path, number: int, line: bytes) -> str:
 
 
 def _whole(path: Path, stream: BinaryIO) -> str:
-    pieces, size = [], 0
+    # StringIO here and below: a list of a hundred million short lines takes forty times their size
+    pieces = io.StringIO()
     for _, line in _lines(path, stream):
-        pieces.append(line)
-        size += len(line)
-        if size > DOCUMENT_LIMIT:
+        pieces.write(line)
+        if pieces.tell() > DOCUMENT_LIMIT:
             raise InputError(
                 f"{path} is longer than {DOCUMENT_LIMIT >> 20} MiB as one document.",
                 "Use --documents blank-line, or cut it.",
             )
-    return "".join(pieces)
+    return pieces.getvalue()
 
 
 def _paragraphs(path: Path, stream: BinaryIO) -> Iterator[Document]:
-    pieces: list[str] = []
-    start, size = 1, 0
+    pieces, start = io.StringIO(), 0  # 0: no document begun
     for number, line in _lines(path, stream):
         if line.strip():
-            if not pieces:
-                start, size = number, 0
-            pieces.append(line)
-            size += len(line)
-            if size > DOCUMENT_LIMIT:
+            start = start or number
+            pieces.write(line)
+            if pieces.tell() > DOCUMENT_LIMIT:
                 raise InputError(
                     f"{path}, line {start}: the document is longer than {DOCUMENT_LIMIT >> 20} MiB.",
                     "Separate documents by blank lines.",
                 )
-        elif pieces:
-            yield Document("".join(pieces).strip("\r\n"), f"line {start}")
-            pieces = []
-    if pieces:
-        yield Document("".join(pieces).strip("\r\n"), f"line {start}")
+        elif start:
+            yield Document(pieces.getvalue().strip("\r\n"), f"line {start}")
+            pieces, start = io.StringIO(), 0
+    if start:
+        yield Document(pieces.getvalue().strip("\r\n"), f"line {start}")
 
 
 def _records(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document]:
@@ -221,10 +219,10 @@ def _records(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise InputError(
-                f"{path}, line {number} is not valid JSON ({error}).",
+                f"{path}, line {number} is not valid JSON ({reason(error)}).",
                 "Correct or remove that line.",
             ) from error
         yield Document(_field(path, f"line {number}", record, text_field), f"line {number}")
@@ -233,9 +231,9 @@ def _records(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document
 def _field(path: Path, place: str, record: Any, text_field: str) -> str:
     text = record.get(text_field) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        has = ", ".join(sorted(map(str, record))) if isinstance(record, dict) else "no fields"
+        has = _listed(map(str, record)) if isinstance(record, dict) else "no fields"
         raise InputError(
-            f"{path}, {place} has no text in the field {text_field!r} (it has {has[:200]}).",
+            f"{path}, {place} has no text in the field {text_field!r} (it has {has}).",
             "Name the field with --text-field.",
         )
     try:
@@ -247,21 +245,43 @@ def _field(path: Path, place: str, record: Any, text_field: str) -> str:
     return text
 
 
+def _listed(names: Iterable[str]) -> str:
+    """Names of columns or fields in a sentence."""
+    return shown(", ".join(itertools.islice(names, 100)))
+
+
 def _table(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document]:
     csv.field_size_limit(DOCUMENT_LIMIT)
-    rows = csv.DictReader(line for _, line in _lines(path, stream))
+    size = fields = 0  # of the record that is being read: a quoted one can span any number of lines
+
+    def lines() -> Iterator[str]:
+        nonlocal size, fields
+        for number, line in _lines(path, stream):
+            size += len(line)
+            fields += line.count(",")
+            if size > DOCUMENT_LIMIT or fields > VALUES_LIMIT:
+                raise InputError(
+                    f"{path}, line {number}: the record is longer than {DOCUMENT_LIMIT >> 20} MiB"
+                    f" or {VALUES_LIMIT:,} fields.",
+                    "Close its quotes, or cut it into several records.",
+                )
+            yield line
+
+    rows = csv.DictReader(lines())
     try:
         if text_field not in (rows.fieldnames or []):
             raise InputError(
-                f"{path} has no column {text_field!r} (it has {', '.join(rows.fieldnames or [])}).",
+                f"{path} has no column {text_field!r} (it has {_listed(rows.fieldnames or [])}).",
                 "Name the column with --text-field.",
             )
         for row in rows:
+            size = fields = 0
             place = f"line {rows.line_num}"
             yield Document(_field(path, place, row, text_field), place)
     except csv.Error as error:
         raise InputError(
-            f"{path}, line {rows.line_num} is not valid CSV ({error}).", "Correct that line."
+            f"{path}, line {rows.line_num} is not valid CSV ({reason(error)}).",
+            "Correct that line.",
         ) from error
 
 

@@ -1,0 +1,60 @@
+"""Reading files that others wrote: bounded, from regular files alone, and fit to be shown in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+# A list of lists takes 25 times the bytes of its text in memory; this many values take 1 GiB at most.
+VALUES_LIMIT = 8_000_000
+SHOWN = 300  # characters of a foreign text in a sentence
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises OSError, or ValueError for what is larger or is a pipe or device, which might never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > limit:
+            raise ValueError(f"it is larger than {limit >> 20} MiB")
+        return stream.read(status.st_size)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text. Raises ValueError when it is none, nests too deep or would fill memory."""
+    if len(data) > VALUES_LIMIT:  # fewer bytes cannot hold more values
+        marks: tuple[Any, ...] = (b",", b"[", b"{") if isinstance(data, bytes) else (",", "[", "{")
+        if sum(data.count(mark) for mark in marks) > VALUES_LIMIT:
+            raise ValueError(f"it holds more than {VALUES_LIMIT:,} values")
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+
+
+def read_json(path: Path, limit: int) -> Any:
+    """The value of a JSON file of at most `limit` bytes. Raises OSError or ValueError."""
+    return parse_json(read_regular(path, limit))
+
+
+def reason(error: object) -> str:
+    """What an error says, as part of a sentence: one printable line, not too long."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return shown(lines[0] if lines else type(error).__name__)
+
+
+def shown(text: object, limit: int = SHOWN) -> str:
+    """A foreign text as part of a sentence, control characters escaped: they could drive a terminal."""
+    whole = str(text)
+    kept = "".join(c if c.isprintable() else repr(c)[1:-1] for c in whole[:limit])
+    return kept if len(whole) <= limit else f"{kept}..."
