@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,10 @@ def export(
     max_shard_gib: Annotated[
         float, typer.Option("--max-shard-gib", min=0.0, help="Split weights above this size.")
     ] = 5.0,
+    dtype: Annotated[
+        Literal["stored", "float32", "bfloat16"],
+        typer.Option("--dtype", help="Precision of the written weights."),
+    ] = "stored",
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -26,13 +30,17 @@ def export(
 
     Example: cola export runs/demo/prior -o published
     """
+    import torch
+
     from cola_cli.artifacts import Artifact
     from cola_cli.interop.export import write_checkpoint
     from cola_cli.training.networks import load_prior, load_vae
 
     source = Artifact.open(artifact, "prior")
     tokenizer = source.file("tokenizer.json").read_bytes() if source.has("tokenizer.json") else None
-    write_checkpoint(
-        output, load_vae(source), load_prior(source), tokenizer, int(max_shard_gib * GIBIBYTE)
-    )
+    vae, prior = load_vae(source), load_prior(source)
+    if dtype != "stored":
+        for parameter in (*vae.parameters(), *prior.parameters()):
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    write_checkpoint(output, vae, prior, tokenizer, int(max_shard_gib * GIBIBYTE))
     print_result([f"{output}: written"], {"path": str(output)}, json)

@@ -83,7 +83,7 @@ def sample(
         str | None, typer.Option("--compat", help="`released` imitates the released loop.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="stored, float32 or bfloat16.")
+        str | None, typer.Option("--dtype", help="auto, stored, float32 or bfloat16.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Prompts at a time.")

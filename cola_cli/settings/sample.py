@@ -13,9 +13,10 @@ from cola_cli.settings.resolve import Settings, runtime
 class SampleSettings(Settings):
     """How prompts are continued; see SamplingOptions for the meaning of what it shares with it.
 
-    repetition_penalty: None is 1.0, and 1.1 under compat = "released". dtype: of the weights. batch_size:
-    prompts at a time, without influence on the result in float32. items_per_part: prompts that are
-    committed to an artifact together.
+    repetition_penalty: None is 1.0, and 1.1 under compat = "released". dtype: of the weights; `auto` is
+    float32 on a CPU, where bf16 products are emulated, and as stored elsewhere. batch_size: prompts at a
+    time, without influence on the result in float32. items_per_part: prompts that are committed to an
+    artifact together.
     """
 
     max_new_tokens: int = Field(default=64, ge=1)
@@ -38,7 +39,7 @@ class SampleSettings(Settings):
     unmask_steps: int = Field(default=0, ge=0)
     unmask_block: int = Field(default=0, ge=0)
     compat: Literal["none", "released"] = "none"
-    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    dtype: Literal["auto", "stored", "float32", "bfloat16"] = "auto"
     items_per_part: int = Field(default=16, ge=1)
     batch_size: int = runtime(64, ge=1)
 

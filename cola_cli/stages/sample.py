@@ -54,8 +54,12 @@ def open_model(path: Path, settings: SampleSettings, device: str) -> LanguageMod
     from cola_cli.model import load_any
     from cola_cli.training.distributed import pick_device
 
-    dtype = None if settings.dtype == "stored" else getattr(torch, settings.dtype)
-    model = load_any(path, str(pick_device(device)), dtype)
+    chosen = pick_device(device)
+    name = settings.dtype
+    if name == "auto":
+        name = "float32" if chosen.type == "cpu" else "stored"
+    dtype = None if name == "stored" else getattr(torch, name)
+    model = load_any(path, str(chosen), dtype)
     model.require_tokenizer()
     return model
 

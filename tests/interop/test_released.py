@@ -99,6 +99,19 @@ def test_an_imported_artifact_and_the_folder_are_the_same_model(
     assert models[0].tokenizer is None
 
 
+def test_an_export_can_round_to_bf16(cola: Run, checkpoint: Path, tmp_path: Path) -> None:
+    cola("import", checkpoint, "-o", "artifact")
+    cola("export", "artifact", "-o", "rounded", "--dtype", "bfloat16")
+    for part in PARTS:
+        whole = load_file(checkpoint / "cola_dlm" / part / "model.safetensors")
+        rounded = load_file(tmp_path / "rounded/cola_dlm" / part / "model.safetensors")
+        assert rounded.keys() == whole.keys()
+        for name, value in whole.items():
+            # rotary frequencies are a buffer, not weights
+            expected = value if name.endswith("freqs") else value.bfloat16()
+            assert torch.equal(rounded[name], expected), name
+
+
 def test_an_export_does_not_touch_a_folder_in_use(
     cola: Run, checkpoint: Path, tmp_path: Path
 ) -> None:
