@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The small model that ships with cola, made anew: stories from a grammar and the World English Bible, tokens, VAE,
+# latents, prior, and both networks rounded to bf16. Two hours of one core. Stop it and run it again: it goes on.
+#
+#   bash pipelines/demo-model.sh [RUN] [MODEL]      runs/demo-model and RUN/model by default
+#   bash pipelines/demo-model.sh runs/demo-model cola_cli/demo       replaces the one that ships
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+run=${1:-runs/demo-model}
+model=${2:-$run/model}
+stories=${STORIES:-30000} # how many
+settings=${SETTINGS:-pipelines/demo-model.toml}
+cola=${COLA:-.venv/bin/cola} # the command to run
+export PYTHON=${PYTHON:-.venv/bin/python}
+[ -n "${COLA:-}" ] || bash pipelines/setup.sh
+
+if [ -z "${CORPUS:-}" ]; then
+    bash pipelines/bible.sh
+    CORPUS="downloads/bible/*.txt"
+fi
+mkdir -p "$run"
+if [ ! -f "$run/stories.txt" ]; then
+    "$PYTHON" pipelines/stories.py "$stories" 1 > "$run/stories.txt.new"
+    mv "$run/stories.txt.new" "$run/stories.txt"
+fi
+
+"$cola" tokenize "$run/stories.txt" "$CORPUS" -o "$run/tokens" --config "$settings"
+"$cola" train vae "$run/tokens" -o "$run/vae" --config "$settings"
+"$cola" encode "$run/tokens" --vae "$run/vae" -o "$run/latents" --config "$settings"
+"$cola" train prior "$run/latents" -o "$run/prior" --config "$settings"
+
+# bf16 halves the size; the released layout is the way there
+if [ ! -f "$run/bf16/tokenizer.json" ]; then # written last
+    rm -rf "$run/bf16"
+    "$cola" export "$run/prior" -o "$run/bf16" --dtype bfloat16
+fi
+"$cola" import "$run/bf16" -o "$model"
+"$cola" sample "$model" --prompt "Once upon a time there was" --max-new-tokens 96

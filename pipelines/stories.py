@@ -1,0 +1,187 @@
+"""Little stories from a grammar: text so regular that a small model learns to write it sensibly.
+
+    python pipelines/stories.py COUNT SEED > stories.txt
+    python pipelines/stories.py check < text            the share of sentences that the grammar can write
+
+A story has a hero, a friend, a thing and a place that stay the same throughout, so that what a model
+continues can be held against what went before. Stories are separated by blank lines.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from collections.abc import Callable
+
+NAMES = {
+    "she": ["Anna", "Clara", "Emma", "Greta", "Ida", "Lucy", "Mary", "Nora", "Rosa", "Sara"],
+    "he": ["Adam", "Ben", "David", "Felix", "Henry", "Jack", "Leo", "Max", "Oscar", "Tom"],
+}
+FORMS = {"she": ("her", "her"), "he": ("him", "his")}  # object, possessive
+KINDS = ["girl", "child", "baker", "farmer", "teacher", "painter", "sailor", "doctor"]
+FRIENDS = ["dog", "cat", "horse", "mother", "father", "sister", "brother", "neighbour", "uncle"]
+NATURES = [
+    "a little",
+    "an old",
+    "a kind",
+    "a clever",
+    "a brave",
+    "a quiet",
+    "a happy",
+    "a lonely",
+    "a tall",
+    "a poor",
+]
+COLOURS = ["red", "blue", "green", "golden", "white", "black", "silver", "yellow"]
+THINGS = [
+    "ball",
+    "book",
+    "boat",
+    "hat",
+    "key",
+    "lamp",
+    "coat",
+    "basket",
+    "box",
+    "ring",
+    "cup",
+    "bell",
+]
+PLACES = [
+    "in a small house",
+    "in a big city",
+    "near the sea",
+    "by a river",
+    "on a farm",
+    "near a forest",
+    "on a hill",
+    "in a quiet village",
+]
+GOALS = [
+    "the garden",
+    "the market",
+    "the forest",
+    "the river",
+    "the school",
+    "the bridge",
+    "the old mill",
+]
+HIDING = [
+    "under a tree",
+    "behind a stone",
+    "under the bed",
+    "in the grass",
+    "behind the door",
+    "on a wall",
+]
+WEATHER = [
+    "The sun was warm",
+    "It was raining",
+    "The wind was cold",
+    "It was snowing",
+    "The sky was grey",
+]
+TIMES = ["One day", "One morning", "One evening", "One winter day", "On a Sunday", "Last summer"]
+FOODS = ["bread", "soup", "apples", "cake", "cheese", "honey", "warm milk"]
+
+
+def parts(hero: str, pick: Callable[[list[str]], str]) -> list[list[str]]:
+    """What a story about `she` or `he` consists of, in order, each in several wordings."""
+    name, friend = pick(NAMES[hero]), pick(FRIENDS)
+    them, their = FORMS[hero]
+    kind = pick([k for k in KINDS if k != "girl" or hero == "she"])
+    thing, colour, goal = pick(THINGS), pick(COLOURS), pick(GOALS)
+    place = pick(PLACES)
+    both = f"{name} and {their} {friend}"
+    opening = [
+        f"Once upon a time there was {pick(NATURES)} {kind} called {name}, who lived {place}.",
+        f"{name} was {pick(NATURES)} {kind} who lived {place}.",
+        f"There was once {pick(NATURES)} {kind}. {hero.capitalize()} was called {name} and lived {place}.",
+    ]
+    wish = [
+        f"{name} had a {colour} {thing} and liked it very much.",
+        f"Most of all {hero} loved {their} {colour} {thing}.",
+        f"{their.capitalize()} {friend} had given {them} a {colour} {thing}.",
+    ]
+    trip = [
+        f"{pick(TIMES)} {hero} went to {goal} with {their} {friend}.",
+        f"{pick(TIMES)} {both} walked to {goal}. {pick(WEATHER)}.",
+        f"{pick(TIMES)} {name} took the {thing} to {goal}. {pick(WEATHER)}.",
+    ]
+    loss = [
+        f"But on the way {hero} lost the {thing}.",
+        f"But when {hero} came to {goal}, the {thing} was gone.",
+        f"There {hero} played all day and forgot the {thing}.",
+    ]
+    grief = [
+        f"{name} was very sad and began to cry.",
+        f'"Where is my {thing}?" said {name}.',
+        f"{name} looked for it everywhere, but could not find it.",
+    ]
+    hidden = pick(HIDING)
+    help_ = [
+        f"Then {their} {friend} helped {them} to look for it.",
+        f"{their.capitalize()} {friend} came and looked {hidden}.",
+        f'"Do not cry, we will find your {thing}," said a stranger.',
+    ]
+    found = [
+        f"At last they found the {colour} {thing} {hidden}.",
+        f"And there it was: the {thing} lay {hidden}.",
+    ]
+    end = [
+        f"{name} was happy again, and they went home and ate {pick(FOODS)}.",
+        f"{name} thanked them, and in the evening they all ate {pick(FOODS)}.",
+        f"From then on {name} took good care of the {thing}.",
+        f"So {both} went home, and {hero} never lost the {thing} again.",
+    ]
+    return [opening, wish, trip, loss, grief, help_, found, end]
+
+
+def story(source: random.Random) -> str:
+    """One story, five to nine sentences."""
+    wordings = parts(source.choice(list(NAMES)), source.choice)
+    left_out = source.sample([1, 4, 5], source.randrange(3))
+    return " ".join(
+        source.choice(part) for number, part in enumerate(wordings) if number not in left_out
+    )
+
+
+def grammar() -> re.Pattern[str]:
+    """What matches any one sentence of any story."""
+    choices: list[str] = []
+
+    def place_holder(options: list[str]) -> str:
+        choices.append(f"(?:{'|'.join(map(re.escape, options))})")
+        return chr(0xE000 + len(choices) - 1)  # of private use, so in no template
+
+    written = {
+        sentence
+        for hero in NAMES
+        for part in parts(hero, place_holder)
+        for wording in part
+        for sentence in sentences(wording)
+    }
+    patterns = "|".join(map(re.escape, sorted(written)))
+    return re.compile(re.sub("[\ue000-\uf8ff]", lambda m: choices[ord(m[0]) - 0xE000], patterns))
+
+
+def sentences(text: str) -> list[str]:
+    """A text cut after its full stops."""
+    return re.split(r"(?<=\.)\s+", text.strip())
+
+
+def main() -> None:
+    if sys.argv[1:] == ["check"]:
+        rule = grammar()
+        found = [bool(rule.fullmatch(one)) for one in sentences(sys.stdin.read())]
+        print(f"{sum(found)} of {len(found)} sentences ({sum(found) / len(found):.1%})")
+        return
+    count, seed = int(sys.argv[1]), int(sys.argv[2])
+    source = random.Random(seed)
+    for _ in range(count):
+        print(story(source) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""pipelines/demo-model.sh in miniature, the grammar of its stories, and the model that ships."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
+from tests.stages.conftest import made_up_text
+
+STORIES = [sys.executable, str(PIPELINES / "stories.py")]
+
+
+@pytest.mark.slow
+def test_the_demo_model_is_made_rounded_and_sampled(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text(made_up_text(100))
+    (tmp_path / "mini.toml").write_text(SETTINGS)
+    command = tmp_path / "cola"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cola_cli "$@"\n')
+    command.chmod(0o755)
+    environment = os.environ | {
+        "COLA": str(command),
+        "PYTHON": sys.executable,
+        "CORPUS": str(tmp_path / "book.txt"),
+        "STORIES": "100",
+        "SETTINGS": str(tmp_path / "mini.toml"),
+        "PYTHONPATH": str(PIPELINES.parent),
+        "OMP_NUM_THREADS": "1",
+    }
+    make = ["bash", str(PIPELINES / "demo-model.sh"), str(tmp_path / "run")]
+    first = subprocess.run(make, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "Once upon a time there was" in first.stdout
+    whole, rounded = (
+        (tmp_path / "run" / name / "prior/model.safetensors").stat().st_size
+        for name in ("prior", "model")
+    )
+    assert rounded < 0.6 * whole
+    again = subprocess.run(make, env=environment, capture_output=True, text=True)
+    assert again.stdout.count("up to date") == 5
+
+
+def test_every_story_is_by_the_grammar_and_a_wrong_word_is_not() -> None:
+    written = subprocess.run([*STORIES, "50", "7"], capture_output=True, text=True, check=True)
+
+    def share(text: str) -> str:
+        command = [*STORIES, "check"]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert "(100.0%)" in share(written.stdout)
+    assert share("Leo was very sad and began to cry. Leo was very and began to cry.") == (
+        "1 of 2 sentences (50.0%)\n"
+    )
