@@ -11,6 +11,8 @@ import os
 import sys
 from dataclasses import dataclass
 
+from cola_cli.errors import UsageError
+
 SPIN_COUNT = "1000"  # short spinning: threads meet quickly, and yield when a neighbour has the core
 # Same rounding whatever the memory alignment of the operands.
 REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -40,24 +42,35 @@ def available_cores() -> int:
     return cores or 1
 
 
-def choose_threads(requested: int | None = None) -> Threads:
-    """The number of threads: a flag, then COLA_THREADS, then OMP_NUM_THREADS, then the cores at hand."""
+def choose_threads(requested: int | None = None, recorded: int | None = None) -> Threads:
+    """The number of threads, and why: a flag, what an interrupted run began with, COLA_THREADS,
+    OMP_NUM_THREADS, then the cores at hand.
+
+    Raises UsageError for a COLA_THREADS that is no number of threads.
+    """
     if requested is not None:
         return Threads(requested, "--threads")
-    for variable in ("COLA_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(variable, "")
-        if text.isdigit() and int(text) > 0:
-            return Threads(int(text), variable)
+    if recorded is not None:
+        return Threads(recorded, "as the interrupted run had")
+    if text := os.environ.get("COLA_THREADS"):
+        if not text.isdecimal() or int(text) < 1:
+            raise UsageError(
+                f"variable COLA_THREADS: {text!r} is no number of threads.", "Give 1 or more."
+            )
+        return Threads(int(text), "COLA_THREADS")
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number a nesting level
+    if first.isdecimal() and int(first) > 0:
+        return Threads(int(first), "OMP_NUM_THREADS")
     return Threads(available_cores(), "the processors at hand")
 
 
-def prepare_torch(requested_threads: int | None = None) -> Threads:
+def prepare_torch(requested: int | None = None, recorded: int | None = None) -> Threads:
     """Set the environment that torch reads when it is loaded; a user's own variables win.
 
     Called by every command that computes, before torch is imported. When torch is there already (cola used
-    as a library), only the thread count is applied.
+    as a library), only the thread count is applied. See `choose_threads` for the arguments.
     """
-    threads = choose_threads(requested_threads)
+    threads = choose_threads(requested, recorded)
     os.environ["OMP_NUM_THREADS"] = str(threads.count)
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     for variable, value in REPEATABLE.items():

@@ -18,13 +18,14 @@ from cola_cli.runtime import prepare_torch
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 prepare_torch()
 
+ENTRY = "from cola_cli.cli.main import main; main()"
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def cola_command(*arguments: object) -> list[str]:
     """The command line of `cola` in this interpreter."""
-    code = "from cola_cli.cli.main import main; main()"
-    return [sys.executable, "-c", code, *map(str, arguments)]
+    return [sys.executable, "-c", ENTRY, *map(str, arguments)]
 
 
 @pytest.fixture

@@ -116,9 +116,7 @@ class Output:
         self.identity = identity
         self.settings = settings
         self._overwrite = overwrite
-        self._previous = _previous_manifest(path)
-        if self._previous is not None and not overwrite:
-            _refuse_othercontent_files(path, self._previous, identity)
+        self._previous = self._look()
 
     @classmethod
     def open(
@@ -157,9 +155,7 @@ class Output:
         """Hold the lock and give the writer; the manifest says `incomplete` until `finish`."""
         with writer_lock(self.path):
             # Another process may have finished between our first look and the lock.
-            self._previous = _previous_manifest(self.path)
-            if self._previous is not None and not self._overwrite:
-                _refuse_othercontent_files(self.path, self._previous, self.identity)
+            self._previous = self._look()
             remove_temporaries(self.path)
             if self._previous is not None and self._overwrite:
                 _clear(self.path, self._previous)
@@ -174,6 +170,19 @@ class Output:
             )
             write_manifest(self.path, incomplete)
             yield Writer(self.path, incomplete)
+
+    def _look(self) -> Manifest | None:
+        """The manifest that lies there; None also for one that was begun and has nothing to lose."""
+        previous = _previous_manifest(self.path)
+        if previous is None or self._overwrite or previous.fingerprint == self.identity.fingerprint:
+            return previous
+        if previous.status == "incomplete" and not _begun(self.path):
+            return None  # of a run that failed on its input at once: corrected, it may simply be run again
+        listed = "; ".join(previous.identity.differences(self.identity))
+        raise OutputConflict(
+            f"{self.path} was made with other settings or inputs: {shown(listed, 4000)}.",
+            "Choose another output directory, or give --overwrite to make it anew.",
+        )
 
 
 class PartWriter:
@@ -340,13 +349,9 @@ def _previous_manifest(path: Path) -> Manifest | None:
     return None
 
 
-def _refuse_othercontent_files(path: Path, previous: Manifest, identity: Identity) -> None:
-    if previous.fingerprint != identity.fingerprint:
-        listed = "; ".join(previous.identity.differences(identity))
-        raise OutputConflict(
-            f"{path} was made with other settings or inputs: {shown(listed, 4000)}.",
-            "Choose another output directory, or give --overwrite to make it anew.",
-        )
+def _begun(path: Path) -> bool:
+    """Whether an unfinished artifact holds anything but what a killed writer left behind."""
+    return any(not TEMPORARY.search(file.name) for file in content_files(path))
 
 
 def _clear(path: Path, previous: Manifest) -> None:

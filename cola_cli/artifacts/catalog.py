@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from cola_cli.artifacts.manifest import flatten, read_manifest
+from cola_cli.artifacts.manifest import Manifest, flatten, read_manifest
 from cola_cli.artifacts.reading import reason, shown
 from cola_cli.errors import DamagedArtifact, InputError, UsageError
 
@@ -29,12 +29,19 @@ def open_catalog(artifacts: list[Path]) -> duckdb.DuckDBPyConnection:
     Each artifact is a schema named after its directory: `tokens.parts`, `vae.metrics`, `prior.manifest`
     (name, value), `vae.files`, `tokens.records` (statistics of the parts). The schemas are on the
     search path in the order named, so that `parts` alone means the first artifact that has parts.
-    `half_list(blob)` turns a stored half-precision tensor into a list of floats.
+    Latents are stored as blobs of half-precision numbers: `latents.posterior` is the view of the parts
+    that shows mean and logvar as FLOAT[d][N], and `half_list(blob)` makes one flat list of a blob.
     """
     connection = duckdb.connect(":memory:")
     connection.execute("SET autoinstall_known_extensions = false")
     connection.create_function(
         "half_list", _half_list, [duckdb.sqltype("BLOB")], duckdb.sqltype("FLOAT[]")
+    )
+    connection.create_function(
+        "half_rows",
+        _half_rows,
+        [duckdb.sqltype("BLOB"), duckdb.sqltype("BIGINT")],
+        duckdb.sqltype("FLOAT[][]"),
     )
     schemas: list[str] = []
     for path in artifacts:
@@ -92,6 +99,22 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
                 f"{path}: {pattern} cannot be read ({reason(error)}).",
                 f"Run `cola verify {path}` to find the damaged file.",
             ) from error
+    if shape := latent_shape(manifest):
+        channels = shape[1]
+        connection.execute(
+            f'CREATE VIEW "{schema}".posterior AS SELECT * REPLACE'
+            f" (half_rows(mean, {channels}) AS mean, half_rows(logvar, {channels}) AS logvar)"
+            f' FROM "{schema}".parts'
+        )
+
+
+def latent_shape(manifest: Manifest) -> tuple[int, int] | None:
+    """(N, d) of the tensors in a latents artifact that is finished and not empty."""
+    shape = manifest.statistics.get("latent_shape") if manifest.kind == "latents" else None
+    match shape:
+        case [int(positions), int(channels)] if positions > 0 and channels > 0:
+            return positions, channels
+    return None
 
 
 def _add_table(
@@ -105,3 +128,7 @@ def _add_table(
 
 def _half_list(blob: bytes) -> list[float]:
     return np.frombuffer(blob, dtype=np.float16).astype(np.float32).tolist()
+
+
+def _half_rows(blob: bytes, channels: int) -> list[list[float]]:
+    return np.frombuffer(blob, dtype=np.float16).astype(np.float32).reshape(-1, channels).tolist()

@@ -15,7 +15,20 @@ from cola_cli.artifacts.reading import shown
 from cola_cli.errors import ColaError, OutputConflict
 
 TEMPORARY = re.compile(r"\.tmp-\d+$")
+# Libraries written in Rust (safetensors, tokenizers) tell the system's error only in their message.
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 READ_BYTES = 1 << 20
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+MODE = (
+    0o666 & ~_umask()
+)  # of a file as the user wants it; asking changes it for a moment, so at import
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -54,6 +67,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
+            # safetensors makes its files private, whatever the user's umask
+            if not os.fstat(descriptor).st_mode & 0o077:
+                os.fchmod(descriptor, MODE)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -61,9 +77,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
         sync_directory(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise writing_failed(path, error) from error
+        if failure := _system_error(error):
+            raise writing_failed(path, failure) from error
         raise
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """The system's error behind an exception, if it is one."""
+    if isinstance(error, OSError):
+        return error
+    found = RUST_ERROR.search(str(error)) if isinstance(error, Exception) else None
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -44,8 +44,11 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
                     "Wait for it, stop it, or choose another output directory.",
                 )
             time.sleep(0.1)
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_self_description()).encode(), 0)
+        try:
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_self_description()).encode(), 0)
+        except OSError as error:
+            raise writing_failed(directory / LOCK_NAME, error) from error
         try:
             yield
         finally:

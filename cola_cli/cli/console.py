@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -100,22 +101,40 @@ def print_result(lines: list[str], value: Any, as_json: bool) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table on stdout: drawn on a terminal, tab-separated when piped."""
+    """A table on stdout: drawn on a terminal, tab-separated when piped.
+
+    Cells may be foreign text: nothing in them is markup, and control characters are shown, not sent.
+    """
     if not sys.stdout.isatty():
-        print("\t".join(columns))
-        for row in rows:
-            print("\t".join(str(cell) for cell in row))
+        for row in (columns, *rows):
+            print("\t".join(_shown(cell) for cell in row))
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(title=title or None, title_justify="left")
-    for column in columns:
-        numeric = bool(rows) and isinstance(rows[0][columns.index(column)], int | float)
-        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    drawn = Table(title=Text(title) if title else None, title_justify="left")
+    for number, column in enumerate(columns):
+        numeric = bool(rows) and isinstance(rows[0][number], int | float)
+        drawn.add_column(
+            Text(_shown(column)), justify="right" if numeric else "left", overflow="fold"
+        )
     for row in rows:
-        drawn.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        drawn.add_row(
+            *(Text(f"{cell:.4g}" if isinstance(cell, float) else _shown(cell)) for cell in row)
+        )
     Console().print(drawn)
+
+
+def _shown(cell: object) -> str:
+    if isinstance(cell, bytes):
+        return f"{len(cell):,} bytes"
+    text = str(cell)
+    if text.isprintable():
+        return text
+    from cola_cli.artifacts.reading import shown
+
+    return shown(text, len(text))
 
 
 @contextmanager
@@ -133,17 +152,26 @@ def errors_shown(debug: bool) -> Iterator[None]:
         raise typer.Exit(show_error(error, debug)) from None
     except (typer.Exit, typer.Abort):
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise typer.Exit(show_error(_fault(error), debug)) from None
+        # stages say which file; what is left is our own output
+        failure = ColaError("the disk is full.", "Free some space and run the same command again.")
+        raise typer.Exit(show_error(failure, debug)) from None
     except MemoryError:
         failure = ColaError(
             "there is not enough memory.", "Use a smaller batch, or a machine with more memory."
         )
         raise typer.Exit(show_error(failure, debug)) from None
     except Exception as error:
-        failure = ColaError(
-            f"a fault in cola: {type(error).__name__}: {error}",
-            "Run again with --debug for the traceback; finished work is kept.",
-        )
-        raise typer.Exit(show_error(failure, debug)) from None
+        raise typer.Exit(show_error(_fault(error), debug)) from None
+
+
+def _fault(error: Exception) -> ColaError:
+    return ColaError(
+        f"a fault in cola: {type(error).__name__}: {error}",
+        "Run again with --debug for the traceback; finished work is kept.",
+    )
 
 
 def show_error(error: ColaError | Interrupted, debug: bool) -> int:

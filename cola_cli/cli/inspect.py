@@ -24,21 +24,23 @@ def inspect(
 
     Example: cola inspect runs/demo/tokens --rows 5
     """
-    from cola_cli.artifacts.catalog import open_catalog
+    from cola_cli.artifacts.catalog import latent_shape, open_catalog
     from cola_cli.artifacts.manifest import flatten, read_manifest
 
     manifest = read_manifest(artifact)
     connection = open_catalog([artifact])
-    has_parts = any(p.suffix != ".json" for p in (artifact / "parts").glob("*"))
-    schema: list[tuple[Any, ...]] = []
+    tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
+    schema: list[tuple[str, str]] = []
     count = 0
     examples: list[dict[str, Any]] = []
-    if has_parts:
-        schema = connection.execute("DESCRIBE parts").fetchall()
+    if "parts" in tables:
+        described = connection.execute("DESCRIBE parts").fetchall()
+        shape = latent_shape(manifest)
+        half = f"HALF[{shape[1]}][{shape[0]}]" if shape else ""
+        schema = [(row[0], half if half and row[1] == "BLOB" else row[1]) for row in described]
         found = connection.execute("SELECT count(*) FROM parts").fetchone()
         count = found[0] if found else 0
         examples = _decoded_rows(connection, artifact, rows)
-    statistics = flatten(manifest.statistics)
     if json:
         print_json(
             {
@@ -47,7 +49,7 @@ def inspect(
                 "status": manifest.status,
                 "fingerprint": manifest.fingerprint,
                 "rows": count,
-                "schema": [{"column": row[0], "type": row[1]} for row in schema],
+                "schema": [{"column": name, "type": kind} for name, kind in schema],
                 "statistics": manifest.statistics,
                 "settings": manifest.settings,
                 "examples": examples,
@@ -60,15 +62,20 @@ def inspect(
         ["fingerprint", manifest.fingerprint[:12]],
         ["made by", f"cola {manifest.cola_version} in {manifest.seconds:.0f} s"],
         ["files", str(len(manifest.files))],
-        *([["rows", str(count)]] if has_parts else []),
+        *([["rows", str(count)]] if schema else []),
     ]
-    table(str(artifact), ["", "value"], about)
-    if schema:
-        table("columns", ["column", "type"], [[row[0], row[1]] for row in schema])
-    if statistics:
-        table("statistics", ["name", "value"], [[n, _short(v)] for n, v in statistics.items()])
-    if examples:
-        table("rows", list(examples[0]), [list(example.values()) for example in examples])
+    statistics = [[name, _short(value)] for name, value in flatten(manifest.statistics).items()]
+    shown = [[_short(value) for value in example.values()] for example in examples]
+    tables_of = [
+        (str(artifact), ["about", "value"], about),
+        ("columns", ["column", "type"], [list(row) for row in schema]),
+        ("statistics", ["statistic", "value"], statistics),
+        ("rows", list(examples[0]) if examples else [], shown),
+    ]
+    for number, (title, columns, cells) in enumerate(t for t in tables_of if t[2]):
+        if number:
+            print()
+        table(title, columns, cells)
 
 
 def _decoded_rows(connection: Any, artifact: Path, rows: int) -> list[dict[str, Any]]:
@@ -86,18 +93,23 @@ def _decoded_rows(connection: Any, artifact: Path, rows: int) -> list[dict[str, 
         example: dict[str, Any] = {}
         for name, cell in zip(columns, row, strict=True):
             if name == "tokens" and decode is not None:
-                example["text"] = decode([int(token) for token in cell[:SHOWN_TOKENS]])
+                # the ends of documents are part of what a row holds
+                example["text"] = decode(cell[:SHOWN_TOKENS], skip_special_tokens=False)
             elif isinstance(cell, bytes):
                 import numpy as np
 
                 values = np.frombuffer(cell, dtype=np.float16).astype(np.float64)
-                example[name] = f"mean {values.mean():.3f}, deviation {values.std():.3f}"
+                example[name] = {"mean": float(values.mean()), "deviation": float(values.std())}
             else:
-                example[name] = _short(cell)
+                example[name] = cell
         examples.append(example)
     return examples
 
 
 def _short(value: Any, limit: int = 100) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(part)}" for name, part in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
     text = value if isinstance(value, str) else json_module.dumps(value, default=str)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -19,6 +19,7 @@ def report(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The page to write, such as report.html.")
     ],
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Write one HTML page: lineage, settings, training curves, latents, samples, benchmarks, scaling.
@@ -31,6 +32,7 @@ def report(
     from cola_cli.evaluation.report.page import report_page, require_page_place
 
     require_page_place(output)
-    page = report_page(runs)
-    write_atomic(output, page.encode())
-    print_result([f"{output}: {len(page.encode()):,} bytes"], {}, False)
+    page = report_page(runs).encode()
+    write_atomic(output, page)
+    found = {"path": str(output), "bytes": len(page)}
+    print_result([f"{output}: {len(page):,} bytes"], found, json)

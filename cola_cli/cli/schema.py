@@ -16,21 +16,23 @@ def schema(
             help="manifest, part, or the table of settings of a stage: tokenize, vae, prior ..."
         ),
     ],
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Print the JSON schema of an artifact's manifest or of a stage's settings.
 
     Example: cola schema manifest
     """
-    import json
-
+    from cola_cli.artifacts.manifest import pretty_json
+    from cola_cli.cli.console import print_result
     from cola_cli.errors import UsageError
     from cola_cli.settings import nearest
 
     models = _models()
     if name not in models:
         raise UsageError(f"there is no schema {name!r}.", nearest(name, models))
-    print(json.dumps(models[name].model_json_schema(), indent=2))
+    found = models[name].model_json_schema()
+    print_result([pretty_json(found).decode().rstrip()], found, json)
 
 
 def _models() -> dict[str, Any]:

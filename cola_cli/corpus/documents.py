@@ -14,6 +14,7 @@ import itertools
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -221,8 +222,13 @@ def _records(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document
         try:
             record = parse_json(line)
         except ValueError as error:
+            why = (
+                f"{error.msg}, column {error.colno}"
+                if isinstance(error, JSONDecodeError)
+                else error
+            )
             raise InputError(
-                f"{path}, line {number} is not valid JSON ({reason(error)}).",
+                f"{path}, line {number} is not valid JSON ({reason(why)}).",
                 "Correct or remove that line.",
             ) from error
         yield Document(_field(path, f"line {number}", record, text_field), f"line {number}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cola_cli.artifacts.reading import shown
 from cola_cli.errors import InputError
 
 LINE_LIMIT = 16 << 20  # characters
@@ -23,7 +24,7 @@ class Prompt:
 
 def given_prompts(texts: list[str]) -> list[Prompt]:
     """The prompts of `--prompt`, numbered from 0."""
-    return [Prompt(i, text, f"--prompt {text!r}") for i, text in enumerate(texts)]
+    return [Prompt(i, text, f"--prompt '{shown(text, 40)}'") for i, text in enumerate(texts)]
 
 
 def read_prompts(path: Path) -> Iterator[Prompt]:

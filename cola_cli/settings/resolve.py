@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cola_cli.errors import UsageError
 
+# The tables of all stages: a settings file or the environment may speak to several at once.
+TABLES = ("tokenize", "vae", "encode", "prior", "baseline", "sample", "eval")
 PRESETS = Path(__file__).parent.parent / "presets"
 CONFIG_LIMIT = 1 << 20  # bytes
 
@@ -81,11 +83,13 @@ def resolve(
     for source, tree in [*sources, *_files(table, preset, config)]:
         for name, value in _leaves(tree, known):
             add(name, value, source)
-    prefix = f"COLA_{table.upper()}__"
     for variable, text in sorted((environ or {}).items()):
-        if variable.startswith(prefix):
-            name = variable.removeprefix(prefix).lower().replace("__", ".")
-            add(name, _parse_value(text), f"variable {variable}")
+        if not variable.startswith("COLA_") or "__" not in variable:
+            continue
+        spoken_to, *leaves = variable.removeprefix("COLA_").lower().split("__")
+        _require_table(spoken_to, table, f"variable {variable}")
+        if spoken_to == table:
+            add(".".join(leaves), _parse_value(text), f"variable {variable}")
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -153,8 +157,19 @@ def _files(table: str, preset: str | None, config: Path | None) -> list[tuple[st
             raise UsageError(f"there is no preset {preset!r}.", nearest(preset, available))
         found.append((f"preset {preset}", _read_toml(PRESETS / f"{preset}.toml").get(table, {})))
     if config is not None:
-        found.append((str(config), _read_toml(config).get(table, {})))
+        tree = _read_toml(config)
+        for name in tree:
+            _require_table(name, table, str(config))
+        found.append((str(config), tree.get(table, {})))
     return found
+
+
+def _require_table(name: str, table: str, source: str) -> None:
+    """Raise UsageError for a table of no stage: its settings would silently have no effect."""
+    if name not in (*TABLES, table):
+        raise UsageError(
+            f"{source}: no stage has a table of settings {name!r}.", nearest(name, TABLES)
+        )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def encode(
     output = Output.open(output_path, "latents", identity, settings.model_dump(), overwrite)
     if output.up_to_date:
         return up_to_date(output)
-    chosen = runtime.prepare_torch(threads or output.recorded_environment.get("threads"))
+    chosen = runtime.prepare_torch(threads, output.recorded_environment.get("threads"))
 
     import torch
 

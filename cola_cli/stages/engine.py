@@ -56,7 +56,7 @@ def run_training(
     import torch
 
     # Bytes depend on the number of threads: an interrupted run goes on with the number it began with.
-    chosen = runtime.prepare_torch(threads or output.recorded_environment.get("threads"))
+    chosen = runtime.prepare_torch(threads, output.recorded_environment.get("threads"))
     torch.use_deterministic_algorithms(True, warn_only=True)
     reporter.note(str(chosen))
     with joined(device) as world, ExitStack() as stack:

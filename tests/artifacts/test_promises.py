@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cola_cli.artifacts import Artifact, Identity, Output
@@ -197,6 +198,17 @@ def test_a_changed_input_is_named(tmp_path: Path) -> None:
     other = identity().model_copy(update={"inputs": {"corpus": sha256_bytes(b"other")}})
     with pytest.raises(OutputConflict, match=r"input corpus: .* -> "):
         Output.open(tmp_path / "tokens", "tokens", other)
+
+
+def test_a_run_that_failed_before_it_made_anything_stands_in_nobodys_way(tmp_path: Path) -> None:
+    with Output.open(tmp_path / "tokens", "tokens", identity()).writing():
+        (tmp_path / "tokens/part.bin.tmp-4711").write_bytes(b"half")
+    assert make(tmp_path / "tokens", seq_len=128).manifest.identity.settings["seq_len"] == 128
+    output = Output.open(tmp_path / "other", "tokens", identity())
+    with output.writing() as writer, writer.part(0, suffix=".bin") as part:
+        part.path.write_bytes(b"something finished")
+    with pytest.raises(OutputConflict, match="seq_len: 64 -> 128"):
+        make(tmp_path / "other", seq_len=128)
 
 
 def test_overwrite_starts_afresh(tmp_path: Path) -> None:
@@ -388,6 +400,38 @@ def test_a_full_disk_is_said_and_leaves_no_half_file(
     with pytest.raises(ColaError, match="disk is full"):
         write_atomic(tmp_path / "file", b"data")
     assert list(tmp_path.iterdir()) == []
+
+
+FULL_WHILE_SAVING = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+from cola_cli.artifacts.files import atomic_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+with atomic_file(Path(sys.argv[1])) as temporary:
+    save_file({"weights": np.zeros(1000)}, temporary)
+"""
+
+
+def test_a_failure_inside_the_library_that_writes_weights_is_said_like_any_other(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", FULL_WHILE_SAVING, str(tmp_path / "model.safetensors")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert "ColaError: writing" in result.stderr
+    assert "model.safetensors failed (File too large)" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_may_be_read_by_whom_the_users_umask_lets_read(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    write_atomic(tmp_path / "plain", b"data")
+    with atomic_file(tmp_path / "weights") as temporary:
+        save_file({"weights": np.zeros(3)}, temporary)
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": "x"}', "\x00", '{"a":' * 5000])

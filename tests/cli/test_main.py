@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 
+from cola_cli.cli import schema
 from cola_cli.cli.main import app
-from tests.conftest import Run
+from cola_cli.settings.resolve import TABLES
+from tests.conftest import ENTRY, Run, cola_command
 
 
 def _commands(command: object, name: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -44,6 +51,97 @@ def test_every_command_has_help_with_an_example(name: tuple[str, ...]) -> None:
     assert "Example:" in result.stdout
 
 
+@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+def test_every_command_can_answer_in_json_and_show_tracebacks(name: tuple[str, ...]) -> None:
+    command: Any = typer.main.get_command(app)
+    for step in name:
+        command = command.commands[step]
+    flags = {flag for parameter in command.params for flag in parameter.opts}
+    assert {"--json", "--debug"} <= flags
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("cola tok", "tokenize"), ("cola train p", "prior"), ("cola encode --sh", "--shard")],
+)
+def test_the_shell_completes_commands_and_flags(cola: Run, words: str, expected: str) -> None:
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    environment = os.environ | asked | {"_COLA_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'cola'\n" + ENTRY]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == [expected], result.stderr
+
+
+def _in_a_terminal(arguments: list[str], folder: Path, **variables: str) -> str:
+    """What `cola` writes when stdout and stderr are a terminal."""
+    controller, terminal = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM")} | variables
+    process = subprocess.Popen(
+        cola_command(*arguments), stdout=terminal, stderr=terminal, env=environment, cwd=folder
+    )
+    os.close(terminal)
+    written = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while piece := os.read(controller, 65536):
+            written += piece
+    os.close(controller)
+    assert process.wait() == 0, written.decode()
+    return written.decode()
+
+
+ESCAPE, COLOUR = "\x1b", re.compile(r"\x1b\[([0-9;]*)m")
+
+
+def test_colours_and_cursor_movements_are_for_terminals_that_want_them(tmp_path: Path) -> None:
+    from tests.artifacts.test_promises import make
+
+    make(tmp_path / "tokens")
+    for arguments in (["inspect", "tokens"], ["verify", "tokens"], ["verify", "--help"]):
+        plain = _in_a_terminal(arguments, tmp_path, TERM="dumb", NO_COLOR="1")
+        assert ESCAPE not in plain
+        assert "\r" not in plain.replace("\r\n", "\n")
+    assert COLOUR.search(_in_a_terminal(["verify", "--help"], tmp_path, TERM="xterm-256color"))
+    for arguments in (["inspect", "tokens"], ["verify", "--help"]):
+        written = _in_a_terminal(arguments, tmp_path, TERM="xterm-256color", NO_COLOR="1")
+        codes = {int(code or 0) for found in COLOUR.findall(written) for code in found.split(";")}
+        assert max(codes, default=0) < 10, "only bold, dim and the like"
+
+
+def test_quiet_leaves_stderr_empty_and_stdout_to_the_result(cola: Run, tmp_path: Path) -> None:
+    from tests.artifacts.test_promises import make
+
+    make(tmp_path / "tokens")
+    assert cola("verify", "tokens").stderr
+    quiet = cola("verify", "tokens", "--quiet")
+    assert (quiet.stdout.count("\n"), quiet.stderr) == (1, "")
+
+
+def test_foreign_text_is_neither_markup_nor_control_of_the_terminal(tmp_path: Path) -> None:
+    from tests.artifacts.test_promises import make
+
+    make(tmp_path / "tokens")
+    query = r"""select '[/red]' || chr(27) || ']0;owned' || chr(7) as "[/a]", E'one\ntwo\tthree'"""
+    shown = _in_a_terminal(["sql", query, "tokens"], tmp_path, TERM="dumb", COLUMNS="200")
+    assert r"[/red]\x1b]0;owned\x07" in shown
+    assert r"one\ntwo\tthree" in shown
+    piped = subprocess.run(
+        cola_command("sql", query, "tokens"), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert piped.stdout.splitlines()[1].split("\t") == [
+        r"[/red]\x1b]0;owned\x07",
+        r"one\ntwo\tthree",
+    ]
+
+
+def test_a_full_disk_under_the_output_is_said(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            cola_command("schema", "manifest"), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 1
+    assert result.stderr.startswith("cola: error: the disk is full.")
+
+
 def test_a_wrong_flag_is_a_usage_error(cola: Run) -> None:
     assert cola("verify", "--no-such-flag", expect=2).stderr
 
@@ -69,13 +167,15 @@ def test_sql_reads_manifests_as_tables(cola: Run, tmp_path: Path) -> None:
     assert cola("sql", "select oops", "tokens", expect=2).stderr.startswith("cola: error: ")
 
 
-@pytest.mark.parametrize(
-    "name", ["manifest", "part", "tokenize", "vae", "encode", "prior", "sample"]
-)
+def test_every_table_of_settings_has_a_schema() -> None:
+    assert set(schema._models()) == {"manifest", "part", *TABLES}
+
+
+@pytest.mark.parametrize("name", sorted(schema._models()))
 def test_schemas_are_json_schemas_of_closed_objects(cola: Run, name: str) -> None:
-    schema = json.loads(cola("schema", name).stdout)
-    assert schema["type"] == "object"
-    assert schema["additionalProperties"] is False
+    shown = json.loads(cola("schema", name).stdout)
+    assert shown["type"] == "object"
+    assert shown["additionalProperties"] is False
 
 
 def test_an_unknown_schema_suggests_the_nearest(cola: Run) -> None:

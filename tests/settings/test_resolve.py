@@ -35,7 +35,7 @@ def test_later_sources_win(config: Path) -> None:
         Example,
         "example",
         config=config,
-        environ={"COLA_EXAMPLE__TRAIN__STEPS": "30", "COLA_OTHER__SEED": "7"},
+        environ={"COLA_EXAMPLE__TRAIN__STEPS": "30", "COLA_VAE__SEED": "7", "COLA_THREADS": "1"},
         assignments=["train.rate=1e-3"],
         flags={"seed": 9, "train.name": None},
     )
@@ -69,6 +69,16 @@ def test_an_unknown_variable_or_preset_is_an_error() -> None:
         resolve(Example, "example", environ={"COLA_EXAMPLE__TRAIN__STEP": "1"})
     with pytest.raises(UsageError, match="no preset 'tinny'"):
         resolve(Example, "example", preset="tinny")
+
+
+def test_an_unknown_table_is_an_error_and_not_settings_without_effect(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"COLA_PRIR__SEED: .* 'prir'") as caught:
+        resolve(Example, "example", environ={"COLA_PRIR__SEED": "1"})
+    assert caught.value.remedy == "Did you mean prior?"
+    (tmp_path / "c.toml").write_text("[vea.train]\nsteps = 3\n[prior]\n")
+    with pytest.raises(UsageError, match=r"c\.toml: .* 'vea'") as caught:
+        resolve(Example, "example", config=tmp_path / "c.toml")
+    assert caught.value.remedy == "Did you mean vae?"
 
 
 def test_an_impossible_value_names_setting_value_and_source() -> None:

@@ -21,7 +21,7 @@ from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train_vae import train_vae
 from cola_cli.training.networks import load_vae
-from tests.conftest import cola_command, content
+from tests.conftest import Run, cola_command, content
 from tests.stages.conftest import SEQ_LEN, make_tokens, vae_settings
 from tests.stages.killing import assert_same_manifest, kill_until_done
 
@@ -91,6 +91,26 @@ def test_latents_are_fixed_size_half_precision_with_their_shape_beside(made: Pat
     assert json.loads(schema.metadata[SHAPE]) == [SEQ_LEN, 8]
     for name in ("mean", "logvar"):
         assert schema.field(name).type.byte_width == 2 * SEQ_LEN * 8
+
+
+def test_latents_are_numbers_in_sql_and_have_their_shape_in_inspect(made: Path, cola: Run) -> None:
+    query = "select mean, logvar from latents.posterior limit 3"
+    rows = json.loads(cola("sql", query, made / "latents", "--json").stdout)["rows"]
+    part = Artifact.open(made / "latents", "latents").parts[0]
+    stored = Sequences(Artifact.open(made / "latents"), part.statistics["split"]).read(0, 3)
+    assert stored.mean is not None
+    assert stored.logvar is not None
+    np.testing.assert_array_equal([row[0] for row in rows], stored.mean.astype(np.float32))
+    np.testing.assert_array_equal([row[1] for row in rows], stored.logvar.astype(np.float32))
+    flat = cola("sql", "select half_list(mean)[1:2] from parts limit 1", made / "latents", "--json")
+    assert json.loads(flat.stdout)["rows"][0][0] == rows[0][0][0][:2]
+    seen = json.loads(cola("inspect", made / "latents", "--json").stdout)
+    assert {"column": "mean", "type": f"HALF[8][{SEQ_LEN}]"} in seen["schema"]
+    assert seen["rows"] == sum(p.rows for p in Artifact.open(made / "latents").parts)
+    first = seen["examples"][0]
+    assert "<|endoftext|>" in first["text"]
+    assert first["length"] == stored.lengths[0]
+    assert first["mean"]["deviation"] == pytest.approx(stored.mean[0].astype(np.float64).std())
 
 
 def test_shards_made_apart_and_merged_equal_one_run(made: Path, tmp_path: Path) -> None:
