@@ -93,7 +93,7 @@ def read_documents(path: Path, text_field: str, rule: DocumentRule) -> Iterator[
             yield from _parquet(path, text_field)
             return
         with path.open("rb") as raw:
-            stream = _unpacked(path, raw)
+            stream = unpacked(path, raw)
             if kind == ".jsonl":
                 yield from _records(path, stream, text_field)
             elif kind == ".csv":
@@ -151,7 +151,8 @@ class _ZstdStream(io.RawIOBase):
         return count
 
 
-def _unpacked(path: Path, raw: BinaryIO) -> BinaryIO:
+def unpacked(path: Path, raw: BinaryIO) -> BinaryIO:
+    """What a .gz or .zst file holds, other files as they are; reading raises EOFError when it is cut off."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]

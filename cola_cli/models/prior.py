@@ -90,6 +90,15 @@ class Modulation(NamedTuple):
         )
 
 
+class WideLinear(nn.Linear):
+    """A linear layer that computes in float32 at least, whatever the precision of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        weight = wide(self.weight)
+        return F.linear(x.to(weight.dtype), weight, wide(self.bias))
+
+
 class Block(nn.Module):
     """One transformer block."""
 
@@ -105,7 +114,7 @@ class Block(nn.Module):
         self.attention_out = nn.Linear(inner, dim, bias=config.qk_bias)
         self.mlp_in = nn.Linear(dim, config.expand_ratio * dim)
         self.mlp_out = nn.Linear(config.expand_ratio * dim, dim)
-        self.modulation = nn.Linear(dim, 6 * dim)
+        self.modulation = WideLinear(dim, 6 * dim)
 
     def forward(
         self,
@@ -159,12 +168,12 @@ class Prior(nn.Module):
         self.config = config
         dim = config.dim
         self.latent_in = nn.Linear(config.latent_dim, dim)
-        self.timestep_in = nn.Linear(TIMESTEP_CHANNELS, dim)
-        self.timestep_hidden = nn.Linear(dim, dim)
-        self.timestep_out = nn.Linear(dim, dim)
+        self.timestep_in = WideLinear(TIMESTEP_CHANNELS, dim)
+        self.timestep_hidden = WideLinear(dim, dim)
+        self.timestep_out = WideLinear(dim, dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.out_norm = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.out_modulation = nn.Linear(dim, 2 * dim)
+        self.out_modulation = WideLinear(dim, 2 * dim)
         self.latent_out = nn.Linear(dim, config.latent_dim)
         self.register_buffer("frequencies", rotary_frequencies(config.rope_dim, 10_000.0))
         self.initialise()
@@ -191,8 +200,7 @@ class Prior(nn.Module):
 
     def embed_timesteps(self, t: Tensor) -> Tensor:
         """t (...) in [0, 1] -> (..., D)."""
-        sinusoid = timestep_sinusoid(t).to(self.timestep_in.weight.dtype)
-        h = F.silu(self.timestep_in(sinusoid))
+        h = F.silu(self.timestep_in(timestep_sinusoid(t)))
         return self.timestep_out(F.silu(self.timestep_hidden(h)))
 
     def modulation(self, t: Tensor) -> Modulation:
@@ -206,6 +214,8 @@ class Prior(nn.Module):
         layers = [block.modulation(condition) for block in self.each_block()]
         blocks = torch.stack(layers).unflatten(-1, (6, -1))  # (layers, B, groups, 6, D)
         output = self.out_modulation(condition).unflatten(-1, (2, -1))  # (B, groups, 2, D)
+        if (dtype := self.latent_in.weight.dtype).itemsize < 4:  # weights in half precision
+            blocks, output = blocks.to(dtype), output.to(dtype)
         return Modulation(
             blocks.permute(0, 3, 1, 2, 4).unsqueeze(-2), output.permute(2, 0, 1, 3).unsqueeze(-2)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from cola_cli.reporting import Silent
 from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.stages import evaluate
 from cola_cli.stages.evaluate import comparison, read_answers, run_evaluation
-from tests.conftest import Run
+from tests.conftest import Run, content
+from tests.stages.killing import kill_until_done
 from tests.stages.test_sample import model as model  # the session's random model
 
 DATA = Path(__file__).parent.parent.parent / "data" / "eval"
@@ -90,6 +92,22 @@ def test_a_run_that_is_cut_short_goes_on_without_answering_again(
     monkeypatch.setattr(evaluate, "sample_stream", watched)
     assert read_answers(answered("broken", batch_size=1)) == whole
     assert set(asked) == {4, 5, 6}
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_the_answers_are_the_same_to_the_byte(
+    cola: Run, model: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"some words {n}", "ground_truth": "first"} for n in range(60)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval", "run", model, "--task", "squad", "--prompts", tmp_path / "p.jsonl"]
+    command += [*QUICK, "--set=max_new_tokens=40", "--batch-size", 2, "-o"]
+    cola(*command, "quiet")
+    killed = [str(argument) for argument in [*command, tmp_path / "killed"]]
+    codes = kill_until_done(killed, "answer", kills=4, span=0.7, seed=1)
+    assert codes.count(-signal.SIGKILL) >= 1
+    assert content(tmp_path / "killed") == content(tmp_path / "quiet")
+    assert read_answers(tmp_path / "killed") == read_answers(tmp_path / "quiet")
 
 
 def test_the_command_runs_scores_and_is_then_up_to_date(

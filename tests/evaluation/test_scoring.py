@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cola_cli.errors import InputError
 from cola_cli.evaluation.figures import bootstrap_interval, figures, paired_difference
@@ -119,9 +125,96 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
         read_items(path)
 
 
-def test_truncated_zstd_is_bad_input(tmp_path: Path) -> None:
-    whole = (RELEASED / "squad.jsonl.zst").read_bytes()
+@pytest.mark.parametrize("kept", ["half a line", "whole lines"])
+def test_truncated_zstd_is_bad_input(tmp_path: Path, kept: str) -> None:
     path = tmp_path / "cut.jsonl.zst"
-    path.write_bytes(whole[: len(whole) // 2])
+    if kept == "half a line":
+        whole = (RELEASED / "squad.jsonl.zst").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    else:  # all that can be read are whole lines, and the rest would be missed in silence
+        packed = zstandard.ZstdCompressor().compressobj()
+        line = b'{"generate": "a", "ground_truth": "a"}\n'
+        flushed = packed.compress(line) + packed.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+        path.write_bytes(flushed)
     with pytest.raises(InputError, match=r"cut\.jsonl\.zst"):
         read_items(path)
+
+
+def test_several_frames_plain_text_and_gzip_hold_the_same_items(tmp_path: Path) -> None:
+    row = {"generate": "4", "ground_truth": 4, "choices": [0, "4"]}  # numbers are read as written
+    lines = [json.dumps(row).encode() + b"\n"] * 3
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(map(zstandard.compress, lines)))
+    plain, *others = (read_items(tmp_path / f"a.jsonl{end}") for end in ("", ".gz", ".zst"))
+    assert plain == [Item("4", "4", ("0", "4"))] * 3
+    assert others == [plain, plain]
+    assert all(score("mmlu", item).correct for item in plain)
+
+
+def choice_by_rule(output: str, choices: list[str]) -> str | None:
+    """The letter of an answer, as the rules are written down, one after another."""
+
+    def letter(s: str) -> str | None:
+        s = s.strip()
+        steps = [re.findall(r"^[\(\[]?\s*([A-Za-z])\s*[\)\]]?\.?$", s)]
+        word = r"(?i)\b(?:final\s+answer|answer|option|choice)\b\s*(?:is|=|:|：)?\s*"
+        steps.append(re.findall(word + r"[\(\[]?\s*([A-Za-z])\s*[\)\]]?(?=\s|$|[.,;:!?])", s))
+        if len(s) <= 40:
+            steps.append(re.findall(r"[\(\[]\s*([A-Za-z])\s*[\)\]]", s))
+        for hits in steps:
+            if hits and hits[-1].upper() in "ABCDEFG"[: len(choices)]:
+                return hits[-1].upper()
+        return None
+
+    def by_text(s: str) -> str | None:
+        if not normalise(s):
+            return None
+        prefix = r"(?i)^(the\s+)?(correct\s+)?(final\s+)?(answer|option|choice)\b\s*(is|=|:|：)?\s*"
+        bare = normalise(re.sub(prefix, "", s, count=1))
+        normal = [normalise(choice) for choice in choices]
+        for text in (normalise(s), bare):
+            if text in normal:
+                return "ABCDEFG"[normal.index(text)]
+        if not bare:
+            return None
+        inside = [n for n, choice in enumerate(normal) if choice and choice in bare]
+        if len(inside) == 1:
+            return "ABCDEFG"[inside[0]]
+        ratios = [SequenceMatcher(None, bare, choice).ratio() for choice in normal]
+        best = max(ratios)
+        return "ABCDEFG"[ratios.index(best)] if best >= 0.9 else None
+
+    segment = output.strip()
+    for line in reversed([line.strip() for line in output.splitlines() if line.strip()]):
+        hit = re.search(r"(?i)\b(?:final\s+answer|answer)\b\s*(?:is|=|:|：)?\s*(.+)$", line)
+        if hit:
+            segment = hit.group(1)
+            break
+    for candidate in (segment, output.strip()):
+        if found := letter(candidate) or by_text(candidate):
+            return found
+    return None
+
+
+PIECES = st.sampled_from(
+    ["The correct answer is", "answer:", "Final answer =", "option", "choice", "(B)", "[c]", "D.", "a", "e)",
+     "(f)", "steam engine", "steam  Engine!", "ice", "wooden table", "an iron rot", "wooden tables", "iron",
+     "\n", "\n\n", "...", "is", "：", "because of", "A", ", ", "-", "a very long way to no answer at all"]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=5), st.sampled_from([" ", ""]))
+@settings(max_examples=1500, deadline=None)
+def test_any_answer_maps_to_the_option_that_the_rules_give(pieces: list[str], gap: str) -> None:
+    text = gap.join(pieces)
+    kept = first_line(text)
+    assert choice_of(kept, CHOICES) == choice_by_rule(kept, list(CHOICES))
+    for number, truth in enumerate(CHOICES):
+        expected = choice_by_rule(kept, list(CHOICES)) == "ABCD"[number]
+        for task in ("mmlu", "obqa", "race", "siqa"):
+            right = expected or normalise(kept) == normalise(truth)
+            assert score(task, Item(text, truth, CHOICES)).correct == right
+        for task in ("hellaswag", "story_cloze", "squad"):
+            right = normalise(kept) == normalise(truth)
+            assert score(task, Item(text, truth, CHOICES)).correct == right

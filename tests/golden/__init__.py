@@ -7,12 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from cola_cli.model import Cola, load
+from cola_cli.models.prior import Prior
+from cola_cli.models.rotary import Rotation
 
 HERE = Path(__file__).parent
+# What the released code's rotary table held when golden.safetensors was made; see README.md.
+STALE_POSITIONS = torch.cat([torch.arange(n) for n in (16, 16, 8, 8)])
 
 
 @functools.cache
@@ -47,3 +52,13 @@ def model(dtype: torch.dtype | None = None) -> Cola:
 def detail_model() -> Cola:
     """The checkpoint of the finer fixture."""
     return load(HERE / "detail")
+
+
+def lay_stale_rotary_table(patch: pytest.MonkeyPatch) -> None:
+    """Give every prior the positions that the first fixture's generations were made with."""
+    correct = Prior.rotation
+
+    def stale(prior: Prior, positions: torch.Tensor) -> Rotation:
+        return correct(prior, STALE_POSITIONS[positions])
+
+    patch.setattr(Prior, "rotation", stale)

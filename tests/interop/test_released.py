@@ -41,14 +41,57 @@ def same_bytes(first: Path, second: Path) -> None:
             assert torch.equal(tensor.view(torch.uint8), theirs[name].view(torch.uint8)), name
 
 
-def test_the_paper_sized_pair_has_the_released_keys() -> None:
+def released_shapes() -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Keys and shapes of the released VAE and prior, as the paper's notes on its code list them."""
+    vae: dict[str, tuple[int, ...]] = {
+        "encoder.wte.weight": (100_279, 1536),
+        "encoder.patch_embedder.weight": (1536, 1536, 1), "encoder.patch_embedder.bias": (1536,),
+        "encoder.final_layer.weight": (32, 1536), "encoder.final_layer.bias": (32,),
+        "decoder.in_layer.weight": (1536, 16), "decoder.in_layer.bias": (1536,),
+        "decoder.unpatch_layer.weight": (1536, 1536), "decoder.unpatch_layer.bias": (1536,),
+        "decoder.final_norm.weight": (1536,), "decoder.final_norm.bias": (1536,),
+        "decoder.final_layer.weight": (100_278, 1536), "decoder.final_layer.bias": (100_278,),
+    }  # fmt: skip
+    for side in ("encoder", "decoder"):
+        for layer in range(4):
+            at = f"{side}.blocks.{layer}"
+            vae[f"{at}.qkv_proj.weight"] = (4608, 1536)
+            for name in ("norm_attn", "q_norm", "k_norm", "norm_ffn"):
+                vae |= {f"{at}.{name}.weight": (1536,), f"{at}.{name}.bias": (1536,)}
+            for name, out, width in (
+                ("attn_out_proj", 1536, 1536), ("ffn_proj", 6144, 1536), ("ffn_out", 1536, 3072)
+            ):  # fmt: skip
+                vae |= {f"{at}.{name}.weight": (out, width), f"{at}.{name}.bias": (out,)}
+    prior: dict[str, tuple[int, ...]] = {
+        "txt_out_norm.weight": (2048,),
+        "txt_out_norm.bias": (2048,),
+    }
+    linears = [
+        ("txt_in.proj", 2048, 16), ("emb_in.proj_in", 2048, 256), ("emb_in.proj_hid", 2048, 2048),
+        ("emb_in.proj_out", 2048, 2048), ("txt_out_ada.out_in.1", 4096, 2048), ("txt_out.proj", 16, 2048),
+    ]  # fmt: skip
+    for layer in range(24):
+        at = f"blocks.{layer}"
+        prior[f"{at}.msa.proj_qkv.weight"] = (6144, 2048)
+        prior[f"{at}.msa.proj_out.weight"] = (2048, 2048)
+        prior[f"{at}.msa.rope.rope.freqs"] = (48,)
+        for name in ("norm_q", "norm_k"):
+            prior |= {f"{at}.msa.{name}.weight": (128,), f"{at}.msa.{name}.bias": (128,)}
+        linears += [(f"{at}.mlp.proj_in", 8192, 2048), (f"{at}.mlp.proj_out", 2048, 8192)]
+        linears += [(f"{at}.ada.{part}_in.1", 4096, 2048) for part in ("msa", "mlp")]
+        linears += [(f"{at}.ada.{part}_out.1", 2048, 2048) for part in ("msa", "mlp")]
+    for name, out, width in linears:
+        prior |= {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
+    return vae, prior
+
+
+def test_the_paper_sized_pair_has_the_released_keys_and_shapes() -> None:
     with torch.device("meta"):
-        vae, prior = TextVAE(TextVAEConfig(vocab_size=100_278)), Prior(PriorConfig())
-        assert len(vae_to_released(vae)) == 133
-        released = prior_to_released(prior)
-    assert len(released) == 470
-    assert released["blocks.23.ada.msa_in.1.weight"].shape == (4096, 2048)
-    assert released["blocks.0.msa.rope.rope.freqs"].shape == (48,)
+        networks = TextVAE(TextVAEConfig(vocab_size=100_278)), Prior(PriorConfig())
+        found = vae_to_released(networks[0]), prior_to_released(networks[1])
+    for tensors, expected in zip(found, released_shapes(), strict=True):
+        assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected
+    assert [len(tensors) for tensors in found] == [133, 470]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -8,16 +8,10 @@ import pytest
 import torch
 
 from cola_cli.model import Cola
-from cola_cli.models.prior import Prior
-from cola_cli.models.rotary import Rotation
-from cola_cli.sampling.noise import block_noise
-from cola_cli.sampling.tokens import choose, penalised, probabilities
 from tests import golden
 
 LATENTS = {"atol": 3e-4, "rtol": 0.0}
 SETTINGS = ["cfg7", "cfg1", "cfg3_rep", "steps4"]
-# What the released code's rotary table held when golden.safetensors was made; see golden/README.md.
-STALE_POSITIONS = torch.cat([torch.arange(n) for n in (16, 16, 8, 8)])
 
 
 def golden_options(name: str) -> dict[str, Any]:
@@ -42,12 +36,7 @@ def generate(model: Cola, prompts: list[list[int]], noise: torch.Tensor, togethe
 
 @pytest.fixture
 def stale_rotary_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    correct = Prior.rotation
-
-    def stale(prior: Prior, positions: torch.Tensor) -> Rotation:
-        return correct(prior, STALE_POSITIONS[positions])
-
-    monkeypatch.setattr(Prior, "rotation", stale)
+    golden.lay_stale_rotary_table(monkeypatch)
 
 
 @pytest.mark.usefixtures("stale_rotary_table")
@@ -144,44 +133,3 @@ def test_the_released_loop_keeps_what_follows_the_end_token_and_cola_cuts_before
     assert kept.finish == "stop"
     assert stop["eos_token_id"] in kept.ids
     assert len(kept.latents) == stop["blocks_run"]
-
-
-def test_a_prompt_in_the_released_chat_wrapping() -> None:
-    recorded = golden.detail_document()["gen"]
-    chat = recorded["sft_run"]
-    start, user, assistant, newline, end = (
-        chat[f"{name}_token_id"] for name in ("im_start", "user", "assistant", "newline", "im_end")
-    )
-    prompt = recorded["prompts"][chat["prompt_index"]]
-    wrapped = [start, user, newline, *prompt, end, newline, start, assistant, newline]
-    found = golden.detail_model().generate_ids(
-        [wrapped],
-        max_new_tokens=None,
-        noise=golden.detail()["gen/noise"][:1],
-        pad_id=recorded["pad_id"],
-    )[0]
-    assert found.ids == chat["generated_ids"]
-    torch.testing.assert_close(found.latents, golden.detail()["gen/sft/latents"][0], **LATENTS)
-
-
-def test_the_released_noise_of_an_item_and_block() -> None:
-    expected = golden.detail()["gen/seed66_id3_step0_noise"]
-    assert torch.equal(block_noise(66, 3, 0, (4, 8), released=True), expected)
-
-
-@pytest.mark.parametrize("index", range(5))
-def test_token_probabilities(index: int) -> None:
-    expected = golden.detail()
-    case = golden.detail_document()["sampling"]["cases"][index]
-    for row in range(2):
-        seen = expected["sampling/context_ids"][row] if case["context"] else torch.tensor([])
-        logits = penalised(
-            expected["sampling/logits"][row], seen.long(), case["repetition_penalty"]
-        )
-        assert torch.equal(
-            choose(logits, 0.0, None, None, None), expected[f"sampling/{index}/argmax_ids"][row]
-        )
-        if case["temperature"]:
-            top_k, top_p = case["top_k"] or None, case["top_p"]
-            found = probabilities(logits, case["temperature"], top_k, top_p)
-            torch.testing.assert_close(found, expected[f"sampling/{index}/probs"][row])
