@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first stops a stage at the next safe point, the second at once.
+"""SIGINT and SIGTERM: the first stops a stage at the next safe point, a second one later at once.
 
 Files are written atomically, so outside training any moment is a safe point and the signal raises
 Interrupted on the spot. Inside `deferred()` (a training step) the signal is only remembered, and the loop
@@ -10,12 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from cola_cli.errors import Interrupted
 
+# A terminal and a launcher such as torchrun both pass one interruption on; only a second one that comes
+# later than this is meant as such.
+SECOND_AFTER = 1.0  # seconds
+
 _received: int | None = None
+_received_at = 0.0
 _deferrals = 0
 
 
@@ -53,10 +59,24 @@ def deferred() -> Iterator[None]:
         _deferrals -= 1
 
 
+@contextlib.contextmanager
+def immediate() -> Iterator[None]:
+    """Within this block, inside `deferred`, a signal raises on the spot again, also one received before."""
+    global _deferrals
+    deferrals, _deferrals = _deferrals, 0
+    try:
+        check()
+        yield
+    finally:
+        _deferrals = deferrals
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    global _received
+    global _received, _received_at
     if _received is not None:
-        os._exit(128 + number)
-    _received = number
+        if time.monotonic() - _received_at > SECOND_AFTER:
+            os._exit(128 + number)
+        return
+    _received, _received_at = number, time.monotonic()
     if not _deferrals:
         raise Interrupted(number)

@@ -13,6 +13,7 @@ from torch import nn
 
 from cola_cli import runtime
 from cola_cli.artifacts import Artifact, Output, Writer
+from cola_cli.artifacts.files import sync_directory
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings.engine import Optimizer, Train
@@ -24,7 +25,8 @@ from cola_cli.training.metrics import TIMES, Metrics
 from cola_cli.training.networks import write_network
 from cola_cli.training.objectives import Objective
 
-TRAINED = "TRAINED"  # among the checkpoints: the final networks are written
+# What the checkpoints are called once the final networks are written, until they are removed.
+DONE = "checkpoints-done"
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,14 @@ def run_training(
         environment = runtime.describe_environment(chosen) | {"device": str(world.device)}
         writer = stack.enter_context(output.writing(environment)) if world.leads else None
         world.wait()
-        if not (output.path / CHECKPOINTS / TRAINED).exists():
+        if not _trained(output.path):
             _train(output.path, source, networks, train, optim, reporter, world, writer)
         world.wait()
         if writer is None:
             return Outcome(output.path, True)
         for name in copied:
             writer.write(name, source.file(name).read_bytes())
-        shutil.rmtree(output.path / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(output.path / DONE, ignore_errors=True)
         statistics = {"parameters": parameters} | keep | _figures(output.path)
         writer.finish(statistics)
         return Outcome(output.path, True, statistics)
@@ -104,12 +106,17 @@ def _train(
     training.averaged()
     made.finish()
     for name, (network, config) in made.saved.items():
-        state = checkpoints.whole(network.state_dict())
+        state = checkpoints.whole(network.state_dict(), world.leads)
         if writer is not None:
             write_network(writer, name, state, config)
     if writer is not None:
-        # The networks are whole from here on: a run that is killed now need not train again.
-        (path / CHECKPOINTS / TRAINED).touch()
+        (path / CHECKPOINTS).rename(path / DONE)
+        sync_directory(path)
+
+
+def _trained(path: Path) -> bool:
+    """Whether the final networks are whole, so that a run that was killed later need not train."""
+    return not (path / CHECKPOINTS).exists() and any(path.glob("*/model.safetensors"))
 
 
 def _figures(path: Path) -> dict[str, Any]:

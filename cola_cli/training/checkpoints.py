@@ -1,106 +1,199 @@
 """Checkpoints: a directory a step, safetensors and JSON only, committed by a record written last.
 
 checkpoints/step-00000200/
-  model.safetensors  optimizer.safetensors  [ema.safetensors]  state.json
-  COMMITTED.json     name -> size and SHA-256 of every file above; without it there is no checkpoint
+  model-00000.safetensors  optimizer-00000.safetensors  [average-00000.safetensors]  state.json
+  written-00000.json       name -> size and SHA-256 of the files of process 0
+  COMMITTED.json           the same of every file above; without it there is no checkpoint
+
+With sharded parameters every process writes the rows it holds (model-00001 ...), and nobody the whole; the
+header of a file says where the rows belong, so any number of processes reads back what it needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from cola_cli.artifacts.files import atomic_file, sha256_file, write_atomic
+from cola_cli.artifacts.files import atomic_file, make_directory, sha256_file, write_atomic
 from cola_cli.errors import DamagedArtifact
 
 COMMITTED = "COMMITTED.json"
+STARTS = (
+    "starts"  # in the header of a file: JSON, name -> number of its first row in the whole tensor
+)
 _STEP = re.compile(r"step-(\d{8,})$")
 
 
+@dataclass(frozen=True)
+class Group:
+    """Tensors of one file: whole ones, and rows of sharded ones with the number of the first."""
+
+    tensors: dict[str, Tensor]
+    starts: dict[str, int]
+
+
 class Checkpoint:
-    """A committed checkpoint, opened for reading; every file is checked against its digest."""
+    """A committed checkpoint, opened for reading; a file is checked against its digest on first use."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         self.step = step
+        self._checked: set[str] = set()
         try:
             self._files: dict[str, dict[str, Any]] = json.loads((path / COMMITTED).read_bytes())
             self.state: dict[str, Any] = json.loads(self._file("state.json").read_bytes())
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(path / COMMITTED) from error
+        self._places: dict[str, dict[str, list[tuple[int, int, str]]]] = {}
 
-    def has(self, name: str) -> bool:
-        """Whether the checkpoint holds tensors of that name."""
-        return f"{name}.safetensors" in self._files
+    def names(self, group: str) -> list[str]:
+        """The names of the tensors of a group."""
+        return list(self._index(group))
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one file, on the CPU."""
-        path = self._file(f"{name}.safetensors")
+    def read(self, group: str, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows `start` to `stop` - 1 of a tensor, or all of it, on the CPU.
+
+        Raises DamagedArtifact when a file that holds them is not what was written.
+        """
+        pieces = sorted(self._index(group).get(name, []))
+        if stop is None:
+            if len(pieces) == 1:
+                with self._open(pieces[0][2]) as file:
+                    whole: Tensor = file.get_tensor(name)
+                return whole
+            stop = sum(rows for _, rows, _ in pieces)
+        parts, at = [], start
+        for first, rows, path in pieces:
+            if first <= at < min(stop, first + rows):
+                end = min(stop, first + rows)
+                with self._open(path) as file:
+                    parts.append(file.get_slice(name)[at - first : end - first])
+                at = end
+        if at != stop or not parts:
+            raise _damaged(self.path / COMMITTED)
+        return torch.cat(parts)
+
+    def _index(self, group: str) -> dict[str, list[tuple[int, int, str]]]:
+        """Where the rows of each tensor lie: first row, rows, file."""
+        if group not in self._places:
+            places: dict[str, list[tuple[int, int, str]]] = {}
+            pattern = re.compile(re.escape(group) + r"-\d{5,}\.safetensors$")
+            for path in sorted(filter(pattern.match, self._files)):
+                with self._open(path, checked=False) as file:
+                    starts = json.loads((file.metadata() or {}).get(STARTS, "{}"))
+                    for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                        rows = file.get_slice(name).get_shape()[:1]
+                        place = (int(starts.get(name, 0)), rows[0] if rows else 1, path)
+                        places.setdefault(name, []).append(place)
+            self._places[group] = places
+        return self._places[group]
+
+    @contextlib.contextmanager
+    def _open(self, name: str, checked: bool = True) -> Iterator[Any]:
+        path = self._file(name) if checked else self.path / name
         try:
-            return load_file(path)
-        except SafetensorError as error:
+            with safe_open(path, "pt") as file:
+                yield file
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise _damaged(path) from error
 
     def _file(self, name: str) -> Path:
         path = self.path / name
         record = self._files[name]
-        if not path.is_file() or path.stat().st_size != record["bytes"]:
-            raise _damaged(path)
-        if sha256_file(path) != record["sha256"]:
-            raise _damaged(path)
+        if name not in self._checked:
+            if not path.is_file() or path.stat().st_size != record["bytes"]:
+                raise _damaged(path)
+            if sha256_file(path) != record["sha256"]:
+                raise _damaged(path)
+            self._checked.add(name)
         return path
 
 
-def save(
-    directory: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
+def write(
+    directory: Path, step: int, groups: dict[str, Group], state: dict[str, Any] | None, rank: int
 ) -> None:
-    """Write the checkpoint of `step`: one safetensors file for each entry of `tensors`, and `state`."""
+    """Write the files of one process into the checkpoint of `step`; it counts once it is committed."""
     path = directory / f"step-{step:08d}"
-    remove(path)  # of an earlier run that was killed before it committed
-    for name, group in tensors.items():
-        with atomic_file(path / f"{name}.safetensors") as temporary:
-            save_file({key: tensor.contiguous() for key, tensor in group.items()}, temporary)
-    write_atomic(path / "state.json", json.dumps(state, indent=2).encode())
+    names = []
+    for name, group in groups.items():
+        names.append(f"{name}-{rank:05d}.safetensors")
+        with atomic_file(path / names[-1]) as temporary:
+            tensors = {key: tensor.contiguous() for key, tensor in group.tensors.items()}
+            save_file(tensors, temporary, {STARTS: json.dumps(group.starts)})
+    if state is not None:
+        names.append("state.json")
+        write_atomic(path / names[-1], json.dumps(state, indent=2).encode())
     record = {
-        file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-        for file in sorted(path.iterdir())
+        name: {"bytes": (path / name).stat().st_size, "sha256": sha256_file(path / name)}
+        for name in names
     }
+    write_atomic(path / f"written-{rank:05d}.json", json.dumps(record, indent=2).encode())
+
+
+def commit(directory: Path, step: int) -> None:
+    """Make the checkpoint of `step` count; every process must have written its files."""
+    path = directory / f"step-{step:08d}"
+    record: dict[str, Any] = {}
+    for file in sorted(path.glob("written-*.json")):
+        record |= json.loads(file.read_bytes())
     write_atomic(path / COMMITTED, json.dumps(record, indent=2).encode())
 
 
 class Saver:
     """Writes checkpoints in a thread while training goes on; one at a time, in order."""
 
-    def __init__(self, directory: Path, keep_last: int, keep_every: int) -> None:
+    def __init__(self, directory: Path, keep_last: int, keep_every: int, rank: int) -> None:
         self._directory = directory
         self._keep = keep_last, keep_every
+        self._rank = rank
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[None] | None = None
+        self._busy: Future[None] | None = None
+        self._uncommitted: int | None = None
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Begin to write; `tensors` and `state` must not change any more. Waits for the one before."""
+    def begin(self, step: int) -> None:
+        """Make room for the checkpoint of `step`; one process, before any writes."""
+        remove(self._directory / f"step-{step:08d}")  # of a run that was killed before it committed
+        make_directory(self._directory)
+
+    def write(self, step: int, groups: dict[str, Group], state: dict[str, Any] | None) -> None:
+        """Begin to write; `groups` and `state` must not change any more."""
+        self._uncommitted = step
+        self._busy = self._thread.submit(write, self._directory, step, groups, state, self._rank)
+
+    @property
+    def writing(self) -> bool:
+        """Whether a file is still being written; raises what went wrong in the thread."""
+        if self._busy is None or not self._busy.done():
+            return self._busy is not None
         self.wait()
-        self._writing = self._thread.submit(self._write, step, tensors, state)
+        return False
+
+    def commit(self) -> None:
+        """Begin to commit what was written, if it is not yet; when all processes have written."""
+        if self._uncommitted is not None:
+            self._busy = self._thread.submit(self._commit, self._uncommitted)
+            self._uncommitted = None
 
     def wait(self) -> None:
-        """Return once everything is committed; raises what went wrong in the thread."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+        """Return once nothing is being written; raises what went wrong in the thread."""
+        if self._busy is not None:
+            self._busy.result()
+            self._busy = None
 
-    def _write(
-        self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
-    ) -> None:
-        save(self._directory, step, tensors, state)
+    def _commit(self, step: int) -> None:
+        commit(self._directory, step)
         prune(self._directory, *self._keep)
 
 
@@ -144,23 +237,53 @@ def _damaged(path: Path) -> DamagedArtifact:
     )
 
 
-def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, sharded tensors put together (every process must call)."""
+def collect(tensors: dict[str, Tensor], leads: bool) -> Group:
+    """Copies on the CPU of what this process writes: its rows of sharded tensors; the first, whole ones."""
+    copies: dict[str, Tensor] = {}
+    starts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        own, start = own_rows(tensor)
+        if start is None:
+            if not leads:
+                continue
+        elif len(own):
+            starts[name] = start
+        else:
+            continue
+        copies[name] = own.detach().to("cpu", copy=True)
+    return Group(copies, starts)
+
+
+def own_rows(tensor: Any) -> tuple[Tensor, int | None]:
+    """The rows of a sharded tensor that this process holds and the number of the first; None: it is whole.
+
+    `fully_shard` cuts the first dimension into equal runs of rows, the last ones shorter.
+    """
+    if not hasattr(tensor, "to_local"):
+        return tensor, None
+    mesh = tensor.device_mesh
+    share = -(-tensor.shape[0] // mesh.size())
+    return tensor.to_local(), min(mesh.get_local_rank() * share, tensor.shape[0])
+
+
+def fill(tensor: Tensor, checkpoint: Checkpoint, group: str, name: str) -> None:
+    """Give a tensor, or the rows of it that this process holds, the values of a checkpoint."""
+    own, start = own_rows(tensor)
+    with torch.no_grad():
+        if start is None:
+            own.copy_(checkpoint.read(group, name))
+        elif len(own):
+            own.copy_(checkpoint.read(group, name, start, start + len(own)))
+
+
+def whole(tensors: dict[str, Tensor], leads: bool) -> dict[str, Tensor]:
+    """On the first process, copies on the CPU, sharded tensors put together (every process must call)."""
     copies = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        copies[name] = full.detach().to("cpu", copy=True)
+        if leads:
+            copies[name] = full.detach().to("cpu", copy=True)
     return copies
-
-
-def like(tensor: Tensor, other: Any) -> Tensor:
-    """`tensor` on the device of `other`, sharded the same way (every process must call)."""
-    tensor = tensor.to(other.device)
-    if not hasattr(other, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor  # slow to import
-
-    return distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
 def optimizer_tensors(
@@ -176,18 +299,22 @@ def optimizer_tensors(
 
 
 def load_optimizer_tensors(
-    optimizers: list[torch.optim.Optimizer], names: dict[Tensor, str], saved: dict[str, Tensor]
+    optimizers: list[torch.optim.Optimizer], names: dict[Tensor, str], checkpoint: Checkpoint
 ) -> None:
     """Put back what `optimizer_tensors` gave."""
-    states: dict[str, dict[str, Tensor]] = {}
-    for flat, value in saved.items():
+    keys: dict[str, list[str]] = {}
+    for flat in checkpoint.names("optimizer"):
         name, _, key = flat.rpartition(":")
-        states.setdefault(name, {})[key] = value
+        keys.setdefault(name, []).append(key)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                for key, value in states.get(names[parameter], {}).items():
-                    same_shape = value.shape == parameter.shape
-                    optimizer.state[parameter][key] = (
-                        like(value, parameter) if same_shape else value.to(parameter.device)
-                    )
+                name = names[parameter]
+                for key in keys.get(name, ()):
+                    if key == "step":  # AdamW's count of updates, where the parameter is
+                        step = checkpoint.read("optimizer", f"{name}:{key}")
+                        optimizer.state[parameter][key] = step.to(parameter.device)
+                        continue
+                    moment = torch.zeros_like(parameter)
+                    fill(moment, checkpoint, "optimizer", f"{name}:{key}")
+                    optimizer.state[parameter][key] = moment

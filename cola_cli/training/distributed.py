@@ -41,13 +41,13 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, value: int) -> int:
-        """The largest of a number over all processes."""
+    def largest(self, *numbers: int) -> list[int]:
+        """The largest of each number over all processes."""
         if self.size == 1:
-            return value
-        tensor = torch.tensor(value, device=self.device)
+            return list(numbers)
+        tensor = torch.tensor(numbers, device=self.device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return int(tensor)
+        return [int(number) for number in tensor.tolist()]
 
     def wait(self) -> None:
         """Return once every process is here."""

@@ -64,7 +64,7 @@ class Training:
                 f"train.batch_size {train.batch_size} is no multiple of {world.size} processes.",
                 "Choose another batch size or number of processes.",
             )
-        self.objective = objective.to(world.device)
+        self.objective = objective
         self.train = train
         self.optim = optim
         self.world = world
@@ -74,12 +74,16 @@ class Training:
         self.directory = directory
         self.metrics = Metrics(directory / "metrics.parquet")
         self.progress = Progress()
-        self.saver = checkpoints.Saver(directory / CHECKPOINTS, train.keep_last, train.keep_every)
+        self.saver = checkpoints.Saver(
+            directory / CHECKPOINTS, train.keep_last, train.keep_every, world.rank
+        )
+        self._saved_state: dict[str, Any] = {}  # of the newest checkpoint
         self.bf16 = train.precision == "bf16" or (
             train.precision == "auto" and world.device.type == "cuda"
         )
         if train.activation_checkpointing:
             recompute_blocks(objective)
+        self.sharded = world.size > 1 and train.parallel == "fsdp"
         self.module = wrap(objective, train, world)
         self.optimizers = optimizers.build(objective.parts(), optim)
         self.parameters: list[Tensor] = [p for p in objective.parameters() if p.requires_grad]
@@ -138,6 +142,11 @@ class Training:
                     self._save()
                 self._stop_if_asked()
                 begin, waited = time.perf_counter(), 0.0
+        except Interrupted:
+            if self.world.size == 1:  # else it was raised before anything was worth saving
+                self._save()
+                self._saved()
+            raise
         finally:
             steps.close()
             self.reporter.stop()
@@ -153,7 +162,7 @@ class Training:
             batch = to_device(scaled(batch, counts, self.world.size), self.world.device)
             if self.train.compile:
                 mark_dynamic(batch)
-            with self._gathering(index + 1 == len(step.batches)):
+            with self._compiling(step), self._gathering(index + 1 == len(step.batches)):
                 with self._autocast():
                     sums = self.module(batch)
                 sums["loss"].backward()
@@ -316,7 +325,12 @@ class Training:
     # --- checkpoints, interruption ---
 
     def _asked(self) -> int:
-        return self.world.any(interruption.requested() or 0)
+        """The number of the signal that any process received, or 0; on the way, commits what is written."""
+        asked = interruption.requested() or 0
+        asked, writing = self.world.largest(asked, int(self.saver.writing))
+        if not writing and self.world.leads:
+            self.saver.commit()
+        return asked
 
     def _stop_if_asked(self) -> None:
         if number := self._asked():
@@ -325,48 +339,51 @@ class Training:
             raise Interrupted(number)
 
     def _saved(self) -> None:
-        """Return once the last checkpoint is on disk."""
+        """Return once the last checkpoint is committed."""
         self.saver.wait()
+        self.world.wait()
+        if self.world.leads:
+            self.saver.commit()
+            self.saver.wait()
         self.world.wait()
 
     def _save(self) -> None:
-        if self.progress.step == 0:
+        state = copy.deepcopy(vars(self.progress))
+        if self.progress.step == 0 or state == self._saved_state:
             return
-        tensors = {
-            "model": checkpoints.whole(dict(self.objective.named_parameters())),
-            "optimizer": checkpoints.whole(
-                checkpoints.optimizer_tensors(self.optimizers, self._names)
-            ),
+        self._saved()
+        if self.world.leads:
+            self.metrics.flush()
+            self.saver.begin(self.progress.step)
+        self.world.wait()
+        moments = checkpoints.optimizer_tensors(self.optimizers, self._names)
+        tensors: dict[str, dict[str, Tensor]] = {
+            "model": dict(self.objective.named_parameters()),
+            "optimizer": moments,
         }
         if self._average:
             names = (self._names[parameter] for parameter in self.parameters)
-            tensors["average"] = checkpoints.whole(dict(zip(names, self._average, strict=True)))
-        if self.world.leads:
-            self.metrics.flush()
-            self.saver.save(self.progress.step, tensors, copy.deepcopy(vars(self.progress)))
+            tensors["average"] = dict(zip(names, self._average, strict=True))
+        leads = self.world.leads
+        if leads or self.sharded:
+            groups = {name: checkpoints.collect(group, leads) for name, group in tensors.items()}
+            self.saver.write(self.progress.step, groups, state if leads else None)
+        self._saved_state = state
 
     def _restore(self) -> None:
-        folder = self.directory / CHECKPOINTS
-        found = checkpoints.latest(folder)
+        found = checkpoints.latest(self.directory / CHECKPOINTS)
         if found is None:
             self.metrics.resume(0)
             return
         self.progress = Progress(**found.state)
+        self._saved_state = copy.deepcopy(found.state)
         self.reporter.note(f"going on from step {self.progress.step}")
         self.metrics.resume(self.progress.step)
-        self.put(found.tensors("model"))
-        checkpoints.load_optimizer_tensors(self.optimizers, self._names, found.tensors("optimizer"))
-        if self._average:
-            saved = found.tensors("average")
-            self._average = [
-                checkpoints.like(saved[self._names[p]], p.detach()) for p in self.parameters
-            ]
-
-    def put(self, tensors: dict[str, Tensor]) -> None:
-        """Give the parameters these values, by name."""
-        with torch.no_grad():
-            for name, parameter in self.objective.named_parameters():
-                parameter.copy_(checkpoints.like(tensors[name], parameter))
+        for name, weight in self.objective.named_parameters():
+            checkpoints.fill(weight, found, "model", name)
+        checkpoints.load_optimizer_tensors(self.optimizers, self._names, found)
+        for parameter, average in zip(self.parameters, self._average, strict=False):
+            checkpoints.fill(average, found, "average", self._names[parameter])
 
     def averaged(self) -> None:
         """Replace the weights by their running average, if there is one, for good."""
@@ -392,6 +409,16 @@ class Training:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _compiling(self, step: Step) -> contextlib.AbstractContextManager[None]:
+        """Compiling takes minutes: a signal stops it at once, as weights change only after the gradients.
+
+        With several processes only in the first step, before which there is nothing new to save.
+        """
+        first = self._saved_state.get("step", 0) == step.number
+        if self.train.compile and (first or self.world.size == 1):
+            return interruption.immediate()
+        return contextlib.nullcontext()
 
     def _gathering(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are exchanged at the last micro-batch only."""

@@ -35,14 +35,19 @@ def recompute_blocks(objective: Objective) -> None:
 def wrap(objective: Objective, train: Train, world: World) -> nn.Module:
     """The module that a training step calls."""
     if world.size > 1 and train.parallel == "fsdp":
+        from torch.distributed import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        # Each part moves to the device when it is sharded, so no device ever holds the whole.
+        mesh = init_device_mesh(world.device.type, (world.size,))
         for block in blocks(objective):
             # Modulations are computed before the blocks run, for all layers at once.
             if isinstance(modulation := getattr(block, "modulation", None), nn.Module):
-                fully_shard(modulation)
-            fully_shard(block)
-        fully_shard(objective)
+                fully_shard(modulation, mesh=mesh)
+            fully_shard(block, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
+    else:
+        objective.to(world.device)
     module: Any = torch.compile(objective) if train.compile else objective
     if world.size > 1 and train.parallel == "ddp":
         module = nn.parallel.DistributedDataParallel(

@@ -165,8 +165,9 @@ def test_the_paper_decays_everything_and_the_other_rule_only_matrices() -> None:
 
 
 def _save(folder: Path, step: int) -> None:
-    tensors = {"model": {"w": torch.full((3,), float(step))}}
-    checkpoints.save(folder, step, tensors, {"step": step})
+    group = checkpoints.Group({"w": torch.full((3,), float(step))}, {})
+    checkpoints.write(folder, step, {"model": group}, {"step": step}, 0)
+    checkpoints.commit(folder, step)
 
 
 def test_checkpoints_come_back_as_they_were_and_old_ones_go(tmp_path: Path) -> None:
@@ -177,8 +178,38 @@ def test_checkpoints_come_back_as_they_were_and_old_ones_go(tmp_path: Path) -> N
     newest = checkpoints.latest(tmp_path)
     assert newest is not None
     assert newest.state == {"step": 7}
-    assert newest.tensors("model")["w"].tolist() == [7.0, 7.0, 7.0]
+    assert newest.read("model", "w").tolist() == [7.0, 7.0, 7.0]
     assert not list(tmp_path.rglob("*.p*t")) + list(tmp_path.rglob("*.pkl"))
+
+
+def test_rows_written_by_several_processes_are_read_by_any_number(tmp_path: Path) -> None:
+    whole = torch.randn(7, 3)
+    for rank, (start, stop) in enumerate(((0, 3), (3, 6), (6, 7))):
+        group = checkpoints.Group({"w": whole[start:stop]}, {"w": start})
+        state = {"step": 1} if rank == 0 else None
+        checkpoints.write(tmp_path, 1, {"model": group}, state, rank)
+        assert checkpoints.latest(tmp_path) is None
+    checkpoints.commit(tmp_path, 1)
+    found = checkpoints.latest(tmp_path)
+    assert found is not None
+    assert found.read("model", "w").equal(whole)
+    for start in range(7):
+        for stop in range(start + 1, 8):
+            assert found.read("model", "w", start, stop).equal(whole[start:stop])
+    for wrong in (("model", "w", 5, 8), ("model", "v"), ("model", "v", 0, 1)):
+        with pytest.raises(DamagedArtifact):
+            found.read(*wrong)
+
+
+def test_a_missing_piece_of_a_checkpoint_is_an_error_not_a_hole(tmp_path: Path) -> None:
+    for rank, start in enumerate((0, 4)):  # rows 2 and 3 are nowhere
+        group = checkpoints.Group({"w": torch.ones(2, 3)}, {"w": start})
+        checkpoints.write(tmp_path, 1, {"model": group}, {"step": 1} if rank == 0 else None, rank)
+    checkpoints.commit(tmp_path, 1)
+    found = checkpoints.latest(tmp_path)
+    assert found is not None
+    with pytest.raises(DamagedArtifact):
+        found.read("model", "w")
 
 
 def test_an_uncommitted_checkpoint_does_not_count(tmp_path: Path) -> None:
@@ -192,7 +223,7 @@ def test_an_uncommitted_checkpoint_does_not_count(tmp_path: Path) -> None:
     assert not (tmp_path / "step-00000002").exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.json", checkpoints.COMMITTED])
+@pytest.mark.parametrize("name", ["model-00000.safetensors", "state.json", checkpoints.COMMITTED])
 def test_a_flipped_byte_in_a_checkpoint_is_named(tmp_path: Path, name: str) -> None:
     _save(tmp_path, 1)
     path = tmp_path / "step-00000001" / name
@@ -203,7 +234,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_named(tmp_path: Path, name: str) -> N
     def read() -> None:
         newest = checkpoints.latest(tmp_path)
         assert newest is not None
-        newest.tensors("model")
+        newest.read("model", "w")
 
     with pytest.raises(DamagedArtifact, match=name):
         read()

@@ -1,0 +1,71 @@
+"""Real signals to real processes in every phase of training: saved, exit code, and exactly the same end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cola_cli.reporting import Silent
+from cola_cli.stages.train_prior import train_prior
+from cola_cli.training import checkpoints
+from tests.conftest import content
+from tests.stages.conftest import assignments, prior_settings
+from tests.stages.killing import assert_same_manifest, assert_same_metrics
+
+# Sends itself a signal when a function is called for the so-many-th time.
+PROGRAM = """
+import os, signal, sys
+import {module} as module
+original = module.{owner}{name}
+calls = 0
+def interrupted(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.{signal})
+    return original(*arguments, **options)
+module.{owner}{name} = interrupted
+from cola_cli.cli.main import main; main()
+"""
+LOOP = {"module": "cola_cli.training.loop", "owner": "Training."}
+# phase, what is interrupted, the exit code, the step that is saved then
+PHASES = [
+    ("start-up", {"module": "cola_cli.runtime", "owner": "", "name": "prepare_torch", "call": 1}, 143, 0),
+    ("training", LOOP | {"name": "_update", "call": 3}, 130, 3),
+    ("validation", LOOP | {"name": "_draw_validation", "call": 1}, 143, 8),
+    ("saving", {"module": "cola_cli.training.checkpoints", "owner": "", "name": "write", "call": 2}, 130, 10),
+    ("writing the networks", {"module": "cola_cli.stages.engine", "owner": "", "name": "write_network", "call": 1}, 143, 24),
+]  # fmt: skip
+
+
+def saved_step(artifact: Path) -> int:
+    """The step of the newest checkpoint; 0: none."""
+    found = checkpoints.latest(artifact / "checkpoints")
+    return found.step if found else 0
+
+
+@pytest.mark.slow
+def test_a_signal_in_any_phase_saves_and_the_runs_together_equal_one(
+    made: Path, tmp_path: Path
+) -> None:
+    settings = prior_settings(ema_decay=0.9)
+    train_prior(made / "latents", tmp_path / "quiet", settings, Silent(), None, "cpu")
+    command = ["train", "prior", str(made / "latents"), "-o", str(tmp_path / "stopped")]
+    command += ["--device", "cpu", *assignments(settings)]
+    for phase, place, code, step in PHASES:
+        name = "SIGTERM" if code == 143 else "SIGINT"
+        program = PROGRAM.format(**place, signal=name)
+        run = subprocess.run(
+            [sys.executable, "-c", program, *command], capture_output=True, text=True
+        )
+        assert run.returncode == code, (phase, run.stderr)
+        assert "progress is saved" in run.stderr
+        # "within one step": the thread that writes may be heard a step later
+        assert saved_step(tmp_path / "stopped") in (step, step + 1), phase
+    train_prior(made / "latents", tmp_path / "stopped", settings, Silent(), None, "cpu")
+    assert content(tmp_path / "stopped") == content(tmp_path / "quiet")
+    assert_same_metrics(tmp_path / "stopped", tmp_path / "quiet")
+    assert_same_manifest(tmp_path / "stopped", tmp_path / "quiet")
