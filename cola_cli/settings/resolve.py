@@ -151,13 +151,14 @@ def _files(table: str, preset: str | None, config: Path | None) -> list[tuple[st
         available = sorted(p.stem for p in PRESETS.glob("*.toml"))
         if preset not in available:
             raise UsageError(f"there is no preset {preset!r}.", nearest(preset, available))
-        found.append((f"preset {preset}", _read_toml(PRESETS / f"{preset}.toml").get(table, {})))
+        found.append((f"preset {preset}", read_toml(PRESETS / f"{preset}.toml").get(table, {})))
     if config is not None:
-        found.append((str(config), _read_toml(config).get(table, {})))
+        found.append((str(config), read_toml(config).get(table, {})))
     return found
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file of settings. Raises UsageError when it cannot be read."""
     try:
         if path.stat().st_size > CONFIG_LIMIT:
             raise UsageError(f"{path} is too large for a settings file.", "Name a TOML file.")
