@@ -166,18 +166,9 @@ def words(
 
     Example: cola eval words runs/demo/samples --tokens runs/demo/tokens
     """
-    from dataclasses import asdict
+    from cola_cli.stages.eval_text import evaluate_words
 
-    from cola_cli.artifacts import Artifact
-    from cola_cli.evaluation.text_share import TrainingWords, split_texts
-    from cola_cli.stages.sample import read_samples
-
-    source = Artifact.open(tokens, "tokens")
-    known = TrainingWords(source)
-    found = {
-        "samples": asdict(known.share(row["text"] for row in read_samples(samples))),
-        "validation": asdict(known.share(split_texts(source, "validation"))),
-    }
+    found = evaluate_words(samples, tokens)
     if json:
         print_json(found)
     else:

@@ -12,6 +12,7 @@ from cola_cli import interruption
 from cola_cli.cli import (
     diagnose,
     encode,
+    eval_cloze,
     eval_text,
     evaluate,
     export,
@@ -19,6 +20,7 @@ from cola_cli.cli import (
     inspect,
     report,
     sample,
+    scaling,
     schema,
     score,
     sql,
@@ -107,8 +109,17 @@ evaluation.command()(guarded(evaluate.words))
 evaluation.command()(guarded(eval_text.text))
 evaluation.command()(guarded(evaluate.run))
 evaluation.command()(guarded(evaluate.fetch))
+evaluation.command()(guarded(eval_cloze.cloze))
 evaluation.command("table")(guarded(evaluate.compare))
 app.add_typer(evaluation, name="eval")
+
+
+studies = typer.Typer(help="Models along compute or along a setting.", no_args_is_help=True)
+studies.command()(guarded(scaling.plan))
+studies.command()(guarded(scaling.run))
+studies.command("table")(guarded(scaling.table_))
+studies.command()(guarded(scaling.plot))
+app.add_typer(studies, name="scaling")
 
 
 def main() -> None:

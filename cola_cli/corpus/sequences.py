@@ -20,6 +20,7 @@ from cola_cli.artifacts import Artifact
 from cola_cli.errors import DamagedArtifact, InputError
 
 CHUNK = 1024  # rows that stay together until the window is permuted
+DOCUMENT_ROWS = 256  # sequences read at a time for their documents
 SHAPE = b"cola.shape"  # schema metadata of latent parts: JSON [N, d]
 
 Integers = NDArray[np.int64]
@@ -210,3 +211,24 @@ def _halves(table: pa.Table, name: str) -> NDArray[np.float16] | None:
     width = column.type.byte_width
     data = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
     return data.view(np.float16).reshape(len(column), *shape)
+
+
+def split_documents(source: Sequences, end_of_text: int) -> Iterator[list[int]]:
+    """The documents of packed sequences, across their rows, without the end-of-text tokens."""
+    document: list[int] = []
+    for rows in source.batches(DOCUMENT_ROWS):
+        for ids, length in zip(rows.tokens.tolist(), rows.lengths.tolist(), strict=True):
+            start = 0
+            while start < length:
+                try:
+                    end = ids.index(end_of_text, start, length)
+                except ValueError:
+                    document += ids[start:length]
+                    break
+                document += ids[start:end]
+                if document:
+                    yield document
+                document = []
+                start = end + 1
+    if document:
+        yield document

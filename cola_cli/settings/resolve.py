@@ -155,9 +155,9 @@ def _files(table: str, preset: str | None, config: Path | None) -> list[tuple[st
         available = sorted(p.stem for p in PRESETS.glob("*.toml"))
         if preset not in available:
             raise UsageError(f"there is no preset {preset!r}.", nearest(preset, available))
-        found.append((f"preset {preset}", _read_toml(PRESETS / f"{preset}.toml").get(table, {})))
+        found.append((f"preset {preset}", read_toml(PRESETS / f"{preset}.toml").get(table, {})))
     if config is not None:
-        tree = _read_toml(config)
+        tree = read_toml(config)
         for name in tree:
             _require_table(name, table, str(config))
         found.append((str(config), tree.get(table, {})))
@@ -172,7 +172,8 @@ def _require_table(name: str, table: str, source: str) -> None:
         )
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file of settings. Raises UsageError when it cannot be read."""
     try:
         if path.stat().st_size > CONFIG_LIMIT:
             raise UsageError(f"{path} is too large for a settings file.", "Name a TOML file.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.manifest import MANIFEST_NAME
-from cola_cli.corpus.sequences import Sequences
+from cola_cli.corpus.sequences import Sequences, split_documents
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
 from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation.text_figures import Passage, cut_passages, text_figures
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 TEXT_FIELDS = ("text", "generated", "generate")
 VALIDATION = "validation"
-ROWS = 256  # sequences read at a time
 REPLACEMENT = "�"  # what a decoder makes of a character that was cut in two
 
 
@@ -102,25 +102,17 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
         yield prompt, text
 
 
-def split_documents(source: Sequences, end_of_text: int) -> Iterator[list[int]]:
-    """The documents of packed sequences, across their rows, without the end-of-text tokens."""
-    document: list[int] = []
-    for rows in source.batches(ROWS):
-        for ids, length in zip(rows.tokens.tolist(), rows.lengths.tolist(), strict=True):
-            start = 0
-            while start < length:
-                try:
-                    end = ids.index(end_of_text, start, length)
-                except ValueError:
-                    document += ids[start:length]
-                    break
-                document += ids[start:end]
-                if document:
-                    yield document
-                document = []
-                start = end + 1
-    if document:
-        yield document
+def evaluate_words(samples: Path, tokens: Path) -> dict[str, Any]:
+    """Shares of the samples' and of validation text's words and word pairs that training text has."""
+    from cola_cli.evaluation.text_share import TrainingWords, split_texts
+    from cola_cli.stages.sample import read_samples
+
+    source = Artifact.open(tokens, "tokens")
+    known = TrainingWords(source)
+    return {
+        "samples": asdict(known.share(row["text"] for row in read_samples(samples))),
+        "validation": asdict(known.share(split_texts(source, VALIDATION))),
+    }
 
 
 def _open_judge(path: Path | None, device: str, threads: int | None) -> Judge | None:

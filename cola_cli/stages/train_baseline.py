@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.errors import UsageError
-from cola_cli.models.config import TransformerConfig, matched_sizes
+from cola_cli.models.config import PriorConfig, TransformerConfig, matched_sizes
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.baseline import BaselineSettings
+from cola_cli.settings.prior import PriorSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
 from cola_cli.training import flops, plan
 
@@ -51,6 +52,19 @@ def match_report(prior_path: Path, config: TransformerConfig) -> dict[str, Any]:
     return {"matched_to": prior, "core_parameters": core, "match_ratio": core / prior}
 
 
+def step_flops(config: TransformerConfig, settings: BaselineSettings, length: int) -> float:
+    """Operations of a training step on sequences of `length` tokens; half of LLaDA's are predicted."""
+    passed = length - 1 if config.causal else length
+    predicted = passed if config.causal else length / 2
+    return flops.transformer_training(config, settings.train.batch_size, passed, predicted)
+
+
+def matched_to(config: PriorConfig, settings: PriorSettings) -> dict[str, Any]:
+    """The settings that a baseline shares with a prior: width, depth, optimiser, run."""
+    recorded = settings.model_dump()
+    return {"model": matched_sizes(config), "optim": recorded["optim"], "train": recorded["train"]}
+
+
 def plan_baseline(
     kind: Baseline, tokens_path: Path, settings: BaselineSettings, device: str = "auto"
 ) -> dict[str, Any]:
@@ -65,7 +79,7 @@ def plan_baseline(
         settings.optim,
         plan.machine(device, train),
         parameters=config.parameter_count(),
-        flops_per_step=flops.transformer_training(config, train.batch_size, passed, predicted),
+        flops_per_step=step_flops(config, settings, length),
         activations=plan.transformer_activations(config, train, passed, predicted / passed),
         tokens_per_step=train.batch_size * length,
     )

@@ -47,6 +47,21 @@ def vae_config(latents: Artifact) -> TextVAEConfig:
     return vae_config(latents)
 
 
+def step_flops(
+    config: PriorConfig, vae: TextVAEConfig, settings: PriorSettings, length: int
+) -> float:
+    """Operations of a training step on sequences of `length` tokens, those of a moving VAE included.
+
+    The reference posterior is read from the latents and costs none.
+    """
+    rows = settings.train.batch_size
+    needed = flops.prior_training(config, rows, length // vae.patch_size)
+    if settings.mode == "joint":
+        masked = settings.mask.fraction if settings.mask.weight else 0.0
+        needed += flops.text_vae_training(vae, rows, length, masked)
+    return needed
+
+
 def plan_prior(latents_path: Path, settings: PriorSettings, device: str = "auto") -> dict[str, Any]:
     """What training would take: parameters, memory, operations, steps. Touches nothing."""
     latents = Artifact.open(latents_path, "latents")
@@ -54,13 +69,11 @@ def plan_prior(latents_path: Path, settings: PriorSettings, device: str = "auto"
     positions = latents.manifest.statistics["latent_shape"][0]
     length = latents.manifest.statistics["seq_len"]
     train = settings.train
-    needed = flops.prior_training(config, train.batch_size, positions)
+    vae = vae_config(latents)
     parameters = config.parameter_count()
     activations = plan.prior_activations(config, train, positions)
     if settings.mode == "joint":
-        vae = vae_config(latents)
         masked = settings.mask.fraction if settings.mask.weight else 0.0
-        needed += flops.text_vae_training(vae, train.batch_size, length, masked)
         parameters += vae.parameter_count()
         activations += plan.text_vae_activations(vae, train, length, masked)
     return plan.training_plan(
@@ -68,7 +81,7 @@ def plan_prior(latents_path: Path, settings: PriorSettings, device: str = "auto"
         settings.optim,
         plan.machine(device, train),
         parameters=parameters,
-        flops_per_step=needed,
+        flops_per_step=step_flops(config, vae, settings, length),
         activations=activations,
         tokens_per_step=train.batch_size * length,
     )

@@ -34,6 +34,12 @@ def model_config(tokens: Artifact, settings: VAESettings) -> TextVAEConfig:
     return config
 
 
+def step_flops(config: TextVAEConfig, settings: VAESettings, length: int) -> float:
+    """Operations of a training step on sequences of `length` tokens, the masked copy included."""
+    masked = settings.mask.fraction if settings.mask.weight else 0.0
+    return flops.text_vae_training(config, settings.train.batch_size, length, masked)
+
+
 def plan_vae(tokens_path: Path, settings: VAESettings, device: str = "auto") -> dict[str, Any]:
     """What training would take: parameters, memory, operations, steps. Touches nothing."""
     tokens = Artifact.open(tokens_path, "tokens")
@@ -45,7 +51,7 @@ def plan_vae(tokens_path: Path, settings: VAESettings, device: str = "auto") -> 
         settings.optim,
         plan.machine(device, train),
         parameters=config.parameter_count(),
-        flops_per_step=flops.text_vae_training(config, train.batch_size, length, masked),
+        flops_per_step=step_flops(config, settings, length),
         activations=plan.text_vae_activations(config, train, length, masked),
         tokens_per_step=train.batch_size * length,
     )

@@ -23,13 +23,34 @@ def causal_pairs(length: int, block_size: int) -> int:
 def text_vae_forward(config: TextVAEConfig, rows: int, length: int, head_tokens: float) -> float:
     """One pass of `rows` sequences of `length` tokens, the token head on `head_tokens` of each."""
     positions = length // config.patch_size
-    dim = config.dim
-    layers = config.encoder_layers + config.decoder_layers
-    block = 4 * dim * dim + dim * config.ffn_dim + dim * config.ffn_dim // 2
-    ends = 2 * dim * dim * config.patch_size + 3 * dim * config.latent_dim
-    products = positions * (layers * block + ends) + head_tokens * dim * config.vocab_size
+    layers = config.decoder_layers * causal_pairs(positions, config.block_size)
+    decoding = text_vae_decoding(config, rows * positions, rows * layers, rows * head_tokens)
+    return text_vae_encoding(config, rows, length) + decoding
+
+
+def text_vae_encoding(config: TextVAEConfig, rows: float, length: int) -> float:
+    """The encoder on `rows` sequences of `length` tokens."""
+    positions = length // config.patch_size
+    dim, layers = config.dim, config.encoder_layers
+    ends = dim * dim * config.patch_size + 2 * dim * config.latent_dim
+    products = positions * (layers * _text_vae_block(config) + ends)
     attention = 2 * layers * dim * causal_pairs(positions, config.block_size)
     return 2.0 * rows * (products + attention)
+
+
+def text_vae_decoding(
+    config: TextVAEConfig, positions: float, pairs: float, head_tokens: float
+) -> float:
+    """The decoder on `positions` latents that see `pairs` others (summed over the layers)."""
+    dim = config.dim
+    ends = dim * dim * config.patch_size + dim * config.latent_dim
+    products = positions * (config.decoder_layers * _text_vae_block(config) + ends)
+    return 2.0 * (products + head_tokens * dim * config.vocab_size + 2 * dim * pairs)
+
+
+def _text_vae_block(config: TextVAEConfig) -> int:
+    dim = config.dim
+    return 4 * dim * dim + dim * config.ffn_dim + dim * config.ffn_dim // 2
 
 
 def text_vae_training(config: TextVAEConfig, rows: int, length: int, masked_share: float) -> float:

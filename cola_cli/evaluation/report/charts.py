@@ -19,6 +19,7 @@ COLOURS = 6  # of the palette in style.css; later series repeat them with dashes
 MOST_POINTS = 700  # drawn of one series
 MOST_ROWS = 24  # of the table of numbers
 MOST_MARKERS = 60
+MARGIN = 20  # around the charts of a file
 FONT = 11.5
 CHARACTER = 6.4  # width of one at that size, pixels
 
@@ -102,6 +103,51 @@ def figure(chart: Chart, large: bool = False) -> Markup | None:
     )
 
 
+def drawing(charts: Sequence[Chart], style: str, columns: int = 2) -> str:
+    """Charts side by side as one SVG file that stands alone; those without points are left out.
+
+    style: CSS with the page's colours and classes.
+    """
+    made = [
+        replace(one, series=[s for s in map(_drawable(one), one.series) if s.points])
+        for one in charts
+    ]
+    made = [one for one in made if one.series]
+    width, height, head = 420, 270, 64  # of one chart, and of its title, note and legend
+    across = min(columns, max(1, len(made)))
+    down = -(-len(made) // across)
+    panels = []
+    for index, chart in enumerate(made):
+        x, y = index % across * (width + 24), index // across * (height + head)
+        panels.append(
+            element(
+                "g",
+                element("text", chart.title, x=0, y=16, class_="title"),
+                element("text", chart.note, x=0, y=32, class_="tick") if chart.note else None,
+                _drawn_legend(chart),
+                element(
+                    "g",
+                    _svg(chart, width, height - 24, None, height - 24),
+                    transform=f"translate(0 {head})",
+                ),
+                transform=f"translate({x} {y})",
+            )
+        )
+    size = across * (width + 24) - 24 + 2 * MARGIN, down * (height + head) + 2 * MARGIN
+    return str(
+        element(
+            "svg",
+            element("style", Markup(style)),
+            element("rect", x=0, y=0, width=size[0], height=size[1], class_="page"),
+            element("g", panels, transform=f"translate({MARGIN} {MARGIN})"),
+            xmlns="http://www.w3.org/2000/svg",
+            viewBox=f"0 0 {size[0]} {size[1]}",
+            width=size[0],
+            height=size[1],
+        )
+    )
+
+
 def grid(figures: Sequence[Markup | None]) -> Markup | None:
     """Figures side by side as the page has room; None when there is none."""
     present = [one for one in figures if one is not None]
@@ -152,7 +198,10 @@ class _Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def _svg(chart: Chart, width: int, height: int, class_: str | None) -> Markup:
+def _svg(
+    chart: Chart, width: int, height: int, class_: str | None, fixed: int | None = None
+) -> Markup:
+    """`fixed`: its height inside another drawing, where no style sheet sizes it."""
     xs = [x for series in chart.series for x, _ in series.points]
     ys = [y for series in chart.series for _, y in series.points]
     ys += [reference.value for reference in chart.references]
@@ -202,6 +251,8 @@ def _svg(chart: Chart, width: int, height: int, class_: str | None) -> Markup:
         # faint lines first, so that they lie below
         [_series(s, across, up, chart) for s in sorted(chart.series, key=lambda s: not s.faint)],
         viewBox=f"0 0 {width} {height}",
+        width=width if fixed else None,
+        height=fixed,
         class_=class_,
         role="img",
         aria_label=f"{chart.title}: {chart.y.label} against {chart.x.label}",
@@ -327,6 +378,19 @@ def _legend(chart: Chart) -> Markup | None:
         [element("li", swatch(colour), name) for name, colour in names.items()],
         class_="legend",
     )
+
+
+def _drawn_legend(chart: Chart) -> Markup | None:
+    names = {series.name: series.colour for series in chart.series}
+    if len(names) < 2:
+        return None
+    entries, x = [], 0.0
+    for name, colour in names.items():
+        place = element("g", marker(colour, 6, 0), class_=f"series c{colour % COLOURS}")
+        said = element("text", name, x=16, y=4, class_="legend")
+        entries.append(element("g", place, said, transform=f"translate({x:.0f} 48)"))
+        x += 34 + len(name) * CHARACTER
+    return element("g", entries)
 
 
 def _numbers(chart: Chart) -> Markup:

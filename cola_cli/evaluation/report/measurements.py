@@ -54,11 +54,23 @@ class Fit(_Measured):
     curve: list[tuple[Positive, float]] = []
 
 
+class Level(_Measured):
+    """A value to hold a metric against, such as that of real text."""
+
+    metric: str
+    name: str
+    value: float
+
+
 class Scaling(_Measured):
-    """`scaling.json`."""
+    """`scaling.json`. x: what the points' `flops` stand for; the metrics in `linear` have linear axes."""
 
     points: list[Point]
     fits: list[Fit] = []
+    levels: list[Level] = []
+    x: str = "training compute, FLOPs"
+    x_log: bool = True
+    linear: list[str] = []
 
 
 def read_diagnosis(path: Path) -> Diagnosis:
