@@ -13,7 +13,14 @@ import multiprocessing
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    as_completed,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +71,7 @@ class Chunk:
     index: int
     documents: list[tuple[int, str, bool]] = field(default_factory=list)  # number, text, validation
     bytes: int = 0
+    read: int = 0  # bytes of the files that were read for it
     first: str = ""
 
 
@@ -75,6 +83,11 @@ class Reading:
     duplicates: int = 0
     rejects: int = 0
     bytes: int = 0
+    read: int = 0  # bytes of the files as they lie there, packed or not
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes of the files were read."""
+        self.read += count
 
 
 def tokenize(
@@ -178,21 +191,16 @@ def _same(known: dict[str, Any], size: int, modified: int) -> bool:
 
 
 def read_corpus(
-    files: list[CorpusFile],
-    settings: TokenizeSettings,
-    counted: Reading,
-    advance: Callable[[int], None] = lambda count: None,
+    files: list[CorpusFile], settings: TokenizeSettings, counted: Reading
 ) -> Iterator[tuple[int, str, bool, str]]:
-    """(number, text, is validation, place) of every document that is neither empty nor a duplicate.
-
-    `advance` is told the bytes of the files that were read.
-    """
+    """(number, text, is validation, place) of every document that is neither empty nor a duplicate."""
     from cola_cli.corpus.documents import read_documents
     from cola_cli.corpus.packing import document_digest, is_validation
 
     seen: set[bytes] = set()
     for file in files:
-        for document in read_documents(file, settings.text_field, settings.documents, advance):
+        found = read_documents(file, settings.text_field, settings.documents, counted.advance)
+        for document in found:
             text = document.text
             if settings.normalize == "nfc":
                 text = unicodedata.normalize("NFC", text)
@@ -242,17 +250,21 @@ def _training_sample(files: list[CorpusFile], settings: TokenizeSettings) -> Ite
                 break
 
 
-def _chunks(documents: Iterable[tuple[int, str, bool, str]], part_bytes: int) -> Iterator[Chunk]:
-    chunk = Chunk(0)
-    for number, text, validation, place in documents:
+def _chunks(
+    files: list[CorpusFile], settings: TokenizeSettings, counted: Reading
+) -> Iterator[Chunk]:
+    chunk, before = Chunk(0), 0
+    for number, text, validation, place in read_corpus(files, settings, counted):
         if not chunk.documents:
             chunk.first = place
         chunk.documents.append((number, text, validation))
         chunk.bytes += len(text.encode())
-        if chunk.bytes >= part_bytes:
+        if chunk.bytes >= settings.part_bytes:
+            chunk.read, before = counted.read - before, counted.read
             yield chunk
             chunk = Chunk(chunk.index + 1)
     if chunk.documents:
+        chunk.read = counted.read - before
         yield chunk
 
 
@@ -265,15 +277,18 @@ def _make_parts(
     shard: Shard = WHOLE,
 ) -> Reading:
     counted = Reading()
+
+    def missing() -> Iterator[Chunk]:
+        for chunk in _chunks(corpus.files, settings, counted):
+            made = 2 * chunk.index in done and 2 * chunk.index + 1 in done
+            if made or chunk.index % shard[1] != shard[0]:
+                report.advance(chunk.read)
+            else:
+                yield chunk
+
+    workers = settings.workers or available_cores()
     report.start("tokenize", corpus.bytes, "B")
-    documents = read_corpus(corpus.files, settings, counted, report.advance)
-    missing = (
-        chunk
-        for chunk in _chunks(documents, settings.part_bytes)
-        if chunk.index % shard[1] == shard[0]
-        and not {2 * chunk.index, 2 * chunk.index + 1} <= set(done)
-    )
-    _run_all(missing, output, settings, settings.workers or available_cores())
+    _run_all(missing(), output, settings, workers, report.advance)
     report.stop()
     if not counted.documents:
         raise InputError("the corpus holds no text.", "Give files with text in them.")
@@ -281,28 +296,41 @@ def _make_parts(
 
 
 def _run_all(
-    chunks: Iterable[Chunk], directory: Path, settings: TokenizeSettings, workers: int
+    chunks: Iterator[Chunk],
+    directory: Path,
+    settings: TokenizeSettings,
+    workers: int,
+    advance: Callable[[int], None],
 ) -> None:
     """Tokenize the chunks, in worker processes once there are two of them; few are held at a time."""
-    iterator = iter(chunks)
-    first = list(itertools.islice(iterator, 2))
+    first = list(itertools.islice(chunks, 2))
     if workers == 1 or len(first) < 2:
-        for chunk in (*first, *iterator):
+        for chunk in itertools.chain(first, chunks):
             _tokenize_chunk(chunk, directory, settings)
+            advance(chunk.read)
         return
     # spawn: forking a process that has threads (tokenizers, pyarrow) can hang
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        waiting: set[Future[None]] = set()
-        try:
-            for chunk in (*first, *iterator):
-                waiting.add(pool.submit(_tokenize_chunk, chunk, directory, settings))
-                if len(waiting) > 2 * workers:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-            for future in waiting:
+        waiting: dict[Future[None], int] = {}
+
+        def settle(futures: Iterable[Future[None]]) -> None:
+            for future in futures:
                 future.result()
+                advance(waiting.pop(future))
+
+        try:
+            for chunk in itertools.chain(first, chunks):
+                future = pool.submit(_tokenize_chunk, chunk, directory, settings)
+                waiting[future] = chunk.read
+                if len(waiting) > 2 * workers:
+                    settle(wait(waiting, return_when=FIRST_COMPLETED).done)
+            settle(as_completed(list(waiting)))
+        except BrokenProcessPool as error:
+            raise ColaError(
+                "a tokenizing process was killed, perhaps for want of memory.",
+                "Run the same command again with fewer --workers; what is finished is kept.",
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
