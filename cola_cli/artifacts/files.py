@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cola_cli.artifacts.reading import shown
 from cola_cli.errors import ColaError, OutputConflict
@@ -37,12 +38,17 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces so that memory stays flat."""
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb", buffering=0) as stream:
+        return sha256_stream(stream)
+
+
+def sha256_stream(stream: Any) -> str:
+    """Hexadecimal SHA-256 of what a binary stream holds, read in pieces so that memory stays flat."""
     digest = hashlib.sha256()
     piece = memoryview(bytearray(READ_BYTES))
-    with open(path, "rb", buffering=0) as stream:
-        while count := stream.readinto(piece):
-            digest.update(piece[:count])
+    while count := stream.readinto(piece):
+        digest.update(piece[:count])
     return digest.hexdigest()
 
 

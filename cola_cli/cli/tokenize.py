@@ -15,7 +15,8 @@ def tokenize(
     corpus: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders, patterns: .txt .md .jsonl .csv .parquet, also .gz .zst."
+            help="Files, folders, patterns, URLs (s3://, gs:// ...): .txt .md .jsonl .csv .parquet,"
+            " also .gz .zst."
         ),
     ],
     output: options.Output,
@@ -83,11 +84,11 @@ def tokenize(
     }
     settings = resolve(TokenizeSettings, "tokenize", preset, config, os.environ, set_ or (), flags)
     if dry_run:
-        files = find_corpus(corpus, output).files
-        size = sum(path.stat().st_size for path in files)
+        found = find_corpus(corpus, output)
+        count, size = len(found.files), found.bytes
         print_result(
-            [to_toml("tokenize", settings), f"{len(files)} files, {size:,} bytes"],
-            {"settings": settings.model_dump(), "files": len(files), "bytes": size},
+            [to_toml("tokenize", settings), f"{count} files, {size:,} bytes"],
+            {"settings": settings.model_dump(), "files": count, "bytes": size},
             json,
         )
         return
@@ -103,16 +104,16 @@ def tokenize(
     )
     if not talks:
         return
-    found = outcome.statistics
+    figures = outcome.statistics
     state, lines = "complete", []
     if not outcome.changed:
         state, lines = "up to date", [f"{output}: up to date"]
-    elif "documents" not in found:
-        state, lines = "unfinished", [f"{output}: {found['parts']} parts done, others to come"]
+    elif "documents" not in figures:
+        state, lines = "unfinished", [f"{output}: {figures['parts']} parts done, others to come"]
     else:
         lines = [
-            f"{output}: {found['documents']:,} documents, {found['tokens']:,} tokens of"
-            f" {found['vocab_size']:,}, {found['bytes_per_token']:.2f} bytes per token,"
-            f" {found['duplicates']:,} duplicates, {found['rejects']:,} rejects"
+            f"{output}: {figures['documents']:,} documents, {figures['tokens']:,} tokens of"
+            f" {figures['vocab_size']:,}, {figures['bytes_per_token']:.2f} bytes per token,"
+            f" {figures['duplicates']:,} duplicates, {figures['rejects']:,} rejects"
         ]
-    print_result(lines, {"path": str(output), "status": state, "statistics": found}, json)
+    print_result(lines, {"path": str(output), "status": state, "statistics": figures}, json)

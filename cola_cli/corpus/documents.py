@@ -7,24 +7,21 @@ error rather than a reason to swap.
 from __future__ import annotations
 
 import csv
-import glob
 import gzip
 import io
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from cola_cli.artifacts.reading import VALUES_LIMIT, parse_json, reason, shown
-from cola_cli.errors import InputError
+from cola_cli.corpus.files import READ_BYTES, CorpusFile, file_format, packing
+from cola_cli.errors import ColaError, InputError
 
-FORMATS = (".txt", ".md", ".jsonl", ".csv", ".parquet")
-PACKED = (".gz", ".zst")
 DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line
-READ_BYTES = 1 << 20
 PARQUET_ROWS = 256
 # Of packed zstd data at a time: it can grow 32,768-fold, and comes out all at once.
 ZSTD_BYTES = 1 << 10
@@ -40,74 +37,48 @@ class Document:
     place: str
 
 
-def find_files(names: list[str]) -> list[Path]:
-    """The corpus files that files, folders and patterns name, without repetition, in a stable order.
-
-    Raises InputError for a name that yields nothing or a file of an unknown kind.
-    """
-    found: dict[Path, None] = {}
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.is_file() and file_format(p))
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = sorted(Path(match) for match in glob.glob(name, recursive=True))
-            matches = [match for match in matches if match.is_file()]
-        if not matches:
-            kinds = " ".join(FORMATS)
-            raise InputError(
-                f"{name} names no corpus file.",
-                f"Give files, folders or patterns of {kinds} files, plain, .gz or .zst.",
-            )
-        for match in matches:
-            if not file_format(match):
-                raise InputError(
-                    f"{match} is of no known kind ({''.join(match.suffixes) or 'no suffix'}).",
-                    f"Rename or convert it to one of {' '.join(FORMATS)}.",
-                )
-            found[match] = None
-    return list(found)
-
-
-def file_format(path: Path) -> str | None:
-    """The format suffix of a corpus file, without its packing; None when it is none."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in PACKED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
-
-
-def read_documents(path: Path, text_field: str, rule: DocumentRule) -> Iterator[Document]:
+def read_documents(
+    source: CorpusFile | Path,
+    text_field: str,
+    rule: DocumentRule,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[Document]:
     """The documents of one file, empty ones included.
 
     `text_field` is the field or column of records; `rule` cuts text files at blank lines or takes them
-    whole. Raises InputError naming file and line or row.
+    whole; `advance` is told the bytes of the file that were read. Raises InputError naming file and line or
+    row.
     """
-    kind = file_format(path)
+    file = source if isinstance(source, CorpusFile) else CorpusFile(str(source))
+    kind = file_format(file)
     try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty.", "Remove it from the corpus.")
+        size, _ = file.state()
+        if size == 0:
+            raise InputError(f"{file} is empty.", "Remove it from the corpus.")
         if kind == ".parquet":
-            yield from _parquet(path, text_field)
+            yield from _parquet(file, text_field, size, advance)
             return
-        with path.open("rb") as raw:
-            stream = unpacked(path, raw)
+        with file.open(advance) as raw:
+            stream = unpacked(file, raw)
             if kind == ".jsonl":
-                yield from _records(path, stream, text_field)
+                yield from _records(file, stream, text_field)
             elif kind == ".csv":
-                yield from _table(path, stream, text_field)
+                yield from _table(file, stream, text_field)
             elif rule == "file":
-                yield Document(_whole(path, stream), "line 1")
+                yield Document(_whole(file, stream), "line 1")
             else:
-                yield from _paragraphs(path, stream)
+                yield from _paragraphs(file, stream)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
-            f"{path} is truncated or damaged ({reason(error)}).", "Fetch it again."
+            f"{file} is truncated or damaged ({reason(error)}).", "Fetch it again."
         ) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}).", "Check the file.") from error
+        raise InputError(f"{file} cannot be read ({reason(error)}).", "Check the file.") from error
+    except Exception as error:
+        if file.filesystem is None or isinstance(error, ColaError):
+            raise
+        # what lies behind a URL fails with the exceptions of whichever package reaches it
+        raise InputError(f"{file} cannot be read ({reason(error)}).", "Try again.") from error
 
 
 class _ZstdStream(io.RawIOBase):
@@ -151,62 +122,61 @@ class _ZstdStream(io.RawIOBase):
         return count
 
 
-def unpacked(path: Path, raw: BinaryIO) -> BinaryIO:
+def unpacked(name: CorpusFile | Path, raw: BinaryIO) -> BinaryIO:
     """What a .gz or .zst file holds, other files as they are; reading raises EOFError when it is cut off."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
+    if packing(name) == ".gz":
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if suffix == ".zst":
+    if packing(name) == ".zst":
         return io.BufferedReader(_ZstdStream(raw), READ_BYTES)
     return raw
 
 
-def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[int, str]]:
+def _lines(file: CorpusFile, stream: BinaryIO) -> Iterator[tuple[int, str]]:
     """Numbered lines, each decoded by itself so that an error can name it."""
     number = 0
     while line := stream.readline(DOCUMENT_LIMIT):
         number += 1
         if len(line) >= DOCUMENT_LIMIT:
             raise InputError(
-                f"{path}, line {number} is longer than {DOCUMENT_LIMIT >> 20} MiB.",
+                f"{file}, line {number} is longer than {DOCUMENT_LIMIT >> 20} MiB.",
                 "Cut it into several documents.",
             )
-        yield number, _decoded(path, number, line)
+        yield number, _decoded(file, number, line)
 
 
-def _decoded(path: Path, number: int, line: bytes) -> str:
+def _decoded(file: CorpusFile, number: int, line: bytes) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}, line {number} is not UTF-8 (byte {line[error.start]:#04x} at column"
+            f"{file}, line {number} is not UTF-8 (byte {line[error.start]:#04x} at column"
             f" {error.start + 1}).",
             "Convert the file, for example with: iconv -f latin1 -t utf-8.",
         ) from error
 
 
-def _whole(path: Path, stream: BinaryIO) -> str:
+def _whole(file: CorpusFile, stream: BinaryIO) -> str:
     # StringIO here and below: a list of a hundred million short lines takes forty times their size
     pieces = io.StringIO()
-    for _, line in _lines(path, stream):
+    for _, line in _lines(file, stream):
         pieces.write(line)
         if pieces.tell() > DOCUMENT_LIMIT:
             raise InputError(
-                f"{path} is longer than {DOCUMENT_LIMIT >> 20} MiB as one document.",
+                f"{file} is longer than {DOCUMENT_LIMIT >> 20} MiB as one document.",
                 "Use --documents blank-line, or cut it.",
             )
     return pieces.getvalue()
 
 
-def _paragraphs(path: Path, stream: BinaryIO) -> Iterator[Document]:
+def _paragraphs(file: CorpusFile, stream: BinaryIO) -> Iterator[Document]:
     pieces, start = io.StringIO(), 0  # 0: no document begun
-    for number, line in _lines(path, stream):
+    for number, line in _lines(file, stream):
         if line.strip():
             start = start or number
             pieces.write(line)
             if pieces.tell() > DOCUMENT_LIMIT:
                 raise InputError(
-                    f"{path}, line {start}: the document is longer than {DOCUMENT_LIMIT >> 20} MiB.",
+                    f"{file}, line {start}: the document is longer than {DOCUMENT_LIMIT >> 20} MiB.",
                     "Separate documents by blank lines.",
                 )
         elif start:
@@ -216,8 +186,8 @@ def _paragraphs(path: Path, stream: BinaryIO) -> Iterator[Document]:
         yield Document(pieces.getvalue().strip("\r\n"), f"line {start}")
 
 
-def _records(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document]:
-    for number, line in _lines(path, stream):
+def _records(file: CorpusFile, stream: BinaryIO, text_field: str) -> Iterator[Document]:
+    for number, line in _lines(file, stream):
         if not line.strip():
             continue
         try:
@@ -229,25 +199,25 @@ def _records(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document
                 else error
             )
             raise InputError(
-                f"{path}, line {number} is not valid JSON ({reason(why)}).",
+                f"{file}, line {number} is not valid JSON ({reason(why)}).",
                 "Correct or remove that line.",
             ) from error
-        yield Document(_field(path, f"line {number}", record, text_field), f"line {number}")
+        yield Document(_field(file, f"line {number}", record, text_field), f"line {number}")
 
 
-def _field(path: Path, place: str, record: Any, text_field: str) -> str:
+def _field(file: CorpusFile, place: str, record: Any, text_field: str) -> str:
     text = record.get(text_field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         has = _listed(map(str, record)) if isinstance(record, dict) else "no fields"
         raise InputError(
-            f"{path}, {place} has no text in the field {text_field!r} (it has {has}).",
+            f"{file}, {place} has no text in the field {text_field!r} (it has {has}).",
             "Name the field with --text-field.",
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{path}, {place} holds half of a surrogate pair.", "Correct or remove that record."
+            f"{file}, {place} holds half of a surrogate pair.", "Correct or remove that record."
         ) from error
     return text
 
@@ -257,18 +227,18 @@ def _listed(names: Iterable[str]) -> str:
     return shown(", ".join(itertools.islice(names, 100)))
 
 
-def _table(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document]:
+def _table(file: CorpusFile, stream: BinaryIO, text_field: str) -> Iterator[Document]:
     csv.field_size_limit(DOCUMENT_LIMIT)
     size = fields = 0  # of the record that is being read: a quoted one can span any number of lines
 
     def lines() -> Iterator[str]:
         nonlocal size, fields
-        for number, line in _lines(path, stream):
+        for number, line in _lines(file, stream):
             size += len(line)
             fields += line.count(",")
             if size > DOCUMENT_LIMIT or fields > VALUES_LIMIT:
                 raise InputError(
-                    f"{path}, line {number}: the record is longer than {DOCUMENT_LIMIT >> 20} MiB"
+                    f"{file}, line {number}: the record is longer than {DOCUMENT_LIMIT >> 20} MiB"
                     f" or {VALUES_LIMIT:,} fields.",
                     "Close its quotes, or cut it into several records.",
                 )
@@ -278,40 +248,44 @@ def _table(path: Path, stream: BinaryIO, text_field: str) -> Iterator[Document]:
     try:
         if text_field not in (rows.fieldnames or []):
             raise InputError(
-                f"{path} has no column {text_field!r} (it has {_listed(rows.fieldnames or [])}).",
+                f"{file} has no column {text_field!r} (it has {_listed(rows.fieldnames or [])}).",
                 "Name the column with --text-field.",
             )
         for row in rows:
             size = fields = 0
             place = f"line {rows.line_num}"
-            yield Document(_field(path, place, row, text_field), place)
+            yield Document(_field(file, place, row, text_field), place)
     except csv.Error as error:
         raise InputError(
-            f"{path}, line {rows.line_num} is not valid CSV ({reason(error)}).",
+            f"{file}, line {rows.line_num} is not valid CSV ({reason(error)}).",
             "Correct that line.",
         ) from error
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[Document]:
+def _parquet(
+    file: CorpusFile, text_field: str, size: int, advance: Callable[[int], None]
+) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
+        with pq.ParquetFile(file.open_parquet()) as table:
+            names = table.schema_arrow.names
             if text_field not in names:
                 raise InputError(
-                    f"{path} has no column {text_field!r} (it has {', '.join(names)}).",
+                    f"{file} has no column {text_field!r} (it has {_listed(names)}).",
                     "Name the column with --text-field.",
                 )
-            row = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field]):
+            row, rows = 0, max(1, table.metadata.num_rows)
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field]):
+                before = row
                 for text in batch.column(0).to_pylist():
                     yield Document(
-                        _field(path, f"row {row}", {text_field: text}, text_field), f"row {row}"
+                        _field(file, f"row {row}", {text_field: text}, text_field), f"row {row}"
                     )
                     row += 1
+                advance(size * row // rows - size * before // rows)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError(
-            f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}).", "Fetch it again."
+            f"{file} is not a whole Parquet file ({str(error).splitlines()[0]}).", "Fetch it again."
         ) from error

@@ -18,6 +18,7 @@ from cola_cli.reporting import Reporter
 from cola_cli.runtime import choose_threads, prepare_torch
 
 if TYPE_CHECKING:
+    from cola_cli.corpus.files import CorpusFile
     from cola_cli.evaluation.judge import Codec, Judge
 
 TEXT_FIELDS = ("text", "generated", "generate")
@@ -183,7 +184,7 @@ def _held_out(
     source = trained_on
     if reference is not None:
         if not (reference / MANIFEST_NAME).exists():
-            from cola_cli.corpus.documents import find_files
+            from cola_cli.corpus.files import find_files
 
             return partial(_file_documents, codec, find_files([str(reference)]))
         source = Artifact.open(reference, "tokens")
@@ -195,12 +196,11 @@ def _held_out(
     return partial(_token_documents, codec, Sequences(source, VALIDATION), own)
 
 
-def _file_documents(codec: Codec, files: list[Path]) -> Iterator[list[int]]:
-    from cola_cli.corpus.documents import DocumentRule, file_format, read_documents
+def _file_documents(codec: Codec, files: list[CorpusFile]) -> Iterator[list[int]]:
+    from cola_cli.corpus.documents import read_documents
 
     for file in files:
-        rule: DocumentRule = "file" if file_format(file) in (".txt", ".md") else "blank-line"
-        for document in read_documents(file, "text", rule):
+        for document in read_documents(file, "text", "file"):
             yield codec.encode(document.text)
 
 

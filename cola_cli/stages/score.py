@@ -7,23 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cola_cli.corpus.documents import (
-    Document,
-    DocumentRule,
-    file_format,
-    find_files,
-    read_documents,
-)
+from cola_cli.corpus.documents import Document, read_documents
+from cola_cli.corpus.files import find_files
 from cola_cli.errors import InputError
 from cola_cli.flow.likelihood import Divergence
 from cola_cli.model import Cola
 
 
 def read_texts(path: Path, text_field: str) -> Iterator[Document]:
-    """The texts to score of one corpus file."""
-    rule: DocumentRule = "file" if file_format(path) in (".txt", ".md") else "blank-line"
+    """The texts to score: records, or whole text files."""
     for file in find_files([str(path)]):
-        yield from read_documents(file, text_field, rule)
+        yield from read_documents(file, text_field, "file")
 
 
 def score_text(

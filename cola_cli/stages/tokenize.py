@@ -12,15 +12,23 @@ import itertools
 import multiprocessing
 import os
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    as_completed,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Identity, Output, Writer
-from cola_cli.artifacts.artifact import file_digest, recorded_parts, write_part
+from cola_cli.artifacts.artifact import file_digest, recorded_parts, text_digest, write_part
 from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.artifacts.reading import reason
 from cola_cli.errors import ColaError, InputError
 from cola_cli.reporting import Reporter
 from cola_cli.runtime import available_cores
@@ -30,6 +38,7 @@ from cola_cli.stages.outcome import Outcome, up_to_date
 from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
 
 if TYPE_CHECKING:
+    from cola_cli.corpus.files import CorpusFile
     from cola_cli.training.distributed import World
 
 SPLITS = ("train", "validation")
@@ -41,15 +50,18 @@ ROW_GROUP = 1024  # rows; a training reader takes one at a time
 class Corpus:
     """The files of a corpus and what makes up its identity."""
 
-    files: list[Path]
+    files: list[CorpusFile]
     digests: dict[str, dict[str, Any]]  # size, modification time and SHA-256 by file name
 
     @property
     def identity(self) -> str:
-        from cola_cli.artifacts.files import sha256_bytes
+        """A digest of the content of all files in their order."""
+        return text_digest("".join(self.digests[file.name]["sha256"] for file in self.files))
 
-        digests = "".join(self.digests[str(path)]["sha256"] for path in self.files)
-        return sha256_bytes(digests.encode())
+    @property
+    def bytes(self) -> int:
+        """The size of all files as they lie there, packed or not."""
+        return sum(int(self.digests[file.name]["bytes"]) for file in self.files)
 
 
 @dataclass
@@ -59,6 +71,7 @@ class Chunk:
     index: int
     documents: list[tuple[int, str, bool]] = field(default_factory=list)  # number, text, validation
     bytes: int = 0
+    read: int = 0  # bytes of the files that were read for it
     first: str = ""
 
 
@@ -70,6 +83,11 @@ class Reading:
     duplicates: int = 0
     rejects: int = 0
     bytes: int = 0
+    read: int = 0  # bytes of the files as they lie there, packed or not
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes of the files were read."""
+        self.read += count
 
 
 def tokenize(
@@ -83,10 +101,10 @@ def tokenize(
 ) -> Outcome:
     """Make the tokens artifact at `output`.
 
-    corpus: files, folders and patterns; tokenizer: a `tokenizer.json`, or None to train one. With `shard`
-    (i, n) every process reads the whole corpus, as duplicates are dropped across it, but tokenizes only
-    every n-th chunk from chunk i; a run without it makes what is missing and commits the artifact. Under
-    torchrun every process takes its shard and the first commits.
+    corpus: files, folders, patterns and URLs; tokenizer: a `tokenizer.json`, or None to train one. With
+    `shard` (i, n) every process reads the whole corpus, as duplicates are dropped across it, but tokenizes
+    only every n-th chunk from chunk i; a run without it makes what is missing and commits the artifact.
+    Under torchrun every process takes its shard and the first commits.
     Raises InputError for text that cannot be used, naming file and line or row.
     """
     from cola_cli.reporting import Silent
@@ -116,14 +134,14 @@ def tokenize(
         if shard != WHOLE:
             refuse_overwriting(overwrite)
             begin_together(place, environment, output / TOKENIZER, make_tokenizer)
-            _make_parts(recorded_parts(output), output, found.files, settings, report, shard)
+            _make_parts(recorded_parts(output), output, found, settings, report, shard)
             if world is not None:
                 world.wait()
             if world is None or not world.leads:
                 return Outcome(output, True, {"parts": len(recorded_parts(output))})
         with place.writing(environment) as writer:
             make_tokenizer(writer)
-            counted = _make_parts(writer.parts, output, found.files, settings, report)
+            counted = _make_parts(writer.parts, output, found, settings, report)
             statistics = _statistics(writer, settings, counted)
             writer.finish(statistics)
     return Outcome(output, True, statistics)
@@ -143,39 +161,46 @@ def _joined() -> Iterator[World | None]:
 
 def find_corpus(names: list[str], output: Path) -> Corpus:
     """The corpus files with their digests; a file unchanged in size and time is not hashed again."""
-    from cola_cli.corpus.documents import find_files
+    from cola_cli.corpus.files import find_files
 
     remembered: dict[str, Any] = {}
     with contextlib.suppress(ColaError):  # nothing there yet, or something Output.open will name
         remembered = read_manifest(output).environment.get("corpus", {})
     digests: dict[str, dict[str, Any]] = {}
     files = find_files(names)
-    for path in files:
+    for file in files:
         try:
-            state = path.stat()
-            known = remembered.get(str(path))
-            seen = {"bytes": state.st_size, "modified": state.st_mtime_ns}
-            if known and all(known.get(name) == value for name, value in seen.items()):
-                digests[str(path)] = known
+            size, modified = file.state()
+            known = remembered.get(file.name)
+            if isinstance(known, dict) and modified and _same(known, size, modified):
+                digests[file.name] = known
             else:
-                digests[str(path)] = seen | {"sha256": file_digest(path)}
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be read ({error.strerror}).", "Check the file."
-            ) from error
+                seen = {"bytes": size, "modified": modified}
+                digests[file.name] = seen | {"sha256": file.sha256()}
+        except Exception as error:
+            if isinstance(error, ColaError) or not (file.filesystem or isinstance(error, OSError)):
+                raise
+            raise InputError(f"{file} cannot be read ({reason(error)}).", "Check it.") from error
     return Corpus(files, digests)
 
 
+def _same(known: dict[str, Any], size: int, modified: int) -> bool:
+    """Whether a file is, by size and time, the one whose digest is known."""
+    unchanged = known.get("bytes") == size and known.get("modified") == modified
+    return unchanged and isinstance(known.get("sha256"), str)
+
+
 def read_corpus(
-    files: list[Path], settings: TokenizeSettings, counted: Reading
+    files: list[CorpusFile], settings: TokenizeSettings, counted: Reading
 ) -> Iterator[tuple[int, str, bool, str]]:
     """(number, text, is validation, place) of every document that is neither empty nor a duplicate."""
     from cola_cli.corpus.documents import read_documents
     from cola_cli.corpus.packing import document_digest, is_validation
 
     seen: set[bytes] = set()
-    for path in files:
-        for document in read_documents(path, settings.text_field, settings.documents):
+    for file in files:
+        found = read_documents(file, settings.text_field, settings.documents, counted.advance)
+        for document in found:
             text = document.text
             if settings.normalize == "nfc":
                 text = unicodedata.normalize("NFC", text)
@@ -189,13 +214,13 @@ def read_corpus(
             seen.add(digest)
             counted.bytes += len(text.encode())
             validation = is_validation(digest, settings.validation_fraction, settings.seed)
-            yield counted.documents, text, validation, f"{path}, {document.place}"
+            yield counted.documents, text, validation, f"{file}, {document.place}"
             counted.documents += 1
 
 
 def _make_tokenizer(
     writer: Writer,
-    files: list[Path],
+    files: list[CorpusFile],
     settings: TokenizeSettings,
     given: Path | None,
     report: Reporter,
@@ -212,12 +237,12 @@ def _make_tokenizer(
     writer.write(TOKENIZER, made.to_bytes())
 
 
-def _training_sample(files: list[Path], settings: TokenizeSettings) -> Iterator[str]:
+def _training_sample(files: list[CorpusFile], settings: TokenizeSettings) -> Iterator[str]:
     """Training documents, at most `sample_bytes` of text, an equal share from every file."""
     share = max(1, settings.sample_bytes // len(files))
-    for path in files:
+    for file in files:
         taken = 0
-        for _, text, validation, _ in read_corpus([path], settings, Reading()):
+        for _, text, validation, _ in read_corpus([file], settings, Reading()):
             if not validation:
                 yield text
                 taken += len(text)
@@ -225,76 +250,87 @@ def _training_sample(files: list[Path], settings: TokenizeSettings) -> Iterator[
                 break
 
 
-def _chunks(documents: Iterable[tuple[int, str, bool, str]], part_bytes: int) -> Iterator[Chunk]:
-    chunk = Chunk(0)
-    for number, text, validation, place in documents:
+def _chunks(
+    files: list[CorpusFile], settings: TokenizeSettings, counted: Reading
+) -> Iterator[Chunk]:
+    chunk, before = Chunk(0), 0
+    for number, text, validation, place in read_corpus(files, settings, counted):
         if not chunk.documents:
             chunk.first = place
         chunk.documents.append((number, text, validation))
         chunk.bytes += len(text.encode())
-        if chunk.bytes >= part_bytes:
+        if chunk.bytes >= settings.part_bytes:
+            chunk.read, before = counted.read - before, counted.read
             yield chunk
             chunk = Chunk(chunk.index + 1)
     if chunk.documents:
+        chunk.read = counted.read - before
         yield chunk
 
 
 def _make_parts(
     done: Collection[int],
     output: Path,
-    files: list[Path],
+    corpus: Corpus,
     settings: TokenizeSettings,
     report: Reporter,
     shard: Shard = WHOLE,
 ) -> Reading:
     counted = Reading()
-    total = sum(path.stat().st_size for path in files)
-    packed = any(path.suffix in (".gz", ".zst", ".parquet") for path in files)
+
+    def missing() -> Iterator[Chunk]:
+        for chunk in _chunks(corpus.files, settings, counted):
+            made = 2 * chunk.index in done and 2 * chunk.index + 1 in done
+            if made or chunk.index % shard[1] != shard[0]:
+                report.advance(chunk.read)
+            else:
+                yield chunk
+
     workers = settings.workers or available_cores()
-    report.start("tokenize", None if packed else total, "B")
-    chunks = _chunks(read_corpus(files, settings, counted), settings.part_bytes)
-    missing = (
-        chunk
-        for chunk in _told(chunks, report)
-        if chunk.index % shard[1] == shard[0]
-        and not {2 * chunk.index, 2 * chunk.index + 1} <= set(done)
-    )
-    _run_all(missing, output, settings, workers)
+    report.start("tokenize", corpus.bytes, "B")
+    _run_all(missing(), output, settings, workers, report.advance)
     report.stop()
     if not counted.documents:
         raise InputError("the corpus holds no text.", "Give files with text in them.")
     return counted
 
 
-def _told(chunks: Iterable[Chunk], report: Reporter) -> Iterator[Chunk]:
-    for chunk in chunks:
-        yield chunk
-        report.advance(chunk.bytes)
-
-
 def _run_all(
-    chunks: Iterable[Chunk], directory: Path, settings: TokenizeSettings, workers: int
+    chunks: Iterator[Chunk],
+    directory: Path,
+    settings: TokenizeSettings,
+    workers: int,
+    advance: Callable[[int], None],
 ) -> None:
     """Tokenize the chunks, in worker processes once there are two of them; few are held at a time."""
-    iterator = iter(chunks)
-    first = list(itertools.islice(iterator, 2))
+    first = list(itertools.islice(chunks, 2))
     if workers == 1 or len(first) < 2:
-        for chunk in (*first, *iterator):
+        for chunk in itertools.chain(first, chunks):
             _tokenize_chunk(chunk, directory, settings)
+            advance(chunk.read)
         return
     # spawn: forking a process that has threads (tokenizers, pyarrow) can hang
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        waiting: set[Future[None]] = set()
-        try:
-            for chunk in (*first, *iterator):
-                waiting.add(pool.submit(_tokenize_chunk, chunk, directory, settings))
-                if len(waiting) > 2 * workers:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-            for future in waiting:
+        waiting: dict[Future[None], int] = {}
+
+        def settle(futures: Iterable[Future[None]]) -> None:
+            for future in futures:
                 future.result()
+                advance(waiting.pop(future))
+
+        try:
+            for chunk in itertools.chain(first, chunks):
+                future = pool.submit(_tokenize_chunk, chunk, directory, settings)
+                waiting[future] = chunk.read
+                if len(waiting) > 2 * workers:
+                    settle(wait(waiting, return_when=FIRST_COMPLETED).done)
+            settle(as_completed(list(waiting)))
+        except BrokenProcessPool as error:
+            raise ColaError(
+                "a tokenizing process was killed, perhaps for want of memory.",
+                "Run the same command again with fewer --workers; what is finished is kept.",
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -14,7 +14,8 @@ import pytest
 import zstandard
 
 from cola_cli.corpus import documents
-from cola_cli.corpus.documents import find_files, read_documents
+from cola_cli.corpus.documents import read_documents
+from cola_cli.corpus.files import file_format, find_files
 from cola_cli.errors import InputError
 
 TEXTS = ["First döcument,\nin two lines.", 'Second "quoted", with commas.', "Third."]
@@ -22,7 +23,7 @@ TEXTS = ["First döcument,\nin two lines.", 'Second "quoted", with commas.', "Th
 
 def write(path: Path) -> Path:
     """The three texts in the format that the name of `path` asks for."""
-    kind = documents.file_format(path)
+    kind = file_format(path)
     plain = path.with_name(f"plain{kind}")
     if kind == ".parquet":
         pq.write_table(pa.table({"id": [1, 2, 3], "text": TEXTS}), plain)
@@ -65,7 +66,7 @@ def test_files_folders_and_patterns_are_found_once_in_order(tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     named = [str(tmp_path / "b.txt"), str(tmp_path), str(tmp_path / "*.md")]
-    assert [path.name for path in find_files(named)] == ["b.txt", "a.md", "c.jsonl.zst"]
+    assert [Path(file.name).name for file in find_files(named)] == ["b.txt", "a.md", "c.jsonl.zst"]
 
 
 def _bad(name: str, data: bytes) -> Callable[[Path], Path]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import zstandard
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from cola_cli.artifacts import Artifact
 from cola_cli.corpus.tokenizer import load_tokenizer
@@ -175,21 +179,124 @@ def test_a_given_tokenizer_is_used(cola: Run, tmp_path: Path) -> None:
     assert "exclude each other" in result.stderr
 
 
+def test_special_tokens_of_a_given_tokenizer_are_found_or_added_and_recorded(
+    cola: Run, tmp_path: Path
+) -> None:
+    make_corpus(tmp_path / "corpus", documents=50)
+    foreign = Tokenizer(models.WordLevel({"[UNK]": 0, "</s>": 1, "cat": 2, "dog": 3}, "[UNK]"))
+    foreign.pre_tokenizer = pre_tokenizers.Whitespace()
+    foreign.enable_padding(length=99)
+    foreign.enable_truncation(3)
+    foreign.save(str(tmp_path / "foreign.json"))
+    cola("tokenize", "corpus", "-o", "tokens", "--tokenizer", "foreign.json", "--seq-len", 32)
+    artifact = Artifact.open(tmp_path / "tokens", "tokens")
+    found = artifact.manifest.statistics
+    assert (found["end_of_text_id"], found["pad_id"], found["vocab_size"]) == (1, 4, 5)
+    rows = pq.read_table(artifact.part_file(0)).to_pylist()
+    ids = [token for row in rows for token in row["tokens"][: row["length"]]]
+    assert ids.count(1) == artifact.parts[0].statistics["documents"]
+    words = sum(len(line.split()) for line in (tmp_path / "corpus/a.txt").read_text().splitlines())
+    assert found["tokens"] > words  # neither cut nor filled up by what the tokenizer was set to
+
+
+def test_two_spellings_of_a_character_are_one_after_normalisation(
+    cola: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("caf\u00e9 au lait\n\ncafe\u0301 au lait\n")
+    arguments = ("tokenize", "a.txt", "--vocab-size", 260, "--seq-len", 4, "--json")
+    options = ("--validation-fraction", 0)
+    counts = []
+    for form in ("none", "nfc"):
+        run = cola(*arguments, *options, "-o", form, "--normalize", form)
+        statistics = json.loads(run.stdout)["statistics"]
+        counts.append((statistics["documents"], statistics["duplicates"]))
+    assert counts == [(2, 0), (1, 1)]
+
+
+READ_ALL = """
+import sys
+from pathlib import Path
+from cola_cli.runtime import peak_memory
+from cola_cli.settings.tokenize import TokenizeSettings
+from cola_cli.stages.tokenize import tokenize
+settings = TokenizeSettings(vocab_size=300, sample_bytes=1 << 16, workers=1)
+tokenize([sys.argv[1]], Path(sys.argv[2]), settings, shard=(9_999, 10_000))
+print(peak_memory())
+"""
+
+
+@pytest.mark.xdist_group("memory")
+def test_ten_times_the_corpus_is_read_in_no_more_memory(tmp_path: Path) -> None:
+    line = " ".join(WORDS * 2_000)
+    peaks = []
+    for count in (300, 3_000):  # 27 MB and 270 MB of text
+        name = tmp_path / f"{count}.jsonl.zst"
+        with name.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as packed:
+            for number in range(count):
+                packed.write(f'{{"text": "{number} {line}"}}\n'.encode())
+        command = [sys.executable, "-c", READ_ALL, str(name), str(tmp_path / f"{count}")]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(float(result.stdout))
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_process_that_is_killed_for_its_memory_is_said(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus", documents=6_000)
+    command = cola_command("tokenize", "corpus", "-o", "tokens", *SMALL, *PARTS, "--workers", 2)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("tokens/parts/*.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [
+        pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a tokenizing process was killed" in errors
+    assert "fewer --workers" in errors
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("empty.txt", "", "empty.txt is empty"),
+        ("latin.md", b"fine\n\nb\xe4d\n", "latin.md, line 3 is not UTF-8"),
+        ("other.jsonl", '{"body": "a"}\n', "line 1 has no text in the field 'text'"),
+        ("cut.txt.gz", gzip.compress(b"text " * 999)[:-9], "cut.txt.gz is truncated"),
+        ("cut.txt.zst", zstandard.compress(b"text " * 999)[:-9], "cut.txt.zst is truncated"),
+        ("cut.parquet", b"PAR1 and no more", "cut.parquet is not a whole Parquet file"),
         ("short.txt", "tiny", "less than one sequence of 32"),
         ("blank.txt", "\n \n\n", "the corpus holds no text"),
         ("bad.jsonl", '{"text": "a"}\n{"text"', "bad.jsonl, line 2 is not valid JSON"),
     ],
 )
 def test_a_corpus_that_cannot_be_used_is_bad_input(
-    cola: Run, tmp_path: Path, name: str, text: str, message: str
+    cola: Run, tmp_path: Path, name: str, text: str | bytes, message: str
 ) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     result = cola("tokenize", name, "-o", "tokens", *SMALL, expect=4)
     assert message in result.stderr
+    assert result.stderr.rstrip().splitlines()[-1].startswith("      "), "no remedy"
     assert "Traceback" not in result.stderr
+
+
+def test_once_the_bad_line_is_mended_the_same_command_just_runs(cola: Run, tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus", documents=50)
+    good = (tmp_path / "corpus/b.jsonl").read_text()
+    (tmp_path / "corpus/b.jsonl").write_text(good + '{"text"')
+    cola("tokenize", "corpus", "-o", "tokens", *SMALL, expect=4)
+    (tmp_path / "corpus/b.jsonl").write_text(good)
+    cola("tokenize", "corpus", "-o", "tokens", *SMALL)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": {"type": "BPE"}}'])
+def test_a_tokenizer_that_is_none_is_bad_input(cola: Run, tmp_path: Path, text: str) -> None:
+    make_corpus(tmp_path / "corpus", documents=5)
+    (tmp_path / "t.json").write_text(text)
+    result = cola("tokenize", "corpus", "-o", "tokens", "--tokenizer", "t.json", expect=4)
+    assert "t.json is not a tokenizer" in result.stderr
 
 
 def test_an_unknown_setting_suggests_the_nearest(cola: Run, tmp_path: Path) -> None:
