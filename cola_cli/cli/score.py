@@ -37,23 +37,24 @@ def score(
     Example: cola score runs/demo/prior --text "We the people" --draws 4
     """
     from cola_cli.runtime import prepare_torch
-    from cola_cli.settings.sample import SampleSettings
-    from cola_cli.stages.sample import open_model
 
     if (text is None) == (file is None) or (prefix is not None and text is None):
         raise UsageError("give either --text (and --prefix) or --file.", 'Such as --text "...".')
     if divergence not in ("hutchinson", "exact"):
         raise UsageError(f"--divergence {divergence}: unknown.", "Use hutchinson or exact.")
     prepare_torch(threads)
-    from cola_cli.stages.score import perplexities, read_texts, score_text
+    from cola_cli.stages.score import open_scorer, perplexities, read_texts, score_text
 
-    opened = open_model(model, SampleSettings(), device)
-    texts = [text] if text is not None else [d.text for d in read_texts(file, text_field)]  # type: ignore[arg-type]
+    opened = open_scorer(model, device)
+    if text is not None:
+        texts = [(text, "the text")]
+    else:
+        texts = list(read_texts(file, text_field))  # type: ignore[arg-type]
     report = reporter(quiet)
     report.start("score", len(texts), "texts")
     found = []
-    for one in texts:
-        found.append(score_text(opened, one, draws, steps, divergence, seed, prefix))  # type: ignore[arg-type]
+    for one, place in texts:
+        found.append(score_text(opened, one, draws, steps, divergence, seed, prefix, place))  # type: ignore[arg-type]
         report.advance(1)
     report.stop()
     tokens = sum(row["tokens"] for row in found)

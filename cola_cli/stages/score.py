@@ -7,17 +7,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cola_cli.corpus.documents import Document, read_documents
+from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import find_files
 from cola_cli.errors import InputError
 from cola_cli.flow.likelihood import Divergence
 from cola_cli.model import Cola
+from cola_cli.settings.sample import SampleSettings
+from cola_cli.stages.sample import open_model
 
 
-def read_texts(path: Path, text_field: str) -> Iterator[Document]:
-    """The texts to score: records, or whole text files."""
+def read_texts(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
+    """The texts to score, records or whole text files, each with its place."""
     for file in find_files([str(path)]):
-        yield from read_documents(file, text_field, "file")
+        for document in read_documents(file, text_field, "file"):
+            yield document.text, f"{file}, {document.place},"
+
+
+def open_scorer(path: Path, device: str) -> Cola:
+    """The model whose likelihoods are wanted. Raises InputError for a baseline or one without tokenizer."""
+    model = open_model(path, SampleSettings(), device)
+    if not isinstance(model, Cola):
+        raise InputError(
+            f"{path} is a baseline, and has no posterior, prior and decoder to score with.",
+            "Name a prior artifact or a checkpoint folder.",
+        )
+    return model
 
 
 def score_text(
@@ -28,8 +42,12 @@ def score_text(
     divergence: Divergence,
     seed: int,
     prefix: str | None = None,
+    place: str = "the text",
 ) -> dict[str, Any]:
-    """ELBO, IWAE, perplexities and per-latent terms of a text; with `prefix`, of what follows it."""
+    """ELBO, IWAE, perplexities and per-latent terms of a text; with `prefix`, of what follows it.
+
+    Raises InputError, naming the text by its `place`, when it is longer than the model's context.
+    """
     from cola_cli.evaluation.likelihood import likelihood, response_score
 
     tokenizer = model.require_tokenizer()
@@ -40,8 +58,14 @@ def score_text(
         "seed": seed,
     }
     ids = tokenizer.encode(text)
+    before = tokenizer.encode(prefix) if prefix is not None else []
+    if model.context is not None and len(before) + len(ids) > model.context:
+        raise InputError(
+            f"{place} has {len(before) + len(ids)} tokens, but the model was trained on sequences of"
+            f" {model.context}.",
+            "Cut it into shorter texts.",
+        )
     if prefix is not None:
-        before = tokenizer.encode(prefix)
         found = response_score(model, before, ids, **options)
         return {"tokens": len(ids), **found, **perplexities(found, len(ids))}
     terms = likelihood(model, ids, **options)

@@ -235,13 +235,28 @@ def _header_length(data: bytes, length: int) -> bytes:
     ],
     ids=["cut", "stub", "empty", "longer", "huge", "whole", "short", "garbage"],
 )
-def test_a_file_that_is_not_whole_is_damage_and_named(
-    cola: Run, checkpoint: Path, damage: object
-) -> None:
+def test_a_file_that_is_not_whole_is_damage_and_named(checkpoint: Path, damage: object) -> None:
     path = checkpoint / "cola_dlm/cola_dit/model.safetensors"
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
     with pytest.raises(DamagedArtifact, match=r"cola_dit/model\.safetensors"):
         read_tensors(path.parent)
+
+
+def test_the_command_says_in_one_sentence_what_is_wrong(
+    cola: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = checkpoint / "cola_dlm/cola_dit/model.safetensors"
+    whole = path.read_bytes()
+    _edit_config(checkpoint, "cola_dit", num_layers=4)
+    refused = cola("import", checkpoint, "-o", "artifact", expect=4).stderr
+    path.write_bytes(whole[:-5])
+    damaged = cola("import", checkpoint, "-o", "artifact", expect=5).stderr
+    assert "blocks.3" in refused
+    assert "cola_dit/model.safetensors" in damaged
+    for said in (refused, damaged):
+        assert "Traceback" not in said
+        assert len([line for line in said.splitlines() if line.startswith("cola: ")]) == 1
+    assert not (tmp_path / "artifact/manifest.json").exists()
 
 
 def test_an_index_that_lies_is_damage(checkpoint: Path) -> None:

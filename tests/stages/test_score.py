@@ -43,6 +43,10 @@ def test_wrong_uses_of_score_are_named(cola: Run, tmp_path: Path, prior: Path) -
     (tmp_path / "t.jsonl").write_text('{"body": "the cat"}\n')
     result = cola("score", prior, "--file", "t.jsonl", *QUICK, expect=4)
     assert "t.jsonl, line 1 has no text" in result.stderr
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "the cat sat " * 100}) + "\n")
+    result = cola("score", prior, "--file", "t.jsonl", *QUICK, expect=4)
+    assert "t.jsonl, line 1, has" in result.stderr
+    assert "trained on sequences of 64" in result.stderr
 
 
 def test_a_vae_is_diagnosed_with_a_plot(cola: Run, tmp_path: Path, made: Path) -> None:

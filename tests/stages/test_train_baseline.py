@@ -11,7 +11,7 @@ import pytest
 
 import cola_cli
 from cola_cli.artifacts import Artifact
-from cola_cli.corpus.sequences import Sequences, Shuffled
+from cola_cli.corpus.sequences import Rows, Sequences
 from cola_cli.reporting import Silent
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.tokenize import TokenizeSettings
@@ -19,6 +19,9 @@ from cola_cli.stages.sample import model_fingerprint
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train_baseline import Baseline, train_baseline
 from cola_cli.stages.train_prior import train_prior
+from cola_cli.training.baselines import MaskedDiffusion, NextToken
+from cola_cli.training.objectives import Objective
+from cola_cli.training.prior import FlowMatching
 from tests.conftest import Run, content
 from tests.stages.conftest import OPTIM, TRAIN, made_up_text, prior_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
@@ -51,18 +54,39 @@ def test_killed_again_and_again_the_baseline_is_the_same_to_the_byte(
     assert_same_manifest(tmp_path / "killed", tmp_path / "quiet")
 
 
-def test_the_prior_and_the_baselines_see_the_same_rows_in_the_same_order(made: Path) -> None:
-    """By the digests of the tokens themselves, over more than an epoch."""
+def test_the_three_trainers_see_the_same_rows_in_the_same_order(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the digests of the tokens that reach each objective, over more than an epoch."""
+    seen: dict[str, list[str]] = {}
 
-    def seen(artifact: Path) -> list[str]:
-        train = Sequences(Artifact.open(artifact), "train")
-        shuffled = Shuffled(train, seed=6198, window=65536)
-        steps = range(3 * train.count // 8)
-        batches = (shuffled.read(range(8 * step, 8 * step + 8)) for step in steps)
-        return [hashlib.sha256(rows.tokens.tobytes()).hexdigest() for rows in batches]
+    def watch(objective: type[Objective]) -> None:
+        draw = objective.draw
 
-    assert seen(made / "tokens") == seen(made / "latents")
-    assert len(set(seen(made / "tokens"))) > 2
+        def watched(
+            self: Objective, rows: Rows, randoms: object, step: int, validation: bool
+        ) -> object:
+            if not validation:
+                digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in rows.tokens]
+                seen.setdefault(objective.__name__, []).extend(digests)
+            return draw(self, rows, randoms, step, validation)
+
+        monkeypatch.setattr(objective, "draw", watched)
+
+    for objective in (FlowMatching, NextToken, MaskedDiffusion):
+        watch(objective)
+    rows = Sequences(Artifact.open(made / "tokens"), "train").count
+    train = {"steps": rows // 8 + 10, "batch_size": 8}
+    for kind in KINDS:
+        train_baseline(
+            kind, made / "tokens", tmp_path / kind, baseline_settings(**train), Silent(), "cpu"
+        )
+    settings = prior_settings(**train)
+    train_prior(made / "latents", tmp_path / "prior", settings, Silent(), None, "cpu")
+    prior, *baselines = (seen[o.__name__] for o in (FlowMatching, NextToken, MaskedDiffusion))
+    assert len(prior) == 8 * (rows // 8 + 10)
+    assert len(set(prior)) > rows // 2  # a few rows are of equal text
+    assert baselines == [prior, prior]
 
 
 def test_a_matched_baseline_has_the_priors_recipe_and_parameters(
