@@ -75,11 +75,11 @@ class CleanCopy:
         """q, k, v (B, H, L - b, head_dim) -> the same shape."""
         if not q.shape[2]:
             return q
+        # split, not slices: their gradients are put together, not added up in full-size tensors
+        queries = q.split([stop - start for start, stop, _ in self._chunks], 2)
         outs = [
-            F.scaled_dot_product_attention(
-                q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], attn_mask=mask
-            )
-            for start, stop, mask in self._chunks
+            F.scaled_dot_product_attention(part, k[:, :, :stop], v[:, :, :stop], attn_mask=mask)
+            for part, (_, stop, mask) in zip(queries, self._chunks, strict=True)
         ]
         return torch.cat(outs, 2)
 
@@ -106,13 +106,14 @@ class NoisyCopy:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (B, H, L, head_dim) -> the same shape."""
         clean_k, clean_v = self._clean[layer]
+        sizes = [stop - start for start, stop, _, _ in self._chunks]
         outs = []
-        for start, stop, history, mask in self._chunks:
-            keys = torch.cat((clean_k[:, :, :history], k[:, :, start:stop]), 2)
-            values = torch.cat((clean_v[:, :, :history], v[:, :, start:stop]), 2)
-            outs.append(
-                F.scaled_dot_product_attention(q[:, :, start:stop], keys, values, attn_mask=mask)
-            )
+        for part, own_k, own_v, (_, _, history, mask) in zip(
+            q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), self._chunks, strict=True
+        ):
+            keys = torch.cat((clean_k[:, :, :history], own_k), 2)
+            values = torch.cat((clean_v[:, :, :history], own_v), 2)
+            outs.append(F.scaled_dot_product_attention(part, keys, values, attn_mask=mask))
         return torch.cat(outs, 2)
 
 

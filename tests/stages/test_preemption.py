@@ -30,15 +30,14 @@ def interrupted(*arguments, **options):
 module.{owner}{name} = interrupted
 from cola_cli.cli.main import main; main()
 """
-LOOP = {"module": "cola_cli.training.loop", "owner": "Training."}
-# phase, what is interrupted, the exit code, the step that is saved then
+# phase, what is called then and how often before, the exit code, the step that is saved
 PHASES = [
-    ("start-up", {"module": "cola_cli.runtime", "owner": "", "name": "prepare_torch", "call": 1}, 143, 0),
-    ("training", LOOP | {"name": "_update", "call": 3}, 130, 3),
-    ("validation", LOOP | {"name": "_draw_validation", "call": 1}, 143, 8),
-    ("saving", {"module": "cola_cli.training.checkpoints", "owner": "", "name": "write", "call": 2}, 130, 10),
-    ("writing the networks", {"module": "cola_cli.stages.engine", "owner": "", "name": "write_network", "call": 1}, 143, 24),
-]  # fmt: skip
+    ("start-up", ("cola_cli.runtime", "", "prepare_torch", 1), 143, 0),
+    ("training", ("cola_cli.training.loop", "Training.", "_update", 3), 130, 3),
+    ("validation", ("cola_cli.training.loop", "Training.", "_draw_validation", 1), 143, 8),
+    ("saving", ("cola_cli.training.checkpoints", "", "write", 2), 130, 10),
+    ("writing the networks", ("cola_cli.stages.engine", "", "write_network", 1), 143, 24),
+]
 
 
 def saved_step(artifact: Path) -> int:
@@ -57,7 +56,8 @@ def test_a_signal_in_any_phase_saves_and_the_runs_together_equal_one(
     command += ["--device", "cpu", *assignments(settings)]
     for phase, place, code, step in PHASES:
         name = "SIGTERM" if code == 143 else "SIGINT"
-        program = PROGRAM.format(**place, signal=name)
+        module, owner, function, call = place
+        program = PROGRAM.format(module=module, owner=owner, name=function, call=call, signal=name)
         run = subprocess.run(
             [sys.executable, "-c", program, *command], capture_output=True, text=True
         )

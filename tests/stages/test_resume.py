@@ -1,0 +1,94 @@
+"""Stopped and resumed training of every kind ends with the bytes of undisturbed training."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cola_cli import interruption
+from cola_cli.errors import Interrupted
+from cola_cli.reporting import Silent
+from cola_cli.settings.prior import PriorSettings
+from cola_cli.settings.vae import VAESettings
+from cola_cli.stages.train_prior import train_prior
+from cola_cli.stages.train_vae import train_vae
+from cola_cli.training.loop import Training
+from tests.conftest import content
+from tests.stages.conftest import prior_settings, vae_settings
+from tests.stages.killing import assert_same_metrics
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vae, fixed posterior, accumulation": (
+        "vae",
+        {"loss": {"posterior": "fixed"}, "train": {"micro_batch": 3}},
+    ),
+    "vae, muon, average": ("vae", {"optim": {"name": "muon"}, "train": {"ema_decay": 0.9}}),
+    "frozen, muon, several block sizes": (
+        "frozen",
+        {"optim": {"name": "muon"}, "data": {"block_sizes": (4, 8, 16), "partly_clean": 0.5}},
+    ),
+    "frozen, accumulation, bf16": (
+        "frozen",
+        {"train": {"micro_batch": 1, "precision": "bf16", "activation_checkpointing": True}},
+    ),
+    "joint, slower VAE, average, accumulation": (
+        "joint",
+        {"joint": {"vae_lr_ratio": 0.01}, "train": {"ema_decay": 0.95, "micro_batch": 3}},
+    ),
+    "joint, interval, flow gradient": (
+        "joint",
+        {"joint": {"cycle": 5, "moving": 2}, "loss": {"flow_gradient": "latent"}},
+    ),
+    "joint, from scratch, mask ramp": (
+        "joint",
+        {"joint": {"from_scratch": True}, "mask": {"start": 8, "ramp": 8}},
+    ),
+    "skipping spikes": ("vae", {"train": {"spike_factor": 0.1, "on_bad_step": "skip"}}),
+}
+
+
+def changed(kind: str, changes: dict[str, Any]) -> VAESettings | PriorSettings:
+    """Small settings of a kind with changes laid over them."""
+    settings = vae_settings() if kind == "vae" else prior_settings(kind)
+    values = settings.model_dump(exclude_unset=True)
+    for section, some in changes.items():
+        values[section] = values.get(section, {}) | some
+    return type(settings).model_validate(values)
+
+
+def train(made: Path, output: Path, settings: VAESettings | PriorSettings) -> dict[str, Any]:
+    """Run the stage that these settings belong to."""
+    if isinstance(settings, VAESettings):
+        return train_vae(made / "tokens", output, settings, Silent(), "cpu").statistics
+    return train_prior(made / "latents", output, settings, Silent(), None, "cpu").statistics
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_stopped_twice_it_ends_the_same_to_the_byte(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    settings = changed(*KINDS[name])
+    statistics = train(made, tmp_path / "quiet", settings)
+    if name == "skipping spikes":
+        assert statistics["skipped"] > 0
+    update = Training._update
+
+    for stop in (6, 22):  # neither is the step of a checkpoint or validation
+
+        def stopping(self: Training, step: Any, stop: int = stop) -> None:
+            update(self, step)
+            if step.number == stop:
+                monkeypatch.setattr(interruption, "_received", signal.SIGTERM)
+
+        monkeypatch.setattr(Training, "_update", stopping)
+        with pytest.raises(Interrupted):
+            train(made, tmp_path / "stopped", settings)
+        monkeypatch.undo()
+        saved = tmp_path / "stopped" / "checkpoints" / f"step-{stop + 1:08d}"
+        assert (saved / "COMMITTED.json").exists()
+    train(made, tmp_path / "stopped", settings)
+    assert content(tmp_path / "stopped") == content(tmp_path / "quiet")
+    assert_same_metrics(tmp_path / "stopped", tmp_path / "quiet")
