@@ -20,9 +20,10 @@ from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior, TextVAE
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.autoregressive import AutoregressiveSampler
-from cola_cli.sampling.engine import Engine, Generation, Request
+from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
 from cola_cli.sampling.options import SamplingOptions
+from cola_cli.sampling.rows import Generation, Request
 
 BATCH_SIZE = 64
 BASELINES = ("autoregressive", "llada")  # kinds of artifacts

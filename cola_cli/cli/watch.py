@@ -22,7 +22,8 @@ def watch_denoising(model: Cola, prompts: Iterable[Prompt], settings: SampleSett
 
     A token that the last step did not change is settled and set in plain type, one that still moves is dim.
     """
-    from cola_cli.sampling.engine import Engine, Request
+    from cola_cli.sampling.engine import Engine
+    from cola_cli.sampling.rows import Request
     from cola_cli.stages.sample import encoded_prompt
 
     tokenizer = model.require_tokenizer()

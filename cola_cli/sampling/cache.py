@@ -41,37 +41,41 @@ def runs(slots: Sequence[int], fills: Sequence[int], start: int = 0) -> list[Run
 
 
 class KeyValueCache:
-    """Keys and values of one network, (layers, rows, heads, length, head_dim) each."""
+    """Keys and values of one network: for each layer (rows, heads, length, head_dim)."""
 
     def __init__(
         self, layers: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.keys = torch.empty(layers, 0, heads, 0, head_dim, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
+        self.device = device
+        empty = torch.empty(0, heads, 0, head_dim, dtype=dtype, device=device)
+        self.keys, self.values = [empty] * layers, [empty] * layers
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` slots of `length` positions; what is stored stays."""
-        layers, old_rows, heads, old_length, head_dim = self.keys.shape
+        """Make room for `rows` slots of `length` positions; what is stored stays, the rest is zero."""
+        old_rows, heads, old_length, head_dim = self.keys[0].shape
         if rows <= old_rows and length <= old_length:
             return
-        shape = (layers, max(rows, old_rows), heads, max(length, old_length), head_dim)
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_empty(shape)
-            new[:, :old_rows, :, :old_length] = old
-            setattr(self, name, new)
+        shape = (max(rows, old_rows), heads, max(length, old_length), head_dim)
+        for stored in (self.keys, self.values):
+            for layer, old in enumerate(
+                stored
+            ):  # one at a time, as both are held while one is copied
+                new = old.new_zeros(shape)
+                new[:old_rows, :, :old_length] = old
+                stored[layer] = new
+                del old
 
     def store(self, layer: int, run: Run, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (rows, H, n, head_dim) of the run's entries behind its fill; all keys and values."""
         slots = slice(run.slot, run.slot + run.stop - run.start)
         end = run.fill + k.shape[2]
-        keys, values = self.keys[layer, slots], self.values[layer, slots]
+        keys, values = self.keys[layer][slots], self.values[layer][slots]
         keys[:, :, run.fill : end] = k
         values[:, :, run.fill : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
 
-class BlockAttention:
+class RunAttention:
     """Attention of one pass of the prior: entries [committed blocks | noisy blocks | blocks alone].
 
     A committed block is stored for good, a noisy one behind it (the next pass overwrites it). A block alone,
@@ -84,7 +88,8 @@ class BlockAttention:
         self._alone = alone
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v (entries, H, block, head_dim) -> the same shape."""
+        """q, k, v (entries, block, H, head_dim) -> the same shape."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         pieces = []
         for run in self._cached:
             entries = slice(run.start, run.stop)
@@ -93,7 +98,9 @@ class BlockAttention:
         alone = self._alone
         if alone.stop > alone.start:
             pieces.append(F.scaled_dot_product_attention(q[alone], k[alone], v[alone]))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        # the kernels write (entries, block, H, head_dim), so that only joining copies
+        outs = [piece.transpose(1, 2) for piece in pieces]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 class CausalAttention:
@@ -105,7 +112,7 @@ class CausalAttention:
         """`new` positions an entry; positions start at `offset` (left padding) where the cache starts."""
         self._cache = cache
         self._entries = entries
-        device = cache.keys.device
+        device = cache.device
         self._masks = {
             run.fill: _mask(new, run.fill + new, block_size, offset, device) for run in entries
         }

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from cola_cli.models.transformer import Transformer
-from cola_cli.sampling.engine import Generation, Request, cut
+from cola_cli.sampling.engine import cut
 from cola_cli.sampling.noise import TOKENS, generator
 from cola_cli.sampling.options import SamplingOptions
+from cola_cli.sampling.rows import Generation, Request
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose
 
 

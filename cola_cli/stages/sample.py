@@ -20,7 +20,7 @@ from cola_cli.stages.outcome import Outcome, up_to_date
 
 if TYPE_CHECKING:
     from cola_cli.model import LanguageModel
-    from cola_cli.sampling.engine import Request
+    from cola_cli.sampling.rows import Request
 
 STAGE = "sample"
 MODELS = ("prior", "autoregressive", "llada")  # kinds of artifacts that can continue text
@@ -75,7 +75,7 @@ def sample_stream(
     A prompt's number seeds its random numbers. Raises InputError naming an empty prompt or one that is
     longer than the model's context.
     """
-    from cola_cli.sampling.engine import Request
+    from cola_cli.sampling.rows import Request
 
     tokenizer = model.require_tokenizer()
     by_item: dict[int, Prompt] = {}

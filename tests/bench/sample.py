@@ -28,8 +28,9 @@ from torch import Tensor
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
-from cola_cli.sampling.engine import Engine, Request
+from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.options import SamplingOptions
+from cola_cli.sampling.rows import Request
 from cola_cli.training.flops import matrix_rate
 from tests.bench import plain_sample
 

@@ -13,6 +13,9 @@ from cola_cli.model import Cola
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
+from cola_cli.sampling.engine import Engine
+from cola_cli.sampling.options import SamplingOptions
+from cola_cli.sampling.rows import Request
 from tests import golden, reference
 
 VOCABULARY = 40
@@ -84,16 +87,13 @@ def test_any_batch_of_prompts_gives_what_each_gives_alone_without_caches(data: A
     block = model.prior.config.block_size
     noise = torch.randn(len(lengths), data.draw(st.integers(1, 3)), block, LATENT)
     prompts = [torch.randint(0, VOCABULARY, (length,)).tolist() for length in lengths]
-    found = model.generate_ids(
-        prompts,
-        max_new_tokens=None,
-        noise=noise,
-        steps=steps,
-        guidance=guidance,
-        batch_size=batch_size,
-        pad_id=VOCABULARY - 1,
-    )
-    for prompt, own_noise, generation in zip(prompts, noise, found, strict=True):
+    options = SamplingOptions(max_new_tokens=None, steps=steps, guidance=guidance)
+    static = data.draw(st.booleans())  # fixed shapes with masks, as on a GPU
+    engine = Engine(model.vae, model.prior, options, batch_size, VOCABULARY - 1, static)
+    requests = [Request(i, prompt, noise[i]) for i, prompt in enumerate(prompts)]
+    found = {request.item: generation for request, generation in engine.run(requests)}
+    for item, (prompt, own_noise) in enumerate(zip(prompts, noise, strict=True)):
+        generation = found[item]
         ids, latents = expected(model, prompt, own_noise, steps, guidance)
         torch.testing.assert_close(generation.latents, latents, atol=2e-4, rtol=1e-3)
         assert generation.ids == ids
@@ -239,9 +239,6 @@ def test_guidance_outside_its_interval_is_plain_and_sixty_does_not_overflow() ->
 def test_running_out_of_memory_halves_the_batch_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from cola_cli.sampling.engine import Engine, Request
-    from cola_cli.sampling.options import SamplingOptions
-
     model = golden.detail_model()
     prompts = golden.detail_document()["gen"]["prompts"]
     whole = model.generate_ids(prompts, max_new_tokens=8, steps=2)

@@ -1,0 +1,56 @@
+"""Prompts, what they became, and the state of one that is being continued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt. `item` seeds its random numbers; `noise` (blocks, block_size, d) replaces them."""
+
+    item: int
+    prompt: Sequence[int]
+    noise: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """`ids`: the new tokens; `latents` (blocks, block_size, d): every generated block, pinned ones included
+    (none from a baseline).
+
+    finish: `stop` (an end token), `length` (the budget) or `running` (more blocks follow). `text` is set
+    where a tokenizer is at hand.
+    """
+
+    ids: list[int]
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+    finish: str = "length"
+    text: str | None = None
+
+
+@dataclass
+class Row:
+    """A prompt being continued."""
+
+    request: Request
+    slot: int
+    prefix: Tensor  # (n, d) prompt latents before the first block
+    pinned: Tensor  # (k, d) prompt latents at the front of the first block
+    position: int  # of the next block, in the prior
+    trim: int  # prompt tokens at the front of the first block
+    blocks: int  # to generate at most
+    fill: int = 0  # latents in the prior's cache
+    decoded: int = 0  # latents in the decoder's cache
+    pending: Tensor | None = None  # (block_size, d) generated, not yet committed
+    ids: list[int] = field(default_factory=list)  # of all generated blocks, prompt part included
+    latents: list[Tensor] = field(default_factory=list)
+
+    @property
+    def pins(self) -> int:
+        """Known latents at the front of the next block."""
+        return 0 if self.latents else len(self.pinned)

@@ -1,0 +1,68 @@
+"""Blocks in fixed shapes, as a GPU runs them, against rows without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cola_cli.sampling import static
+from cola_cli.sampling.engine import Engine
+from cola_cli.sampling.options import SamplingOptions
+from cola_cli.sampling.rows import Generation, Request
+from tests import golden
+
+LENGTHS = (40, 5, 0, 8, 1, 23)  # the longest first, so that the caches stay where they are
+
+
+def generations(fixed: bool, **options: Any) -> tuple[list[Generation], Engine]:
+    model = golden.detail_model()
+    source = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(0, 500, (n,), generator=source).tolist() for n in LENGTHS]
+    chosen = SamplingOptions(**({"max_new_tokens": 11, "steps": 3} | options))
+    engine = Engine(model.vae, model.prior, chosen, 4, 511, fixed)
+    found = {}
+    for request, generation in engine.run(Request(i, prompt) for i, prompt in enumerate(prompts)):
+        found[request.item] = generation
+    return [found[i] for i in range(len(prompts))], engine
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance": 1.0},
+        {"guidance_interval": (0.2, 0.8)},
+        {"solver": "heun"},
+        {"solver": "midpoint", "grid": (1.0, 0.6, 0.1, 0.0)},
+        {"first_block": "left-pad"},
+        {"first_block": "right-pad"},
+        {"compat": "released"},
+        {"temperature": 0.8, "repetition_penalty": 1.2},
+    ],
+    ids=str,
+)
+def test_fixed_shapes_give_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(static, "LENGTH_STEP", 16)
+    expected, _ = generations(False, **options)
+    found, engine = generations(True, **options)
+    assert engine.static is not None
+    rows, keys, pinned = (set(part) for part in zip(*engine.static.buckets, strict=True))
+    assert rows >= {4, 2}
+    assert len(keys) > 1
+    assert pinned == {True, False} or options.get("first_block")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.latents, other.latents, atol=2e-4, rtol=1e-3)
+        assert one.ids == other.ids
+
+
+def test_partial_repaint_is_left_to_the_other_way() -> None:
+    assert generations(True, first_block="partial-repaint")[1].static is None
+
+
+def test_buckets() -> None:
+    assert [static.row_bucket(n) for n in (1, 2, 3, 4, 5, 64)] == [1, 2, 4, 4, 8, 64]
+    assert [static.length_bucket(n) for n in (1, 128, 129)] == [128, 128, 256]
