@@ -23,7 +23,7 @@ def cloze(
 ) -> None:
     """Cut passages out of the validation text, in the manner of LAMBADA: the last word is the answer.
 
-    The file serves `cola eval run --task lambada --data` and, as passages are prompts, `cola sample --prompts`.
+    The file serves `cola eval run --task lambada --data` and, being prompts, `cola sample --prompts`.
 
     Example: cola eval cloze runs/demo/tokens -o runs/demo/cloze.jsonl
     """
