@@ -145,14 +145,6 @@ def test_a_signal_stops_it_safely(tmp_path: Path, number: signal.Signals, code: 
     assert "Traceback" not in errors
 
 
-def test_a_finished_run_is_up_to_date_without_torch(cola: Run, tmp_path: Path) -> None:
-    make_corpus(tmp_path / "corpus", documents=50)
-    cola("tokenize", "corpus", "-o", "tokens", *SMALL)
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "tokens").rglob("*")}
-    assert "up to date" in cola("tokenize", "corpus", "-o", "tokens", *SMALL).stdout
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "tokens").rglob("*")} == before
-
-
 def test_a_changed_setting_or_text_is_a_conflict_that_names_it(cola: Run, tmp_path: Path) -> None:
     make_corpus(tmp_path / "corpus", documents=50)
     cola("tokenize", "corpus", "-o", "tokens", *SMALL)
