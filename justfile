@@ -40,3 +40,7 @@ bench-sample *arguments:
 # one training step of the prior against a plain one
 bench-train *arguments:
     {{python}} tests/bench/train.py {{arguments}}
+
+# the layout of latent parts against others that Parquet offers
+bench-latents *arguments:
+    {{python}} tests/bench/latents.py {{arguments}}

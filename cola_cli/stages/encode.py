@@ -152,7 +152,7 @@ def _encode_part(
             mean, logvar = _posterior(group, vae, settings, device, sums)
             columns = [*group.columns]
             for values in (mean, logvar):
-                columns.append(_half_tensors(values, half_tensor))
+                columns.append(half_tensors(values, half_tensor))
             to.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
             reporter.advance(len(group))
         out.rows, out.tokens = part.rows, part.tokens
@@ -202,7 +202,8 @@ def _posterior(
     return mean, logvar
 
 
-def _half_tensors(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+def half_tensors(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """A column of half-precision tensors (B, ...), each one blob of its bytes."""
     import numpy as np
     import pyarrow as pa
 
