@@ -18,6 +18,8 @@ set -euo pipefail
 
 run=$1
 python=${PYTHON:-.venv/bin/python}
+options=(--preset "${PRESET:-base}")
+[ -z "${SETTINGS:-}" ] || options+=(--config "$SETTINGS") # a TOML file laid over the preset
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500}
 
@@ -27,7 +29,7 @@ code=0
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
     exec "$@"
-' cola "$python" -m cola_cli train prior "$run/latents" -o "$run/prior" --preset "${PRESET:-base}" || code=$?
+' cola "$python" -m cola_cli train prior "$run/latents" -o "$run/prior" "${options[@]}" || code=$?
 
 if [ "$code" -eq 143 ]; then
     scontrol requeue "$SLURM_JOB_ID"

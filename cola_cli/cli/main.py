@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cola_cli import interruption
 from cola_cli.cli import (
@@ -32,8 +33,27 @@ from cola_cli.cli import (
 from cola_cli.cli.console import errors_shown
 from cola_cli.version import __version__
 
+# The commands in the order in which they are met, as `cola --help` shows them.
+PANELS = {
+    "Stages": ("tokenize", "train", "encode", "sample"),
+    "Artifacts": ("status", "inspect", "sql", "verify", "schema"),
+    "Measurements": ("eval", "score", "diagnose", "scaling", "report"),
+    "Exchange": ("import", "export"),
+}
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
+
+
+class InOrder(TyperGroup):
+    """A group that lists its commands as PANELS does."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands."""
+        return [name for name in PANEL_OF if name in self.commands]
+
+
 app = typer.Typer(
     name="cola",
+    cls=InOrder,
     help="Train and sample continuous latent diffusion language models (Cola DLM).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -83,9 +103,10 @@ for _command in (
     sql.sql,
     export.export,
     score.score,
+    import_.import_,
 ):
-    app.command()(guarded(_command))
-app.command("import")(guarded(import_.import_))
+    name = _command.__name__.rstrip("_")
+    app.command(name, rich_help_panel=PANEL_OF[name])(guarded(_command))
 
 
 training = typer.Typer(help="Train the Text VAE, the prior, or a baseline.", no_args_is_help=True)
@@ -93,14 +114,14 @@ training.command()(guarded(train.vae))
 training.command()(guarded(train.prior))
 training.command()(guarded(train.ar))
 training.command()(guarded(train.llada))
-app.add_typer(training, name="train")
+app.add_typer(training, name="train", rich_help_panel=PANEL_OF["train"])
 
 
 diagnosis = typer.Typer(help="What a trained network's latents are like.", no_args_is_help=True)
 diagnosis.command()(guarded(diagnose.vae))
 # the callback keeps `vae` a name to be given, as the group has one command so far
 diagnosis.callback()(lambda: None)
-app.add_typer(diagnosis, name="diagnose")
+app.add_typer(diagnosis, name="diagnose", rich_help_panel=PANEL_OF["diagnose"])
 
 
 evaluation = typer.Typer(help="The eight generative benchmarks.", no_args_is_help=True)
@@ -111,7 +132,7 @@ evaluation.command()(guarded(evaluate.run))
 evaluation.command()(guarded(evaluate.fetch))
 evaluation.command()(guarded(eval_cloze.cloze))
 evaluation.command("table")(guarded(evaluate.compare))
-app.add_typer(evaluation, name="eval")
+app.add_typer(evaluation, name="eval", rich_help_panel=PANEL_OF["eval"])
 
 
 studies = typer.Typer(help="Models along compute or along a setting.", no_args_is_help=True)
@@ -119,7 +140,7 @@ studies.command()(guarded(scaling.plan))
 studies.command()(guarded(scaling.run))
 studies.command("table")(guarded(scaling.table_))
 studies.command()(guarded(scaling.plot))
-app.add_typer(studies, name="scaling")
+app.add_typer(studies, name="scaling", rich_help_panel=PANEL_OF["scaling"])
 
 
 def main() -> None:

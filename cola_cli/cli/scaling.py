@@ -133,6 +133,7 @@ def plot(
         Path | None, typer.Option("--output", "-o", help="The SVG file. Default: RUN/scaling.svg.")
     ] = None,
     x: Axis = None,
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Draw the curves with intervals and power laws as an SVG file, light or dark as the viewer is.
@@ -144,9 +145,10 @@ def plot(
     from cola_cli.stages.study_results import study_drawing
 
     file = output or run / "scaling.svg"
-    drawn = study_drawing(recorded_study(run), run, x)
-    write_atomic(file, drawn.encode())
-    print_result([f"{file}: {len(drawn.encode()):,} bytes"], {}, False)
+    drawn = study_drawing(recorded_study(run), run, x).encode()
+    write_atomic(file, drawn)
+    found = {"path": str(file), "bytes": len(drawn)}
+    print_result([f"{file}: {len(drawn):,} bytes"], found, json)
 
 
 def _shown(row: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, str]:

@@ -16,7 +16,7 @@ import pytest
 import typer.main
 
 from cola_cli.cli import schema
-from cola_cli.cli.main import app
+from cola_cli.cli.main import PANEL_OF, app
 from cola_cli.settings.resolve import TABLES
 from tests.conftest import ENTRY, Run, cola_command
 
@@ -49,6 +49,12 @@ def test_every_command_has_help_with_an_example(name: tuple[str, ...]) -> None:
     assert result.exit_code == 0
     assert f"cola {' '.join(name)}" in " ".join(result.stdout.split())
     assert "Example:" in result.stdout
+
+
+def test_help_lists_every_command_once_in_the_order_of_the_panels() -> None:
+    listed = typer.main.get_command(app).list_commands(None)  # type: ignore[attr-defined]
+    assert listed == list(PANEL_OF)
+    assert set(listed) == {name[0] for name in COMMANDS}
 
 
 @pytest.mark.parametrize("name", COMMANDS, ids=" ".join)

