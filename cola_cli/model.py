@@ -105,8 +105,11 @@ class LanguageModel(ABC):
 
         noise (B, blocks, block_size, d), or None to draw it from the seed and the prompt's place in the list.
         With noise and max_new_tokens=None, exactly its blocks are generated and all their new tokens
-        returned. pad_id fills a prompt's last block where the VAE needs whole blocks.
+        returned. pad_id fills a prompt's last block where the VAE needs whole blocks. Raises ValueError for
+        options out of range and for noise of another shape or with too few blocks.
         """
+        if noise is not None and len(noise) != len(prompts):
+            raise ValueError(f"noise is for {len(noise)} prompts, there are {len(prompts)}")
         requests = [
             Request(item, prompt, None if noise is None else noise[item])
             for item, prompt in enumerate(prompts)

@@ -57,6 +57,21 @@ def test_a_history_of_half_a_block_and_half_a_patch_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "budget", "said"),
+    [
+        ((1, 2, 4, 8), 4, "for 1 prompts, there are 2"),
+        ((2, 2, 4, 6), 4, r"not \(blocks, \*\(4, 8\)\)"),
+        ((2, 1, 4, 8), 5, "has 1 blocks, 5 new tokens need 2"),
+    ],
+)
+def test_noise_that_does_not_fit_is_refused(shape: tuple[int, ...], budget: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        golden.model().generate_ids(
+            [[1] * 4, [2] * 4], max_new_tokens=budget, noise=torch.randn(shape), steps=1
+        )
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"steps": 0}, {"guidance": -1.0}, {"temperature": -0.1}, {"top_k": 0}, {"top_p": 0.0},

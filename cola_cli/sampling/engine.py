@@ -162,17 +162,26 @@ class Engine:
         )
 
     def _block_budget(self, request: Request, pinned: int, trim: int) -> int:
-        budget = self.options.max_new_tokens
+        budget, given = self.options.max_new_tokens, request.noise
+        if given is not None:
+            shape = (self.prior.config.block_size, self.prior.config.latent_dim)
+            if given.dim() != 3 or given.shape[1:] != shape:
+                raise ValueError(
+                    f"noise of a prompt is {tuple(given.shape)}, not (blocks, *{shape})"
+                )
         if budget is None:
-            if request.noise is None:
+            if given is None:
                 raise ValueError(
                     "without max_new_tokens, noise must say how many blocks to generate"
                 )
-            return len(request.noise)
+            return len(given)
+        blocks = -(-(budget + trim) // self.block_tokens)
         if self._released:  # counts whole blocks, the prompt's part of the first one included
             missing = self.prior.config.block_size - pinned if pinned else 0
-            return 1 if budget < missing else -(-budget // self.block_tokens)
-        return -(-(budget + trim) // self.block_tokens)
+            blocks = 1 if budget < missing else -(-budget // self.block_tokens)
+        if given is not None and len(given) < blocks:
+            raise ValueError(f"noise has {len(given)} blocks, {budget} new tokens need {blocks}")
+        return blocks
 
     def _prefill(self, rows: list[Row], count: int) -> None:
         """Fill the caches of rows whose prefixes have `count` latents."""

@@ -67,8 +67,7 @@ def run_evaluation(
         prompts = [_fitted(model, question, settings) for question in questions]
         common = {
             "task": task,
-            "steps": settings.steps,
-            "guidance": settings.guidance,
+            **_passes(model, settings),
             "temperature": settings.temperature,
             "seed": settings.seed,
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -133,6 +132,19 @@ def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _asked(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(row["id"], row["prompt_sha256"]) for row in rows]
+
+
+def _passes(model: LanguageModel, settings: EvaluateSettings) -> dict[str, Any]:
+    """Steps and guidance where they have a meaning: a baseline has no guidance, and LLaDA's steps are
+    its passes over a continuation.
+    """
+    from cola_cli.model import Baseline
+
+    if not isinstance(model, Baseline):
+        return {"steps": settings.steps, "guidance": settings.guidance}
+    masked = not model.network.config.causal
+    passes = settings.unmask_steps or settings.max_new_tokens
+    return {"steps": passes if masked else None, "guidance": None}
 
 
 def _fitted(model: LanguageModel, question: Question, settings: EvaluateSettings) -> Prompt:

@@ -17,6 +17,10 @@ from cola_cli.flow.likelihood import (
     standard_normal_log_density,
     velocity_and_divergence,
 )
+from cola_cli.model import Cola
+from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.models.prior import Prior
+from cola_cli.models.text_vae import TextVAE
 from tests import golden
 
 
@@ -128,3 +132,32 @@ def test_a_response_scores_as_the_difference_of_two_texts() -> None:
     found = response_score(model, ids[:8], ids[8:], steps=3)
     both, alone = (likelihood(model, part, steps=3).elbo for part in (ids, ids[:8]))
     assert found["elbo"] == pytest.approx(both - alone)
+
+
+def test_a_prior_that_moves_nothing_gives_the_bound_of_standard_normal_latents() -> None:
+    """An untrained prior has velocity 0; with patches and scaling the terms are those of the definitions."""
+    torch.manual_seed(0)
+    config = TextVAEConfig(
+        vocab_size=20, encoder_layers=1, decoder_layers=1, dim=16, ffn_dim=24, latent_dim=4,
+        patch_size=2, heads=2, scaling_factor=1.7, shifting_factor=0.3,
+    )  # fmt: skip
+    vae = TextVAE(config)
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    prior = Prior(PriorConfig(latent_dim=4, dim=8, heads=1, head_dim=8, rope_dim=8, block_size=4))
+    model, ids = Cola(vae, prior, None), [3, 1, 4, 1, 5, 9, 2, 6]
+    terms = likelihood(model, ids, draws=3, steps=2)
+    posterior = model.encode(torch.tensor([ids]))
+    generator = torch.Generator().manual_seed(0)
+    deviation = (0.5 * posterior.logvar).exp()
+    sample = posterior.mean + deviation * torch.randn((3, 4, 4), generator=generator)
+    z = (sample - 0.3) * 1.7
+    # the posterior on the prior's scale is a normal distribution too
+    scaled = torch.distributions.Normal((posterior.mean - 0.3) * 1.7, deviation * 1.7)
+    torch.testing.assert_close(terms.posterior, scaled.log_prob(z).sum(-1), atol=1e-3, rtol=1e-4)
+    standard = torch.distributions.Normal(0.0, 1.0)
+    torch.testing.assert_close(terms.prior, standard.log_prob(z).sum(-1), atol=1e-4, rtol=1e-4)
+    chances = model.decode(z).log_softmax(-1)
+    each = chances.gather(-1, torch.tensor(ids).expand(3, -1)[..., None])[..., 0]
+    decoder = each[:, 0::2] + each[:, 1::2]
+    torch.testing.assert_close(terms.decoder, decoder, atol=1e-4, rtol=1e-4)

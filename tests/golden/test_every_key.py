@@ -21,7 +21,8 @@ from cola_cli.interop.released import prior_to_released
 from cola_cli.models.attention import block_causal_mask, clean_and_noisy_mask
 from cola_cli.models.prior import Prior, timestep_sinusoid
 from cola_cli.models.rotary import rotation
-from cola_cli.sampling.engine import Engine, Generation
+from cola_cli.sampling.denoise import Trajectory
+from cola_cli.sampling.engine import Generation
 from cola_cli.sampling.noise import block_noise
 from cola_cli.sampling.tokens import choose, penalised, probabilities
 from cola_cli.training.prior import clean_and_noisy_velocity
@@ -367,13 +368,16 @@ def generations(tag: str) -> tuple[list[Generation], list[tuple[int, Tensor]]]:
     blocks = golden.detail()[f"gen/{tag}/latents"].shape[1]
     released, seen = run["round_inputs"], []
     with pytest.MonkeyPatch.context() as patch:
-        velocity = Engine._velocity
+        follow = Trajectory.follow
 
-        def watched(engine: Engine, rows: Any, z: Tensor, evaluation: int, own: Any) -> Tensor:
-            seen.append((evaluation, z.clone()))
-            return velocity(engine, rows, z, evaluation, own)
+        def watched(own: Trajectory, start: Tensor, pins: Any, velocity: Any, *rest: Any) -> Tensor:
+            def noted(z: Tensor, evaluation: int) -> Tensor:
+                seen.append((evaluation, z.clone()))
+                return velocity(z, evaluation)
 
-        patch.setattr(Engine, "_velocity", watched)
+            return follow(own, start, pins, noted, *rest)
+
+        patch.setattr(Trajectory, "follow", watched)
         found = golden.detail_model().generate_ids(
             recorded["prompts"],
             max_new_tokens=run["max_new_tokens"] if released else None,

@@ -99,6 +99,22 @@ def test_any_batch_of_prompts_gives_what_each_gives_alone_without_caches(data: A
         assert generation.ids == ids
 
 
+def test_the_reference_agrees_with_the_first_golden_file() -> None:
+    held, model = golden.tensors(), golden.model()
+    vae, prior = model.vae.state_dict(), model.prior.state_dict()
+    tolerance = {"atol": 1e-4, "rtol": 1e-4}
+    for index in range(3):
+        mean = reference.encode(held[f"encode.{index}.ids"].tolist(), vae, model.vae.config)
+        torch.testing.assert_close(mean, held[f"encode.{index}.mean"], **tolerance)
+    logits = reference.decode(held["decode.z"], vae, model.vae.config)
+    torch.testing.assert_close(logits, held["decode.logits"], **tolerance)
+    for name in ("0", "62.5", "500", "1000"):
+        t = torch.full((4,), float(name) / 1000)
+        for kind, history in (("cond", held["dit.prefix"]), ("uncond", held["dit.prefix"][:0])):
+            v = reference.velocity(history, held["dit.block"], t, prior, model.prior.config)
+            torch.testing.assert_close(v, held[f"dit.velocity.{kind}_t{name}"], **tolerance)
+
+
 @pytest.mark.parametrize("tag", ["cfg7_rp1", "cfg1_rp1"])
 def test_the_reference_agrees_with_the_released_code(tag: str) -> None:
     recorded = golden.detail_document()["gen"]
@@ -197,6 +213,32 @@ def test_partial_repaint_leaves_known_positions_free_in_the_end() -> None:
     again = model.generate_ids([prompt], first_block="partial-repaint", repaint_times=3, **options)
     assert torch.equal(repeated[0].latents, again[0].latents)
     assert not torch.equal(repeated[0].latents, free[0].latents)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_partial_repaint_is_the_described_one(fraction: float) -> None:
+    """In early steps the known positions hold their own point of the path from noise to latent."""
+    model, steps = golden.detail_model(), 4
+    prompt = golden.detail_document()["gen"]["prompts"][2]  # three blocks and one token
+    noise = golden.detail()["gen/noise"][2:3, :1]
+    found = model.generate_ids(
+        [prompt],
+        max_new_tokens=None,
+        noise=noise,
+        steps=steps,
+        guidance=3.0,
+        first_block="partial-repaint",
+        repaint_fraction=fraction,
+    )[0]
+    latents = model.vae.to_prior(model.encode(torch.tensor([prompt + [511] * 3])).mean)
+    history, known, z = latents[:, :12], latents[:, 12], noise[:, 0].clone()
+    for index in range(steps):
+        t = 1 - index / steps
+        if index < fraction * steps:
+            z[:, 0] = (1 - t) * known + t * noise[:, 0, 0]
+        alone = model.velocity(z, t)
+        z = z - (alone + 3.0 * (model.velocity(z, t, history) - alone)) / steps
+    torch.testing.assert_close(found.latents[0], z[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("solver", ["heun", "midpoint"])

@@ -15,6 +15,7 @@ from cola_cli.corpus.sequences import Rows, Sequences
 from cola_cli.reporting import Silent
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.tokenize import TokenizeSettings
+from cola_cli.stages.evaluate import read_answers
 from cola_cli.stages.sample import model_fingerprint
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train_baseline import Baseline, train_baseline
@@ -160,6 +161,10 @@ def test_a_baseline_is_sampled_and_evaluated_like_any_model(
         "--set", "cut_prompts=true", "--set", "max_new_tokens=4",
     )  # fmt: skip
     assert Artifact.open(tmp_path / "answers", "evaluation").manifest.statistics["n"] > 0
+    (row, *_) = read_answers(tmp_path / "answers")
+    passes = None if kind == "autoregressive" else 4
+    assert (row["steps"], row["guidance"], row["dtype"]) == (passes, None, "float32")
+    assert "is a baseline" in cola("score", "model", "--text", "Anna sees", expect=4).stderr
 
 
 def test_what_is_no_model_is_refused(made: Path, cola: Run) -> None:

@@ -24,6 +24,7 @@ from cola_cli.evaluation.report.measurements import (
     read_scaling,
 )
 
+WRITERS = ("prior", "autoregressive", "llada")  # kinds of models that write text
 KINDS = (
     "tokens",
     "vae",
@@ -281,7 +282,10 @@ def _cut(text: str) -> str:
 
 
 def _coloured(artifacts: list[Shown]) -> list[Shown]:
-    """Each artifact with a colour: its place among its kind, or the colour of the model it came from."""
+    """Each artifact with a colour: its place among its kind, or the colour of the model it came from.
+
+    Models that write text share one order, so that a prior and its baselines differ where they meet.
+    """
     from dataclasses import replace
 
     places: dict[str, int] = {}
@@ -292,8 +296,9 @@ def _coloured(artifacts: list[Shown]) -> list[Shown]:
         if source in of_model:
             colour = of_model[source]
         else:
-            colour = places.get(artifact.kind, 0)
-            places[artifact.kind] = colour + 1
+            order = "model" if artifact.kind in WRITERS else artifact.kind
+            colour = places.get(order, 0)
+            places[order] = colour + 1
         of_model[artifact.label] = colour
         coloured.append(replace(artifact, colour=colour))
     return coloured
