@@ -10,13 +10,15 @@
 # The prior on several machines under SLURM. Five minutes before its time is up the job gets SIGTERM, saves, exits
 # with 143 and is put back into the queue, where it goes on.
 #
-#   sbatch pipelines/slurm.sh RUN          RUN holds finished latents
+#   sbatch pipelines/slurm.sh RUN [OPTIONS OF cola train prior]          RUN holds finished latents
+#   sbatch pipelines/slurm.sh runs/big --set train.parallel=fsdp --set train.compile=true
 #
 # Encoding needs no such job: `cola encode ... --shard "$SLURM_ARRAY_TASK_ID/N"` in an array of N tasks, then the same
 # command once without --shard.
 set -euo pipefail
 
 run=$1
+shift
 python=${PYTHON:-.venv/bin/python}
 options=(--preset "${PRESET:-base}")
 [ -z "${SETTINGS:-}" ] || options+=(--config "$SETTINGS") # a TOML file laid over the preset
@@ -29,7 +31,7 @@ code=0
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
     exec "$@"
-' cola "$python" -m cola_cli train prior "$run/latents" -o "$run/prior" "${options[@]}" || code=$?
+' cola "$python" -m cola_cli train prior "$run/latents" -o "$run/prior" "${options[@]}" "$@" || code=$?
 
 if [ "$code" -eq 143 ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -36,9 +36,16 @@ def rotation(positions: Tensor, frequencies: Tensor) -> Rotation:
 def rotate_interleaved(x: Tensor, table: Rotation) -> Tensor:
     """Rotate the first 2 x pairs channels of x (B, H, n, head_dim) as pairs (0, 1), (2, 3), ..."""
     rotated = 2 * table.cos.shape[-1]
-    pairs = torch.view_as_complex(wide(x[..., :rotated]).unflatten(-1, (-1, 2)))
-    # one complex product instead of ten real operations
-    turned = torch.view_as_real(pairs * torch.complex(table.cos, table.sin)).flatten(-2).to(x.dtype)
+    pairs = wide(x[..., :rotated]).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # real operations are fused, complex ones are not
+        even, odd = pairs.unbind(-1)
+        turned = torch.stack(
+            (even * table.cos - odd * table.sin, odd * table.cos + even * table.sin), -1
+        )
+    else:  # one complex product instead of ten real operations
+        product = torch.view_as_complex(pairs) * torch.complex(table.cos, table.sin)
+        turned = torch.view_as_real(product)
+    turned = turned.flatten(-2).to(x.dtype)
     return turned if rotated == x.shape[-1] else torch.cat((turned, x[..., rotated:]), dim=-1)
 
 

@@ -284,11 +284,11 @@ class Training:
         tokens = train.batch_size * self.objective.length
         speed = tokens / seconds
         use = self.objective.flops(train.batch_size) / seconds / self._rate / self.world.size
+        memory = self._memory()
+        shown = {"tokens_s": f"{speed:.3g}", "use": f"{use:.0%}", "memory": f"{memory / 1e9:.1f}GB"}
         if progress.summed:
-            loss = progress.sums["loss"] / progress.summed
-            self.reporter.advance(1, loss=f"{loss:.4f}", tokens_s=f"{speed:.3g}", use=f"{use:.0%}")
-        else:
-            self.reporter.advance(1)
+            shown = {"loss": f"{progress.sums['loss'] / progress.summed:.4f}"} | shown
+        self.reporter.advance(1, **shown)
         if progress.step % train.log_every and progress.step != train.steps:
             return
         values = {name: value / progress.summed for name, value in progress.sums.items()}
@@ -301,7 +301,7 @@ class Training:
             "tokens_per_second": speed,
             "flops_use": use,
             "reader_share": waited / seconds,
-            "memory_bytes": self._memory(),
+            "memory_bytes": memory,
         }
         self.metrics.add(progress.step, values)
         progress.sums, progress.summed = {}, 0

@@ -19,6 +19,7 @@ from cola_cli.training.distributed import World
 from cola_cli.training.objectives import Batch, Draws, Objective
 
 AHEAD = 2  # steps prepared in advance
+WAITING = "cola::wait_for_reader"  # what the profiler calls the time that training waits for data
 
 
 @dataclass
@@ -115,7 +116,8 @@ class Steps:
 
     def __iter__(self) -> Iterator[Step]:
         while True:
-            item = self._queue.get()
+            with torch.profiler.record_function(WAITING):
+                item = self._queue.get()
             if isinstance(item, StopIteration):
                 return
             if isinstance(item, BaseException):

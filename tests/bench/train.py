@@ -1,9 +1,12 @@
 """Time one training step of the prior: cola's against a plain one with the same weights and draws.
 
-    python tests/bench/train.py [--json] [--rounds 3] [--device cuda --shape small|paper-2b]
+    python tests/bench/train.py [--json] [--rounds 3]
+    python tests/bench/train.py --device cuda --compile --shape small      # or paper-2b; bf16
 
 The two alternate in one run. Loss and gradients are compared first. The last line with --json is one object;
-`ratio` is plain SDPA over cola, `flops_use` the useful operations over the machine's measured matrix rate.
+`ratio` is plain SDPA over cola, `flops_use` the useful operations over the machine's measured matrix rate,
+`joint_over_parts` the time of a joint step over that of a frozen and a stage-1 step together,
+`reader_share` the share of training that waits for data.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from cola_cli.training.prior import FlowMatching, JointTraining
 from cola_cli.training.reader import make_step, scaled, to_device
 from cola_cli.training.text_vae import TextVAEObjective
 from tests.bench import plain_train
+from tests.bench.reader import encoder_size, read_and_encode
 
 # (sequences, latents, prior)
 SHAPES = {
@@ -181,12 +185,15 @@ def main() -> None:
     rate = flops.matrix_rate(chosen.device, bf16, config.dim, min(rows * length, 8192))
     for name, seconds in best.items():
         print(f"{name}: {seconds * 1e3:.1f} ms, {rows * length / seconds:,.0f} tokens/s")
+    torch.set_default_device("cpu")
+    print(f"cola encode is timed with a VAE of {encoder_size():,} weights, disk included")
     result = {
         "ratio": best["plain, SDPA"] / best["cola"],
         "ratio_explicit_softmax": best["plain, explicit softmax"] / best["cola"],
         "flops_use": objective.flops(rows) / best["cola"] / rate,
         "matrix_rate": rate,
         "joint_over_parts": joint_cost(chosen.device, 2 * chosen.rounds),
+        **read_and_encode(chosen.device, rows, length, config, 4 + 2 * chosen.rounds),
         "gradient_difference": difference,
         "tokens_per_second": rows * length / best["cola"],
         "threads": torch.get_num_threads(),

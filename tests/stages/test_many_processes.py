@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,8 +69,11 @@ def test_two_processes_train_vae_and_prior_as_one_does(made: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_two_processes_resumes_on_one(made: Path, tmp_path: Path) -> None:
-    flags = [*EPS, *assignments(vae_settings(steps=20, validate_every=20, checkpoint_every=9))]
+def test_a_sharded_checkpoint_of_two_processes_resumes_on_one_and_on_two(
+    made: Path, tmp_path: Path
+) -> None:
+    settings = vae_settings(steps=16, validate_every=16, checkpoint_every=9, ema_decay=0.9)
+    flags = [*EPS, *assignments(settings), "--set", "optim.name=muon"]
     command = ["train", "vae", str(made / "tokens"), *flags, "--device", "cpu"]
     run(1, [*command, "-o", str(tmp_path / "one")], tmp_path)
     program = tmp_path / "dying.py"
@@ -91,9 +95,16 @@ def test_a_checkpoint_of_two_processes_resumes_on_one(made: Path, tmp_path: Path
         env=environment,
     )
     assert died.returncode != 0
-    assert (tmp_path / "two" / "checkpoints" / "step-00000009" / "COMMITTED.json").exists()
+    saved = tmp_path / "two" / "checkpoints" / "step-00000009"
+    assert (saved / "COMMITTED.json").exists()
+    for group in ("model", "optimizer", "average"):  # nobody wrote, or held, the whole
+        sizes = [(saved / f"{group}-0000{rank}.safetensors").stat().st_size for rank in (0, 1)]
+        assert max(sizes) < 0.6 * sum(sizes)
+    shutil.copytree(tmp_path / "two", tmp_path / "ddp")
     run(1, [*command, "-o", str(tmp_path / "two")], tmp_path)
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
+    run(2, [*command, "-o", str(tmp_path / "ddp")], tmp_path)
+    assert difference(tmp_path / "one", tmp_path / "ddp") < 1e-5
 
 
 @pytest.mark.slow

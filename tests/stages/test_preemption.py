@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cola_cli.artifacts import Artifact
 from cola_cli.reporting import Silent
 from cola_cli.stages.train_prior import train_prior
 from cola_cli.training import checkpoints
-from tests.conftest import content
+from tests.conftest import cola_command, content
 from tests.stages.conftest import assignments, prior_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics
 
@@ -30,6 +31,7 @@ def interrupted(*arguments, **options):
 module.{owner}{name} = interrupted
 from cola_cli.cli.main import main; main()
 """
+COMPILING = ("torch._inductor.graph", "GraphLowering.", "run", 1)
 # phase, what is called then and how often before, the exit code, the step that is saved
 PHASES = [
     ("start-up", ("cola_cli.runtime", "", "prepare_torch", 1), 143, 0),
@@ -44,6 +46,16 @@ def saved_step(artifact: Path) -> int:
     """The step of the newest checkpoint; 0: none."""
     found = checkpoints.latest(artifact / "checkpoints")
     return found.step if found else 0
+
+
+def interrupted(command: list[str], place: tuple[str, str, str, int], code: int) -> str:
+    """What `cola` says when it is interrupted at that place; its exit code must be `code`."""
+    module, owner, function, call = place
+    name = "SIGTERM" if code == 143 else "SIGINT"
+    program = PROGRAM.format(module=module, owner=owner, name=function, call=call, signal=name)
+    run = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
+    assert run.returncode == code, (place, run.stderr)
+    return run.stderr
 
 
 @pytest.mark.slow
@@ -69,3 +81,28 @@ def test_a_signal_in_any_phase_saves_and_the_runs_together_equal_one(
     assert content(tmp_path / "stopped") == content(tmp_path / "quiet")
     assert_same_metrics(tmp_path / "stopped", tmp_path / "quiet")
     assert_same_manifest(tmp_path / "stopped", tmp_path / "quiet")
+
+
+@pytest.mark.slow
+def test_a_signal_stops_the_compiler_and_compiled_training_gives_the_same_figures(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = prior_settings(steps=3, compile=True)
+    model = settings.model.model_copy(update={"layers": 1})
+    settings = settings.model_copy(update={"model": model})
+    command = ["train", "prior", str(made / "latents"), "-o", str(tmp_path / "compiled")]
+    command += ["--device", "cpu", *assignments(settings)]
+    monkeypatch.setenv(
+        "TORCHINDUCTOR_COMPILE_THREADS", "1"
+    )  # no pool of processes, each with its torch
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    interrupted(command, COMPILING, 143)
+    assert saved_step(tmp_path / "compiled") == 0
+    assert (tmp_path / "compiled" / "manifest.json").exists()
+    subprocess.run(cola_command(*command, "--quiet"), check=True, stdout=subprocess.DEVNULL)
+    compiled = Artifact.open(tmp_path / "compiled").manifest.statistics
+    train = settings.train.model_copy(update={"compile": False})
+    plain = settings.model_copy(update={"train": train})
+    other = train_prior(made / "latents", tmp_path / "plain", plain, Silent(), None, "cpu")
+    for name in ("loss", "gradient_norm", "validation_flow"):
+        assert compiled[name] == pytest.approx(other.statistics[name], rel=1e-4)
