@@ -125,9 +125,10 @@ def before_attention(
     x: Tensor, shift: Tensor, factor: Tensor, layer: Layer, table: Tensor, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (E, n, H, head_dim) of x (E, n, D)."""
-    q, k, v = layer.qkv(modulated(x, shift, factor, eps)).unflatten(-1, (3, heads, -1)).unbind(2)
-    q = rotated(F.layer_norm(q, q.shape[-1:], *layer.q_norm, eps), table)
-    k = rotated(F.layer_norm(k, k.shape[-1:], *layer.k_norm, eps), table)
+    qkv = layer.qkv(modulated(x, shift, factor, eps))
+    q, k, v = qkv.view(*x.shape[:2], 3, heads, -1).unbind(2)
+    q = rotated(torch.layer_norm(q, q.shape[-1:], *layer.q_norm, eps), table)
+    k = rotated(torch.layer_norm(k, k.shape[-1:], *layer.k_norm, eps), table)
     return q, k, v
 
 
@@ -150,15 +151,16 @@ def after_attention(
 def modulated(x: Tensor, shift: Tensor, factor: Tensor, eps: float) -> Tensor:
     """LayerNorm(x) * factor + shift; x (E, n, D), shift and factor (D,) or (E, n, D)."""
     if shift.dim() == 1:
-        return F.layer_norm(x, x.shape[-1:], factor, shift, eps)
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), factor)
+        return torch.layer_norm(x, x.shape[-1:], factor, shift, eps)
+    return torch.addcmul(shift, torch.layer_norm(x, x.shape[-1:], eps=eps), factor)
 
 
 def rotated(x: Tensor, table: Tensor) -> Tensor:
     """x (E, n, H, head_dim) with its pairs of channels turned as `LeanPrior.rotation` says."""
-    pairs = wide(x).unflatten(-1, (-1, 2))
+    pairs = wide(x).view(*x.shape[:-1], -1, 2)
     if table.is_complex():
-        return torch.view_as_real(torch.view_as_complex(pairs) * table).flatten(-2).to(x.dtype)
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * table)
+        return turned.view(x.shape).to(x.dtype)
     even, odd = pairs.unbind(-1)
     cos, sin = table.unbind(-1)
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1)

@@ -5,7 +5,7 @@
 The two take turns block by block, so that both meet the same machine; of several rounds each block counts
 with its shortest time. Every block's tokens are compared. The last line with --json is one object: `ratio`
 maps each batch size to plain seconds over cola's, `flops_use` to useful operations over the machine's matrix
-rate, the best that was measured between blocks. With --fused the plain sampler may use torch's fused attention
+rate, the best that was measured between blocks. With --fused the plain sampler may use a fused attention
 kernel, under its dense mask. --processor-time counts the processor's seconds instead of the clock's, which
 says more on a machine that others use (with COLA_THREADS=1, as threads that wait for one another count too).
 """
