@@ -9,7 +9,7 @@ tensors alone, one compilation of which serves all layers on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +69,10 @@ class LeanPrior:
         self.config = prior.config
         self._prior = prior
         weight = prior.latent_in.weight
-        self._compiled = weight.is_cuda
         self._before, self._after = before_attention, after_attention
-        if self._compiled:
-            self._before = torch.compile(before_attention, fullgraph=True, dynamic=False)
-            self._after = torch.compile(after_attention, fullgraph=True, dynamic=False)
+        self._compiled = False
+        if weight.is_cuda:
+            self.compile()
         pack = can_pack(weight)
         self._layers = [_layer(block, pack) for block in prior.each_block()]
         table = prior.modulation(torch.cat((times, times.new_zeros(1))))  # t = 0 is the last
@@ -84,6 +83,12 @@ class LeanPrior:
         factor = factor + 1
         norm = prior.out_norm
         self._output = list(zip(norm.bias * factor + shift, norm.weight * factor, strict=True))
+
+    def compile(self, **options: Any) -> None:
+        """Compile what lies between the attentions; `options` are those of torch.compile."""
+        self._before = torch.compile(before_attention, fullgraph=True, **options)
+        self._after = torch.compile(after_attention, fullgraph=True, **options)
+        self._compiled = True
 
     def rotation(self, positions: Tensor) -> Tensor:
         """The rotary table of positions (E, n) for all channels: cos + i sin, (E, n, 1, head_dim / 2).
