@@ -19,11 +19,11 @@ from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.cache import CausalAttention, KeyValueCache, runs
 from cola_cli.sampling.denoise import RunDenoiser, rounded
-from cola_cli.sampling.memory import PORTION
+from cola_cli.sampling.memory import PORTION, length_bucket, row_bucket
 from cola_cli.sampling.noise import TOKENS, block_noise, generator
 from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Generation, Request, Row
-from cola_cli.sampling.static import StaticDenoiser, length_bucket, row_bucket
+from cola_cli.sampling.static import StaticDenoiser
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised
 
 T = TypeVar("T")
@@ -64,6 +64,8 @@ class Engine:
             vae.latent_in.weight.dtype,
             self.device,
         )
+        with torch.inference_mode():
+            self._zero = prior.modulation(torch.zeros(1, device=self.device))
         self._denoiser = RunDenoiser(prior, self._cache, options)
         self.static: StaticDenoiser | None = None
         static = self.device.type == "cuda" if static is None else static
@@ -188,7 +190,7 @@ class Engine:
         z = torch.stack([row.prefix for row in rows])
         self.prior.remember(
             rounded(z, self._released),
-            self.prior.modulation(torch.zeros(1, device=self.device)),
+            self._zero,
             self.prior.rotation(torch.arange(offset, offset + count, device=self.device)),
             CausalAttention(self._cache, entries, count, block, offset),
         )

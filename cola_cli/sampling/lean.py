@@ -64,6 +64,7 @@ Modulations = Sequence[
 class LeanPrior:
     """Velocities at the evaluations of one grid."""
 
+    @torch.inference_mode()
     def __init__(self, prior: Prior, times: Tensor) -> None:
         """times (evaluations,) in [0, 1]."""
         self.config = prior.config

@@ -11,12 +11,25 @@ PORTION = (
 )
 
 
+LENGTH_STEP = 128  # keys: lengths of a GPU's buckets
+
+
+def row_bucket(rows: int) -> int:
+    """The next power of two."""
+    return 1 << (rows - 1).bit_length()
+
+
+def length_bucket(length: int) -> int:
+    """The next multiple of LENGTH_STEP."""
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
+
+
 @dataclass(frozen=True)
 class Load:
     """What is generated: `rows` prompts at a time, the longest with `prompt` tokens, `new` more for each.
 
     evaluations: velocities of a block. width: bytes of a weight. packed: whether weights are packed, as they
-    are for a CPU.
+    are for a CPU. static: whether shapes are those of buckets, as they are on a GPU.
     """
 
     rows: int
@@ -25,6 +38,7 @@ class Load:
     evaluations: int
     width: int
     packed: bool
+    static: bool = False
 
 
 def cached_positions(vae: TextVAEConfig, prior: PriorConfig, prompt: int, new: int) -> int:
@@ -37,9 +51,11 @@ def cached_positions(vae: TextVAEConfig, prior: PriorConfig, prompt: int, new: i
 
 def cache_bytes(vae: TextVAEConfig, prior: PriorConfig, load: Load) -> int:
     """Keys and values of prior and decoder."""
-    a_position = 2 * prior.layers * prior.heads * prior.head_dim + 2 * vae.decoder_layers * vae.dim
-    positions = load.rows * cached_positions(vae, prior, load.prompt, load.new)
-    return load.width * positions * a_position
+    rows, length = load.rows, cached_positions(vae, prior, load.prompt, load.new)
+    decoder = 2 * vae.decoder_layers * vae.dim * rows * length
+    if load.static:
+        rows, length = row_bucket(rows), length_bucket(length)
+    return load.width * (decoder + 2 * prior.layers * prior.heads * prior.head_dim * rows * length)
 
 
 def workspace_bytes(vae: TextVAEConfig, prior: PriorConfig, load: Load) -> int:

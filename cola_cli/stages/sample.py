@@ -201,6 +201,7 @@ def plan_sampling(
 
     vae, prior, context = read_configs(path)
     tokenizer = read_tokenizer(path)
+    chosen = pick_device(device)
     width = 2 if settings.dtype == "bfloat16" else 4
     evaluations = len(
         evaluation_times(settings.grid or uniform_grid(settings.steps), settings.solver)
@@ -212,7 +213,8 @@ def plan_sampling(
         new=settings.max_new_tokens,
         evaluations=evaluations,
         width=width,
-        packed=width == 4 and pick_device(device).type == "cpu",
+        packed=width == 4 and chosen.type == "cpu",
+        static=chosen.type == "cuda",
     )
     return {
         "parameters": prior.parameter_count() + vae.parameter_count(),

@@ -1,6 +1,7 @@
 """Time generation: cola's engine against a plain sampler with the same weights, noise and tokens out.
 
-    python tests/bench/sample.py [--json] [--batches 1 16 64] [--rounds 3 2 1] [--fused] [--processor-time]
+    python tests/bench/sample.py [--json] [--batches 1 16 64] [--rounds 3 2 1] [--new 128] [--fused]
+        [--processor-time]
 
 The two take turns block by block, so that both meet the same machine; of several rounds each block counts
 with its shortest time. Every block's tokens are compared. The last line with --json is one object: `ratio`
@@ -41,7 +42,7 @@ from tests.bench.plain_sample import Weights
 
 Clock = Callable[[], float]  # seconds
 
-PROMPT, NEW, STEPS, GUIDANCE = 64, 128, 16, 7.0
+PROMPT, STEPS, GUIDANCE = 64, 16, 7.0
 PRIOR = PriorConfig(dim=256, heads=4, head_dim=64, rope_dim=48, layers=6)
 VAE = TextVAEConfig(
     vocab_size=4096, encoder_layers=2, decoder_layers=2, dim=256, ffn_dim=1024, heads=4
@@ -70,7 +71,7 @@ def cola_blocks(engine: Engine, prompts: Tensor, noise: Tensor) -> Iterator[Tens
             done = []
 
 
-def useful_flops(batch: int) -> float:
+def useful_flops(batch: int, new: int) -> float:
     """Operations the mathematics needs: 2 per weight and position, attention over what is visible."""
     b = PRIOR.block_size
     inner = PRIOR.heads * PRIOR.head_dim
@@ -78,7 +79,7 @@ def useful_flops(batch: int) -> float:
     decoder = VAE.decoder_layers * (4 * VAE.dim**2 + 3 * VAE.dim * VAE.ffn_dim // 2)
     decoder += VAE.dim * VAE.vocab_size + VAE.dim**2
     total = 2.0 * batch * PROMPT * (per_position + 2 * decoder)
-    for block in range(NEW // b):
+    for block in range(new // b):
         history = PROMPT + block * b
         scores = 4 * PRIOR.layers * inner * b
         total += batch * STEPS * (2 * 2 * b * per_position + scores * (history + 2 * b))
@@ -108,15 +109,15 @@ class Times:
 
 
 def compare(
-    batch: int, rounds: int, fused: bool, vae: TextVAE, prior: Prior, clock: Clock
+    batch: int, new: int, rounds: int, fused: bool, vae: TextVAE, prior: Prior, clock: Clock
 ) -> Times:
     """Run both samplers in turns. Raises AssertionError where their tokens differ."""
     weights, prior_weights = dict(vae.state_dict()), dict(prior.state_dict())
     generator = torch.Generator().manual_seed(batch)
     prompts = torch.randint(0, VAE.vocab_size, (batch, PROMPT), generator=generator)
-    blocks = NEW // PRIOR.block_size
+    blocks = new // PRIOR.block_size
     noise = torch.randn(batch, blocks, PRIOR.block_size, PRIOR.latent_dim, generator=generator)
-    options = SamplingOptions(max_new_tokens=NEW, steps=STEPS, guidance=GUIDANCE)
+    options = SamplingOptions(max_new_tokens=new, steps=STEPS, guidance=GUIDANCE)
     engine = Engine(vae, prior, options, batch)
     next(cola_blocks(engine, prompts, noise))  # warm
     times = Times([math.inf] * blocks, [math.inf] * blocks)
@@ -154,10 +155,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--new", type=int, default=128, help="tokens")
     parser.add_argument("--rounds", type=int, nargs="+", default=[3, 2, 1], help="for each batch")
     parser.add_argument("--fused", action="store_true")
     parser.add_argument("--processor-time", action="store_true")
     arguments = parser.parse_args()
+    new = arguments.new
     clock = time.process_time if arguments.processor_time else time.perf_counter
     vae, prior = networks()
     print(THREADS)
@@ -166,12 +169,12 @@ def main() -> None:
     for place, batch in enumerate(arguments.batches):
         rounds = arguments.rounds[min(place, len(arguments.rounds) - 1)]
         with torch.inference_mode():
-            times = compare(batch, rounds, arguments.fused, vae, prior, clock)
+            times = compare(batch, new, rounds, arguments.fused, vae, prior, clock)
         cola, plain = sum(times.cola), sum(times.plain)
         ratio[str(batch)] = round(plain / cola, 3)
-        use[str(batch)] = round(useful_flops(batch) / cola / times.rate, 3)
+        use[str(batch)] = round(useful_flops(batch, new) / cola / times.rate, 3)
         print(
-            f"batch {batch}: cola {batch * NEW / cola:.1f} tokens/s, plain {batch * NEW / plain:.1f},"
+            f"batch {batch}: cola {batch * new / cola:.1f} tokens/s, plain {batch * new / plain:.1f},"
             f" ratio {plain / cola:.2f}; first block after {times.cola[0] * 1000:.0f} ms;"
             f" {STEPS / PRIOR.block_size:.2f} passes a token; useful operations"
             f" {100 * use[str(batch)]:.0f} % of the matrix rate of {times.rate / 1e9:.0f} GFLOP/s",

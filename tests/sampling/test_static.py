@@ -13,7 +13,7 @@ import torch
 
 from cola_cli.models.config import TransformerConfig
 from cola_cli.models.transformer import Transformer
-from cola_cli.sampling import static
+from cola_cli.sampling import memory
 from cola_cli.sampling.autoregressive import AutoregressiveSampler
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.lean import LeanPrior
@@ -25,12 +25,15 @@ from tests.bench.graphed_ar import GraphedAutoregressive
 LENGTHS = (40, 5, 0, 8, 1, 23)  # the longest first, so that the caches stay where they are
 
 
-def generations(fixed: bool, **options: Any) -> tuple[list[Generation], Engine]:
+def generations(
+    fixed: bool, device: str = "cpu", **options: Any
+) -> tuple[list[Generation], Engine]:
     model = golden.detail_model()
+    vae, prior = (network.to(device) for network in model.networks)
     source = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 500, (n,), generator=source).tolist() for n in LENGTHS]
     chosen = SamplingOptions(**({"max_new_tokens": 11, "steps": 3} | options))
-    engine = Engine(model.vae, model.prior, chosen, 4, 511, fixed)
+    engine = Engine(vae, prior, chosen, 4, 511, fixed)
     found = {}
     for request, generation in engine.run(Request(i, prompt) for i, prompt in enumerate(prompts)):
         found[request.item] = generation
@@ -55,7 +58,7 @@ def generations(fixed: bool, **options: Any) -> tuple[list[Generation], Engine]:
 def test_fixed_shapes_give_the_same_rows(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(static, "LENGTH_STEP", 16)
+    monkeypatch.setattr(memory, "LENGTH_STEP", 16)
     expected, _ = generations(False, **options)
     found, engine = generations(True, **options)
     assert engine.static is not None
@@ -96,9 +99,21 @@ def test_partial_repaint_is_left_to_the_other_way() -> None:
     assert generations(True, first_block="partial-repaint")[1].static is None
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"guidance": 1.0}, {"solver": "heun"}], ids=str)
+def test_graphs_on_a_gpu_give_the_tokens_of_a_cpu(options: dict[str, Any]) -> None:
+    expected, _ = generations(False, **options)
+    found, engine = generations(True, device="cuda", **options)
+    assert engine.static is not None
+    assert engine.static.buckets
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.latents.cpu(), other.latents, atol=1e-3, rtol=1e-2)
+        assert one.ids == other.ids
+
+
 def test_buckets() -> None:
-    assert [static.row_bucket(n) for n in (1, 2, 3, 4, 5, 64)] == [1, 2, 4, 4, 8, 64]
-    assert [static.length_bucket(n) for n in (1, 128, 129)] == [128, 128, 256]
+    assert [memory.row_bucket(n) for n in (1, 2, 3, 4, 5, 64)] == [1, 2, 4, 4, 8, 64]
+    assert [memory.length_bucket(n) for n in (1, 128, 129)] == [128, 128, 256]
 
 
 def test_the_autoregressive_sampler_of_the_gpu_benchmark_gives_the_tokens_of_ours() -> None:

@@ -99,6 +99,7 @@ def test_text_on_stdout_is_the_prompt_and_what_follows(cola: Run, model: Path) -
     assert "Traceback" not in plain.stderr
 
 
+@pytest.mark.slow
 def test_a_thousand_prompts_killed_twice_come_out_once_in_order_and_the_same(
     cola: Run, tmp_path: Path, model: Path
 ) -> None:
