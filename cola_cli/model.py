@@ -146,20 +146,21 @@ class LanguageModel(ABC):
 
         while True:
             try:
-                sampler = self.sampler(options, batch_size, pad_id)
-                for request, generation in sampler.run(taken()):
+                for request, generation in self.sampler(options, batch_size, pad_id).run(taken()):
                     if generation.finish != "running":
                         del unfinished[request.item]
                     yield request, generation
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+                return
+            except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
                 if batch_size == 1:
                     raise MemoryError from error
-                batch_size //= 2
-                warn(f"memory ran out; going on with {batch_size} prompts at a time")
-            else:
-                return
+            # here the error is gone, and with it the caches of the frames it came from
+            batch_size //= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            warn(f"memory ran out; going on with {batch_size} prompts at a time")
 
     def require_tokenizer(self) -> TextTokenizer:
         """The tokenizer. Raises InputError when the model came without one."""
@@ -315,6 +316,16 @@ def read_configs(path: Path) -> tuple[TextVAEConfig, PriorConfig, int | None]:
     return vae_config(artifact), prior_config(artifact), context
 
 
+def read_tokenizer(path: Path) -> TextTokenizer | None:
+    """A model's tokenizer, if it has one, without loading weights."""
+    if (path / "manifest.json").exists():
+        return _tokenizer(Artifact.open(path))
+    from cola_cli.interop import released
+
+    found = released.tokenizer_file(released.find_root(path))
+    return load_tokenizer(found) if found else None
+
+
 def _from_artifact(artifact: Artifact) -> Cola:
     from cola_cli.training.networks import load_prior, load_vae
 
@@ -346,8 +357,11 @@ def _place(network: nn.Module, device: str, dtype: torch.dtype | None) -> None:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    # on the CPU torch raises a plain RuntimeError
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    # on the CPU torch raises a plain RuntimeError that names its allocator, or C++'s
+    signs = ("DefaultCPUAllocator", "bad_alloc")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in str(error) for sign in signs
+    )
 
 
 def _as_tuples(options: dict[str, Any]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def sample(
         )
     found = _prompts(prompt, prompts)
     if dry_run:
-        _show_plan(path, settings, json)
+        _show_plan(path, settings, list(found), device, json)
     elif output is not None:
         _to_artifact(path, list(found), output, settings, quiet, device, threads, overwrite, json)
     else:
@@ -243,10 +243,12 @@ def _print_text(samples: Iterator[Sample]) -> None:
             following, shown = following + 1, -1
 
 
-def _show_plan(path: Path, settings: SampleSettings, json: bool) -> None:
+def _show_plan(
+    path: Path, settings: SampleSettings, prompts: list[Prompt], device: str, json: bool
+) -> None:
     from cola_cli.settings import to_toml
     from cola_cli.stages.sample import plan_sampling
 
-    plan = plan_sampling(path, settings)
+    plan = plan_sampling(path, settings, prompts, device)
     lines = [to_toml("sample", settings), *(f"{name}: {value:,}" for name, value in plan.items())]
     print_result(lines, {"settings": settings.model_dump(mode="json"), "plan": plan}, json)

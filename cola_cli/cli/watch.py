@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -10,18 +11,60 @@ from rich.live import Live
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from cola_cli.corpus.tokenizer import TextTokenizer
     from cola_cli.model import Cola
     from cola_cli.sampling.prompts import Prompt
     from cola_cli.settings.sample import SampleSettings
 
-FRAMES_PER_SECOND = 12
+SECONDS_A_STEP = 0.08  # at least, so that the eye can follow a fast model
+SETTLED = 3  # steps for which a token has not changed
+
+
+class Page:
+    """What is shown of one prompt: its text, what has been generated, and the block in the making.
+
+    A token that still moves is a dot, one that has held for a step is dim, and one that has held for some is
+    set like the rest.
+    """
+
+    def __init__(self, prompt: str, tokenizer: TextTokenizer) -> None:
+        self.text = Text.assemble((prompt, "bold"))
+        self._prompt, self._tokenizer = prompt, tokenizer
+        self._block: list[int] = []
+        self._held: list[int] = []  # steps for which each token of the block has not changed
+
+    def step(self, t: float, block: list[int]) -> Text:
+        """The page when the block reads `block` at time t."""
+        if len(block) == len(self._block):
+            same = [old == new for old, new in zip(self._block, block, strict=True)]
+            self._held = [held + 1 if ok else 0 for held, ok in zip(self._held, same, strict=True)]
+        else:
+            self._held = [0] * len(block)
+        self._block = block
+        page = self.text.copy()
+        # tokens of one state together, as a character may be split between tokens
+        start = 0
+        for place in range(1, len(block) + 1):
+            if place == len(block) or self._style(place) != self._style(start):
+                style = self._style(start)
+                words = self._tokenizer.decode(block[start:place])
+                page.append(" ·" * (place - start) if style is None else words, style or "dim")
+                start = place
+        page.append(f"\n\nt = {t:.2f}", style="dim")
+        return page
+
+    def finish_block(self, ids: list[int]) -> None:
+        """Take over the new tokens so far."""
+        self.text = Text.assemble((self._prompt, "bold"), self._tokenizer.decode(ids))
+        self._block = []
+
+    def _style(self, place: int) -> str | None:
+        held = self._held[place]
+        return None if held == 0 else "dim" if held < SETTLED else "not dim"
 
 
 def watch_denoising(model: Cola, prompts: Iterable[Prompt], settings: SampleSettings) -> None:
-    """Show prompts one after another: text so far, then the block as it would read at the current t.
-
-    A token that the last step did not change is settled and set in plain type, one that still moves is dim.
-    """
+    """Show prompts one after another as they are continued; an interrupt leaves the text so far."""
     from cola_cli.sampling.engine import Engine
     from cola_cli.sampling.rows import Request
     from cola_cli.stages.sample import encoded_prompt
@@ -29,30 +72,28 @@ def watch_denoising(model: Cola, prompts: Iterable[Prompt], settings: SampleSett
     tokenizer = model.require_tokenizer()
     options = settings.options((tokenizer.end_of_text_id,))
     engine = Engine(model.vae, model.prior, options, 1, tokenizer.pad_id)
+    console = Console()
     for item, prompt in enumerate(prompts):
-        ids = encoded_prompt(model, prompt)
-        with Live(console=Console(), refresh_per_second=FRAMES_PER_SECOND) as live:
-            done = Text(prompt.text, style="bold")
-            previous: list[int] = []
+        page = Page(prompt.text, tokenizer)
+        request = Request(item, encoded_prompt(model, prompt))
+        try:
+            with Live(console=console, auto_refresh=False, transient=True) as live:
 
-            def show(
-                t: float, block: list[list[int]], done: Text = done, live: Live = live
-            ) -> None:
-                nonlocal previous
-                frame = done.copy()
-                for place, token in enumerate(block[0]):
-                    settled = place < len(previous) and previous[place] == token
-                    frame.append(tokenizer.decode([token]), style="" if settled else "dim italic")
-                frame.append(f"\nt = {t:.2f}", style="dim")
-                previous = block[0]
-                live.update(frame)
+                def show(
+                    t: float, blocks: list[list[int]], page: Page = page, live: Live = live
+                ) -> None:
+                    started = time.monotonic()
+                    live.update(tail(page.step(t, blocks[0]), console), refresh=True)
+                    time.sleep(max(0.0, SECONDS_A_STEP - (time.monotonic() - started)))
 
-            engine.on_step = show
-            for _, generation in engine.run([Request(item, ids)]):
-                done.plain = prompt.text
-                done.spans[:] = []
-                done.stylize("bold", 0, len(prompt.text))
-                done.append(tokenizer.decode(generation.ids))
-                previous = []
-            live.update(done)
-        Console().print()
+                engine.on_step = show
+                for _, generation in engine.run([request]):
+                    page.finish_block(generation.ids)
+        finally:
+            console.print(page.text, end="\n\n", soft_wrap=True)
+
+
+def tail(page: Text, console: Console) -> Text:
+    """The last lines of a page, as many as the terminal shows."""
+    lines = page.wrap(console, console.width)
+    return Text("\n").join(lines[-max(1, console.height - 1) :])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +19,14 @@ from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.cache import CausalAttention, KeyValueCache, runs
 from cola_cli.sampling.denoise import RunDenoiser, rounded
+from cola_cli.sampling.memory import PORTION, length_bucket, row_bucket
 from cola_cli.sampling.noise import TOKENS, block_noise, generator
 from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Generation, Request, Row
-from cola_cli.sampling.static import StaticDenoiser, length_bucket, row_bucket
+from cola_cli.sampling.static import StaticDenoiser
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -60,6 +64,8 @@ class Engine:
             vae.latent_in.weight.dtype,
             self.device,
         )
+        with torch.inference_mode():
+            self._zero = prior.modulation(torch.zeros(1, device=self.device))
         self._denoiser = RunDenoiser(prior, self._cache, options)
         self.static: StaticDenoiser | None = None
         static = self.device.type == "cuda" if static is None else static
@@ -118,7 +124,8 @@ class Engine:
         self._decoder_cache.reserve(slots, length)
         for count, group in groupby(rows, key=lambda row: len(row.prefix)):
             if count:
-                self._prefill(list(group), count)
+                for portion in portions(list(group), count):
+                    self._prefill(portion, count)
         return rows
 
     def _encode(self, prompts: list[Sequence[int]]) -> list[Tensor]:
@@ -135,13 +142,14 @@ class Engine:
                 empty = torch.empty(0, self.prior.config.latent_dim, device=self.device)
                 found |= dict.fromkeys(members, empty)
                 continue
-            ids = torch.full((len(members), length), self.pad_id, device=self.device)
-            for row, member in zip(ids, members, strict=True):
-                prompt = torch.tensor(list(prompts[member]), device=self.device)
-                row[: len(prompt)] = prompt
-            means = self.vae.to_prior(self.vae.encode(ids).mean)
-            for mean, member in zip(means, members, strict=True):
-                found[member] = mean[: -(-len(prompts[member]) // self.vae.config.patch_size)]
+            for portion in portions(members, length):
+                padded = [
+                    [*prompts[i], *[self.pad_id] * (length - len(prompts[i]))] for i in portion
+                ]
+                ids = torch.tensor(padded, device=self.device)
+                means = self.vae.to_prior(self.vae.encode(ids).mean)
+                for mean, member in zip(means, portion, strict=True):
+                    found[member] = mean[: -(-len(prompts[member]) // self.vae.config.patch_size)]
         return [found[i] for i in range(len(prompts))]
 
     def _row(self, request: Request, slot: int, known: Tensor) -> Row:
@@ -191,7 +199,7 @@ class Engine:
         z = torch.stack([row.prefix for row in rows])
         self.prior.remember(
             rounded(z, self._released),
-            self.prior.modulation(torch.zeros(1, device=self.device)),
+            self._zero,
             self.prior.rotation(torch.arange(offset, offset + count, device=self.device)),
             CausalAttention(self._cache, entries, count, block, offset),
         )
@@ -263,6 +271,13 @@ class Engine:
         ended = cut(generation.ids, options)
         finish = generation.finish if ended.finish == "running" else ended.finish
         return Generation(ended.ids, latents, finish)
+
+
+def portions(members: list[T], length: int) -> Iterator[list[T]]:
+    """Members of `length` positions each, so many together that memory stays bounded."""
+    size = max(1, PORTION // length)
+    for start in range(0, len(members), size):
+        yield members[start : start + size]
 
 
 def cut(ids: list[int], options: SamplingOptions) -> Generation:

@@ -9,7 +9,7 @@ tensors alone, one compilation of which serves all layers on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,16 +64,16 @@ Modulations = Sequence[
 class LeanPrior:
     """Velocities at the evaluations of one grid."""
 
+    @torch.inference_mode()
     def __init__(self, prior: Prior, times: Tensor) -> None:
         """times (evaluations,) in [0, 1]."""
         self.config = prior.config
         self._prior = prior
         weight = prior.latent_in.weight
-        self._compiled = weight.is_cuda
         self._before, self._after = before_attention, after_attention
-        if self._compiled:
-            self._before = torch.compile(before_attention, fullgraph=True, dynamic=False)
-            self._after = torch.compile(after_attention, fullgraph=True, dynamic=False)
+        self._compiled = False
+        if weight.is_cuda:
+            self.compile()
         pack = can_pack(weight)
         self._layers = [_layer(block, pack) for block in prior.each_block()]
         table = prior.modulation(torch.cat((times, times.new_zeros(1))))  # t = 0 is the last
@@ -84,6 +84,12 @@ class LeanPrior:
         factor = factor + 1
         norm = prior.out_norm
         self._output = list(zip(norm.bias * factor + shift, norm.weight * factor, strict=True))
+
+    def compile(self, **options: Any) -> None:
+        """Compile what lies between the attentions; `options` are those of torch.compile."""
+        self._before = torch.compile(before_attention, fullgraph=True, **options)
+        self._after = torch.compile(after_attention, fullgraph=True, **options)
+        self._compiled = True
 
     def rotation(self, positions: Tensor) -> Tensor:
         """The rotary table of positions (E, n) for all channels: cos + i sin, (E, n, 1, head_dim / 2).
@@ -125,9 +131,10 @@ def before_attention(
     x: Tensor, shift: Tensor, factor: Tensor, layer: Layer, table: Tensor, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (E, n, H, head_dim) of x (E, n, D)."""
-    q, k, v = layer.qkv(modulated(x, shift, factor, eps)).unflatten(-1, (3, heads, -1)).unbind(2)
-    q = rotated(F.layer_norm(q, q.shape[-1:], *layer.q_norm, eps), table)
-    k = rotated(F.layer_norm(k, k.shape[-1:], *layer.k_norm, eps), table)
+    qkv = layer.qkv(modulated(x, shift, factor, eps))
+    q, k, v = qkv.view(*x.shape[:2], 3, heads, -1).unbind(2)
+    q = rotated(torch.layer_norm(q, q.shape[-1:], *layer.q_norm, eps), table)
+    k = rotated(torch.layer_norm(k, k.shape[-1:], *layer.k_norm, eps), table)
     return q, k, v
 
 
@@ -150,15 +157,16 @@ def after_attention(
 def modulated(x: Tensor, shift: Tensor, factor: Tensor, eps: float) -> Tensor:
     """LayerNorm(x) * factor + shift; x (E, n, D), shift and factor (D,) or (E, n, D)."""
     if shift.dim() == 1:
-        return F.layer_norm(x, x.shape[-1:], factor, shift, eps)
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), factor)
+        return torch.layer_norm(x, x.shape[-1:], factor, shift, eps)
+    return torch.addcmul(shift, torch.layer_norm(x, x.shape[-1:], eps=eps), factor)
 
 
 def rotated(x: Tensor, table: Tensor) -> Tensor:
     """x (E, n, H, head_dim) with its pairs of channels turned as `LeanPrior.rotation` says."""
-    pairs = wide(x).unflatten(-1, (-1, 2))
+    pairs = wide(x).view(*x.shape[:-1], -1, 2)
     if table.is_complex():
-        return torch.view_as_real(torch.view_as_complex(pairs) * table).flatten(-2).to(x.dtype)
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * table)
+        return turned.view(x.shape).to(x.dtype)
     even, odd = pairs.unbind(-1)
     cos, sin = table.unbind(-1)
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1)

@@ -1,8 +1,8 @@
 """One block of every row on a GPU: fixed shapes, the whole solver loop in one CUDA graph.
 
-Shapes are those of a bucket: rows up to a power of two, keys up to a multiple of `LENGTH_STEP`, masked to
-each row's own length. Everything a block needs is copied into static buffers before the loop; inside it the
-host waits for nothing. The same code runs on a CPU, where nothing is captured.
+Shapes are those of a bucket, see `memory`, masked to each row's own length. Everything a block needs is
+copied into static buffers before the loop; inside it the host waits for nothing. The same code runs on a CPU,
+where nothing is captured.
 """
 
 from __future__ import annotations
@@ -17,20 +17,10 @@ from cola_cli.flow.guidance import guided
 from cola_cli.sampling.cache import KeyValueCache
 from cola_cli.sampling.denoise import Pins, RunDenoiser, Trajectory, rounded
 from cola_cli.sampling.lean import LeanPrior
+from cola_cli.sampling.memory import length_bucket, row_bucket
 from cola_cli.sampling.rows import Row
 
-LENGTH_STEP = 128  # keys
 WARM_UPS = 2  # runs before a capture: compilation and the libraries' workspaces
-
-
-def row_bucket(rows: int) -> int:
-    """The next power of two."""
-    return 1 << (rows - 1).bit_length()
-
-
-def length_bucket(length: int) -> int:
-    """The next multiple of LENGTH_STEP."""
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
 class MaskedAttention:

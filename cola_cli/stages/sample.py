@@ -183,28 +183,46 @@ def model_fingerprint(path: Path) -> str:
     return text_digest("".join(file_digest(name) for name in names))
 
 
-def plan_sampling(path: Path, settings: SampleSettings) -> dict[str, int]:
-    """Parameters, passes of the prior a block, and bytes of weights and caches. Loads no weights."""
+def plan_sampling(
+    path: Path, settings: SampleSettings, prompts: list[Prompt], device: str = "auto"
+) -> dict[str, int]:
+    """Parameters, passes of the prior a block, and bytes of weights, caches and workspace.
+
+    Loads no weights. Memory is that of these prompts, as many at a time as the settings say.
+    """
     if (path / "manifest.json").exists():
         artifact = Artifact.open(path)
         if artifact.manifest.kind in MODELS[1:]:
             return _plan_baseline(artifact, settings)
     from cola_cli.flow.solvers import evaluation_times, uniform_grid
-    from cola_cli.model import read_configs
+    from cola_cli.model import read_configs, read_tokenizer
+    from cola_cli.sampling.memory import Load, cache_bytes, workspace_bytes
+    from cola_cli.training.distributed import pick_device
 
     vae, prior, context = read_configs(path)
-    grid = settings.grid or uniform_grid(settings.steps)
+    tokenizer = read_tokenizer(path)
+    chosen = pick_device(device)
     width = 2 if settings.dtype == "bfloat16" else 4
-    tokens = (context or 512) + settings.max_new_tokens
-    positions = -(-tokens // (prior.block_size * vae.patch_size)) * prior.block_size
-    prior_cache = 2 * prior.layers * prior.heads * prior.head_dim
-    decoder_cache = 2 * vae.decoder_layers * vae.dim
+    evaluations = len(
+        evaluation_times(settings.grid or uniform_grid(settings.steps), settings.solver)
+    )
+    lengths = [len(tokenizer.encode(prompt.text)) for prompt in prompts] if tokenizer else []
+    load = Load(
+        rows=min(settings.batch_size, len(prompts)) or settings.batch_size,
+        prompt=max(lengths, default=context or 512),
+        new=settings.max_new_tokens,
+        evaluations=evaluations,
+        width=width,
+        packed=width == 4 and chosen.type == "cpu",
+        static=chosen.type == "cuda",
+    )
     return {
         "parameters": prior.parameter_count() + vae.parameter_count(),
         "weight_bytes": width * (prior.parameter_count() + vae.parameter_count()),
-        "prior_passes_per_block": len(evaluation_times(grid, settings.solver)),
+        "prior_passes_per_block": evaluations,
         "tokens_per_block": prior.block_size * vae.patch_size,
-        "cache_bytes": width * settings.batch_size * positions * (prior_cache + decoder_cache),
+        "cache_bytes": cache_bytes(vae, prior, load),
+        "workspace_bytes": workspace_bytes(vae, prior, load),
     }
 
 

@@ -2,14 +2,15 @@
 
 As in the released loop the batch is flattened to one axis with one dense mask, conditional and unconditional
 passes are apart, a further pass commits each block, AdaLN is computed per token, keys are cached before
-rotation and the whole cache is rotated at each pass, and caches grow by concatenation. Greedy tokens; prompts
-of whole blocks. Same mathematics and weights as cola's, nothing clever.
+rotation and the whole cache is rotated at each pass, caches grow by concatenation, and attention is scores,
+mask, softmax and sum (or, with `fused`, torch's fused kernel under the same mask). Greedy tokens; prompts of
+whole blocks. Same mathematics and weights as cola's, nothing clever.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -44,33 +45,42 @@ def generate(
     noise: Tensor,
     steps: int,
     guidance: float,
-) -> Tensor:
-    """Token ids (B, blocks * b) after prefix latents (B, m, d), m whole blocks; noise (B, blocks, b, d)."""
+    fused: bool = False,
+) -> Iterator[Tensor]:
+    """Token ids (B, b) of each block after prefix latents (B, m, d), m whole blocks.
+
+    noise: (B, blocks, b, d).
+    """
     B, blocks = noise.shape[:2]
     m = prefixes.shape[1]
     cache = Caches.empty(config.layers, B, config.heads, config.head_dim)
     decoder_cache = Caches.empty(
         vae_config.decoder_layers, B, vae_config.heads, vae_config.head_dim
     )
-    prior_pass(prior, config, prefixes, 0.0, cache, update=True)
-    decode(vae, vae_config, prefixes, decoder_cache)
-    ids = []
+    prior_pass(prior, config, prefixes, 0.0, cache, True, fused)
+    decode(vae, vae_config, prefixes, decoder_cache, fused)
     for block in range(blocks):
         z = noise[:, block]
         for step in range(steps):
             t, end = 1 - step / steps, 1 - (step + 1) / steps
-            conditional = prior_pass(prior, config, z, t, cache, update=False)
+            conditional = prior_pass(prior, config, z, t, cache, False, fused)
             if guidance != 1 and (m or block):
-                alone = prior_pass(prior, config, z, t, None, update=False)
+                alone = prior_pass(prior, config, z, t, None, False, fused)
                 conditional = alone + guidance * (conditional - alone)
             z = z - conditional * (t - end)
-        ids.append(decode(vae, vae_config, z, decoder_cache).argmax(-1))
-        prior_pass(prior, config, z, 0.0, cache, update=True)
-    return torch.cat(ids, 1)
+        ids = decode(vae, vae_config, z, decoder_cache, fused).argmax(-1)
+        prior_pass(prior, config, z, 0.0, cache, True, fused)
+        yield ids
 
 
 def prior_pass(
-    w: Weights, config: PriorConfig, z: Tensor, t: float, cache: Caches | None, update: bool
+    w: Weights,
+    config: PriorConfig,
+    z: Tensor,
+    t: float,
+    cache: Caches | None,
+    update: bool,
+    fused: bool,
 ) -> Tensor:
     """Velocity (B, n, d) of z (B, n, d) at t, after what is cached (None: nothing)."""
     B, n, d = z.shape
@@ -97,7 +107,7 @@ def prior_pass(
         keys, values = joined(cache, i, k, v, B, update)
         q = rotate(q, q_positions, config.rope_dim)
         keys = rotate(keys, k_positions, config.rope_dim)
-        a = attention(q, keys, values, mask, explicit_softmax=False).flatten(1)
+        a = attention(q, keys, values, mask, not fused).flatten(1)
         x = linear(w, f"{name}.attention_out", a) * modulation[2] + x
         h = F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + modulation[4]) + modulation[3]
         h = F.gelu(linear(w, f"{name}.mlp_in", h), approximate="tanh")
@@ -107,7 +117,7 @@ def prior_pass(
     return linear(w, "latent_out", x * (1 + scale) + shift).view(B, n, d)
 
 
-def decode(w: Weights, config: TextVAEConfig, z: Tensor, cache: Caches) -> Tensor:
+def decode(w: Weights, config: TextVAEConfig, z: Tensor, cache: Caches, fused: bool) -> Tensor:
     """Logits (B, n, vocab) of latents (B, n, d) after what is cached; patch size 1."""
     B, n, d = z.shape
     eps, dim = config.norm_eps, config.dim
@@ -128,7 +138,7 @@ def decode(w: Weights, config: TextVAEConfig, z: Tensor, cache: Caches) -> Tenso
         )
         q = rotate_halves(q.unflatten(-1, heads), q_positions, config.rope_theta)
         k = rotate_halves(k.unflatten(-1, heads), k_positions, config.rope_theta)
-        a = linear(w, f"{name}.attention_out", attention(q, k, values, mask, False).flatten(1))
+        a = linear(w, f"{name}.attention_out", attention(q, k, values, mask, not fused).flatten(1))
         scale, bias = w[f"{name}.attention_norm.weight"], w[f"{name}.attention_norm.bias"]
         x = F.layer_norm(x, (dim,), scale, bias, eps) + a
         value, gate = linear(w, f"{name}.ffn_in", x).chunk(2, -1)

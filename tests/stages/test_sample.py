@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ from cola_cli.models.text_vae import TextVAE
 from cola_cli.stages.sample import read_samples
 from cola_cli.training.networks import write_network
 from tests.conftest import Run, cola_command, content
+from tests.stages.terminal import HIDE, SHOW, on_a_terminal
 from tests.stages.test_tokenize import WORDS
 
 CONTEXT = 64
@@ -97,6 +99,7 @@ def test_text_on_stdout_is_the_prompt_and_what_follows(cola: Run, model: Path) -
     assert "Traceback" not in plain.stderr
 
 
+@pytest.mark.slow
 def test_a_thousand_prompts_killed_twice_come_out_once_in_order_and_the_same(
     cola: Run, tmp_path: Path, model: Path
 ) -> None:
@@ -155,6 +158,42 @@ def test_a_signal_keeps_what_is_finished(
     assert "Run the same command again" in errors
     assert "Traceback" not in errors
     assert list(tmp_path.glob("s/parts/*.jsonl.zst"))
+
+
+def test_watching_shows_the_block_settle_and_ends_with_the_text(
+    cola: Run, tmp_path: Path, model: Path
+) -> None:
+    common = ("sample", model, "--prompt", "the cat sat", *SHORT)
+    piped = cola(*common).stdout
+    shown, code, kept = on_a_terminal(tmp_path, *common, "--watch", "--quiet")
+    assert code == 0
+    assert kept
+    assert [shown.count(f"t = {t}") >= 2 for t in ("1.00", "0.50")] == [True, True]  # two blocks
+    assert " ·" in shown.split("t = 1.00")[0]  # nothing has settled yet
+    assert shown.rindex(SHOW) > shown.rindex(HIDE)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r\n", "\n")
+    assert plain.endswith(piped.rstrip("\n") + "\n\n")
+    assert cola(*common, "--watch").stdout == piped  # no terminal: plain streaming
+
+
+@pytest.mark.parametrize("way", ["watch", "bars"])
+def test_ctrl_c_leaves_a_clean_terminal_and_what_is_finished(
+    tmp_path: Path, model: Path, way: str
+) -> None:
+    write_prompts(tmp_path / "p.jsonl", 3000)
+    common = ("sample", model, "--prompts", "p.jsonl", *SHORT, "--batch-size", 16)
+    if way == "watch":
+        shown, code, kept = on_a_terminal(tmp_path, *common, "--watch", interrupt_at="t = 0.50")
+        assert HIDE in shown
+    else:
+        finished = "s/parts/00001.json"
+        shown, code, kept = on_a_terminal(tmp_path, *common, "-o", "s", interrupt_at=finished)
+        assert (tmp_path / finished).exists()
+    assert code == 130
+    assert kept
+    assert shown.rfind(SHOW) >= shown.rfind(HIDE)
+    assert shown.endswith("\n")
+    assert "Traceback" not in shown
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, model: Path) -> None:
