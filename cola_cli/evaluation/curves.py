@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ def power_law(x: Sequence[float], values: Sequence[float]) -> PowerLaw | None:
     )
 
 
+@functools.cache
 def student_t(freedom: int) -> float:
     """The t with P(|T| < t) = 95 % at these degrees of freedom.
 

@@ -12,9 +12,11 @@ from cola_cli.artifacts.files import write_atomic
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.artifacts.reading import read_json
 from cola_cli.errors import InputError
+from cola_cli.evaluation.report.measurements import SCALING
 from cola_cli.reporting import Reporter
 from cola_cli.settings.study import Study, parse_study
 from cola_cli.stages.study import Run, Step, commands_of, plan_study
+from cola_cli.stages.study_results import compute_curves
 
 STUDY_FILE = "study.json"  # what `cola scaling table` and `plot` read
 STUDY_LIMIT = 16 << 20  # bytes
@@ -43,6 +45,8 @@ def run_study(
         )
         perform(step, study, reporter, device, threads)
         changed += 1
+    if (curves := compute_curves(study, folder)) is not None:
+        write_atomic(folder / SCALING, pretty_json(curves.model_dump(mode="json")))
     return len(steps), changed
 
 
@@ -135,9 +139,11 @@ def perform(step: Step, study: Study, reporter: Reporter, device: str, threads: 
             from cola_cli.evaluation.tasks import built_in_template, read_questions
             from cola_cli.stages.evaluate import run_evaluation
 
-            questions = read_questions(inputs["data"], built_in_template("lambada"))
+            task, limit = step.given.get("task", "lambada"), step.given.get("limit")
+            data = inputs.get("data") or Path(step.given["data"])
+            questions = read_questions(data, built_in_template(task), limit)
             run_evaluation(
-                inputs["model"], "lambada", questions, inputs["data"], step.path, step.settings,
+                inputs["model"], task, questions, data, step.path, step.settings,
                 reporter, device, threads,
             )  # fmt: skip
         case _:
@@ -195,7 +201,10 @@ def command(step: Step) -> str:
         case "sample":
             words = [inputs["model"], "--prompts", inputs["prompts"], *common]
         case "eval run":
-            words = [inputs["model"], "--task", "lambada", "--data", inputs["data"], *common]
+            task, limit = step.given.get("task", "lambada"), step.given.get("limit")
+            data = inputs.get("data") or step.given["data"]
+            few = [] if limit is None else ["--limit", str(limit)]
+            words = [inputs["model"], "--task", task, "--data", data, *few, *common]
         case "eval cloze":
             count, context = (str(step.given[name]) for name in ("count", "context"))
             words = [inputs["tokens"], "--count", count, "--context", context, *out]

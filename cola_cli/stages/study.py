@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ FROM_TEXT = (
 )  # figures of `cola eval text`; and these:
 FROM_TEXT_PREFIXES = ("distinct_", "repeated_")
 FROM_WORDS = ("words", "pairs")  # of `cola eval words`
+ANSWERS = "eval run"  # with the task behind it: accuracies
 CLOZE = "cloze"  # accuracy of `cola eval run` on the held-out passages
 FROM_TRAINING = "validation_"  # of the trained model's own statistics
 BASELINES: dict[str, train_baseline.Baseline] = {"ar": "autoregressive", "llada": "llada"}
@@ -306,20 +307,15 @@ class _Planner:
     def _measured(
         self, trained: Step, tokens: Step, cloze: Step
     ) -> tuple[Step | None, dict[str, Step]]:
-        wanted = self.study.study.metrics
+        common = self.study.study
         figures: dict[str, Step] = {}
         samples: Step | None = None
-        for metric in wanted:
-            stage = source_of(metric)
+        for metric in common.metrics:
+            stage = source_of(metric, common.tasks)
             if stage in figures or stage == "":
                 continue
-            if stage == "eval run":
-                settings, assignments = self._resolved(
-                    EvaluateSettings, "eval", [f"seed={self.seed}"]
-                )
-                figures[stage] = self._step(
-                    stage, {"model": trained, "data": cloze}, settings, assignments
-                )
+            if stage.startswith(ANSWERS):
+                figures[stage] = self._answers(trained, cloze, metric)
                 continue
             if samples is None:
                 options, assignments = self._resolved(
@@ -334,9 +330,21 @@ class _Planner:
                 if self.study.judge is not None:
                     inputs["judge"] = self._judge(tokens)
                 else:
-                    given["judge"] = self.study.study.judge
+                    given["judge"] = common.judge
             figures[stage] = self._step(stage, inputs, given=given)
         return samples, figures
+
+    def _answers(self, trained: Step, cloze: Step, metric: str) -> Step:
+        """The model's answers to the passages, or to the items of a task's file."""
+        common = self.study.study
+        settings, assignments = self._resolved(EvaluateSettings, "eval", [f"seed={self.seed}"])
+        inputs = {"model": trained}
+        given: dict[str, Any] = {}
+        if metric == CLOZE:
+            inputs["data"] = cloze
+        else:
+            given = {"task": metric, "data": common.tasks[metric], "limit": common.limit}
+        return self._step(ANSWERS, inputs, settings, assignments, given)
 
     def _judge(self, tokens: Step) -> Step:
         assert self.study.judge is not None
@@ -424,17 +432,20 @@ class _Planner:
         return Step(stage, path, key, settings, assignments, inputs, given or {}, preset)
 
 
-def source_of(metric: str) -> str:
-    """The stage that measures a metric; "" for the trained model's own statistics. Raises UsageError."""
+def source_of(metric: str, tasks: Iterable[str] = ()) -> str:
+    """What measures a metric; "" for the trained model's own statistics. Raises UsageError.
+
+    tasks: names of benchmarks that are metrics too.
+    """
     if metric in FROM_TEXT or metric.startswith(FROM_TEXT_PREFIXES):
         return "eval text"
     if metric in FROM_WORDS:
         return "eval words"
-    if metric == CLOZE:
-        return "eval run"
+    if metric == CLOZE or metric in tasks:
+        return f"{ANSWERS} {metric}"
     if metric.startswith(FROM_TRAINING):
         return ""
-    known = [*FROM_TEXT, *FROM_WORDS, CLOZE, "validation_loss", "distinct_2", "repeated_4"]
+    known = [*FROM_TEXT, *FROM_WORDS, CLOZE, *tasks, "validation_loss", "distinct_2", "repeated_4"]
     raise UsageError(f"there is no metric {metric!r}.", nearest(metric, known))
 
 
