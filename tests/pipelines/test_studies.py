@@ -6,18 +6,33 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.reporting import Silent
+from cola_cli.sampling.prompts import read_prompts
+from cola_cli.settings import Settings, resolve
+from cola_cli.settings.encode import EncodeSettings
+from cola_cli.settings.prior import PriorSettings
+from cola_cli.settings.sample import SampleSettings
 from cola_cli.settings.study import read_study
+from cola_cli.settings.tokenize import TokenizeSettings
+from cola_cli.settings.vae import VAESettings
+from cola_cli.stages.encode import encode
+from cola_cli.stages.sample import sample_to_artifact
 from cola_cli.stages.study import plan_study
+from cola_cli.stages.tokenize import tokenize
+from cola_cli.stages.train_prior import train_prior
+from cola_cli.stages.train_vae import train_vae
 from tests.pipelines.test_quickstart import SAMPLE
 from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
 from tests.stages.conftest import made_up_text
 
 STUDIES = PIPELINES / "studies"
+SettingsT = TypeVar("SettingsT", bound=Settings)
 NAMES = ("scaling", "rq1", "rq2", "rq3", "rq4")
 
 
@@ -109,6 +124,27 @@ def test_the_papers_size_is_a_preset_away(tmp_path: Path) -> None:
         assert run.compute.paper_flops == pytest.approx(1946e18, rel=0.03)
 
 
+def ready_quickstart(run: Path, folder: Path) -> None:
+    """What pipelines/quickstart.sh would leave, made in this process."""
+
+    def settings(model: type[SettingsT], table: str) -> SettingsT:
+        return resolve(model, table, "tiny", folder / "mini.toml")
+
+    quiet = Silent()
+    cut = settings(TokenizeSettings, "tokenize")
+    tokenize([str(folder / "corpus.txt")], run / "tokens", cut, None, False, quiet)
+    train_vae(run / "tokens", run / "vae", settings(VAESettings, "vae"), quiet, "cpu")
+    encoding = settings(EncodeSettings, "encode")
+    encode(run / "tokens", run / "vae", run / "latents", encoding, quiet, "cpu")
+    train_prior(
+        run / "latents", run / "prior", settings(PriorSettings, "prior"), quiet, None, "cpu"
+    )
+    prompts = list(read_prompts(folder / "prompts.jsonl"))
+    options = settings(SampleSettings, "sample")
+    sample_to_artifact(run / "prior", prompts, run / "samples", options, quiet, "cpu")
+    (run / "words.txt").write_text("")
+
+
 @pytest.mark.slow
 def test_joint_training_and_baselines_stand_on_a_quickstart(tmp_path: Path) -> None:
     (tmp_path / "mini.toml").write_text(SETTINGS + SAMPLE + "[eval]\nmax_new_tokens = 4\n")
@@ -122,6 +158,7 @@ def test_joint_training_and_baselines_stand_on_a_quickstart(tmp_path: Path) -> N
         LIMIT=2,
     )
     run = tmp_path / "run"
+    ready_quickstart(run, tmp_path)
     assert "joint-samples" in bash("joint.sh", run, env=variables)
     shown = bash("baselines.sh", run, env=variables)
     assert shown.count("perplexity\t") == 3
