@@ -6,12 +6,10 @@ prior with the next one, and a guided evaluation takes the block a second time, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from cola_cli.flow.guidance import is_guided
 from cola_cli.flow.solvers import evaluation_times, uniform_grid
 from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig, TextVAEConfig, TransformerConfig
-from cola_cli.sampling.options import SamplingOptions
+from cola_cli.sampling.options import SamplingOptions, unmask_blocks
 from cola_cli.training.flops import causal_pairs, text_vae_decoding, text_vae_encoding
 
 
@@ -48,21 +46,28 @@ def modulation_table(prior: PriorConfig, options: SamplingOptions) -> float:
     return 2.0 * count * (TIMESTEP_CHANNELS * dim + 4 * dim * dim + prior.layers * 6 * dim * dim)
 
 
-def autoregressive_sampling(config: TransformerConfig, prompt: int, new: int) -> float:
-    """Continue a prompt token by token: all but its last token are cached, then a pass a new token."""
+def autoregressive_sampling(
+    config: TransformerConfig, options: SamplingOptions, prompt: int, new: int
+) -> float:
+    """Continue a prompt token by token: all but its last token are cached, then a pass a new token.
+
+    The options make no difference; they are there as for the other models.
+    """
     cached = _transformer_pass(config, prompt - 1, causal_pairs(prompt - 1, 1), 0)
     return cached + sum(_transformer_pass(config, 1, prompt + index, 1) for index in range(new))
 
 
 def masked_diffusion_sampling(
-    config: TransformerConfig, prompt: int, new: int, blocks: Sequence[tuple[int, int]]
+    config: TransformerConfig, options: SamplingOptions, prompt: int, new: int
 ) -> float:
-    """Fill `new` masks behind a prompt; blocks: (tokens, passes) of each semi-autoregressive block."""
+    """Fill `new` masks behind a prompt, the whole text in each pass."""
     length = prompt + new
-    return sum(
-        passes * _transformer_pass(config, length, length * length, tokens)
-        for tokens, passes in blocks
-    )
+    total = 0.0
+    for start, stop, passes in unmask_blocks(options, new):
+        tokens = stop - start
+        one = _transformer_pass(config, length, length * length, tokens)
+        total += min(passes, tokens) * one  # no pass fills less than a mask
+    return total
 
 
 def _prefill(vae: TextVAEConfig, prior: PriorConfig, prefix: int) -> float:

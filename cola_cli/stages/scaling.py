@@ -75,6 +75,7 @@ def _plan_row(run: Run) -> dict[str, Any]:
         "flops": compute.flops,
         "earlier_flops": compute.earlier_flops,
         "paper_flops": compute.paper_flops,
+        "token_flops": compute.token_flops,
         "left": len(left),
         "model": str(run.trained.path),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,6 +85,7 @@ class Compute:
     tokens: int
     flops: float
     earlier_flops: float
+    sampling: Callable[[], float] = field(compare=False)
 
     @property
     def total_flops(self) -> float:
@@ -93,6 +94,11 @@ class Compute:
     @property
     def paper_flops(self) -> float:
         return 6.0 * self.parameters * self.tokens
+
+    @property
+    def token_flops(self) -> float:
+        """Operations of writing a token with the study's sampling, the last ones of a training sequence."""
+        return self.sampling()  # imports torch, so only where it is asked for
 
 
 @dataclass(frozen=True)
@@ -244,6 +250,7 @@ class _Planner:
             tokens=count,
             flops=a_step * steps,
             earlier_flops=stage_1 + flops.text_vae_encoding(vae_shape, count / length, length),
+            sampling=self._sampling(length, "cola_sampling", vae_shape, shape),
         )
         return prior, compute
 
@@ -287,9 +294,30 @@ class _Planner:
         if steps != settings.train.steps:
             settings, assignments = resolved(steps)
         stage = train_baseline.STAGES[kind]
+        name = "autoregressive_sampling" if network.causal else "masked_diffusion_sampling"
         count = batch * steps
-        compute = Compute(parameters, network.parameter_count(), steps, count, a_step * steps, 0.0)
+        compute = Compute(
+            parameters=parameters,
+            all_parameters=network.parameter_count(),
+            steps=steps,
+            tokens=count,
+            flops=a_step * steps,
+            earlier_flops=0.0,
+            sampling=self._sampling(length, name, network),
+        )
         return self._step(stage, inputs, settings, assignments), compute
+
+    def _sampling(self, length: int, name: str, *shapes: Any) -> Callable[[], float]:
+        """Operations a new token, behind a prompt that leaves room for no more in a training sequence."""
+        settings, _ = self._resolved(SampleSettings, "sample")
+        new = min(settings.max_new_tokens, length // 2)
+
+        def count() -> float:
+            from cola_cli.sampling import flops
+
+            return getattr(flops, name)(*shapes, settings.options(()), length - new, new) / new
+
+        return count
 
     def _partner(self) -> _Planner:
         """The planner of the run that this one is matched to."""

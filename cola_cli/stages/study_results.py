@@ -16,6 +16,7 @@ from cola_cli.evaluation.report.scaling import scaling_drawing
 from cola_cli.settings.study import COMPUTE, Study, StudySettings, Sweep
 from cola_cli.stages.study import (
     ANSWERS,
+    FROM_TEXT_PREFIXES,
     FROM_TRAINING,
     FROM_WORDS,
     Compute,
@@ -27,6 +28,7 @@ from cola_cli.stages.study import (
 FIGURES_LIMIT = 16 << 20  # bytes
 REAL_TEXT = "real text"
 LOGARITHMIC = ("perplexity", "validation_loss", "validation_flow")  # metrics that multiply, not add
+SHARES = ("words", "pairs", "memorised", "mauve", *FROM_TEXT_PREFIXES)  # and all accuracies
 OWN_LOSS = (
     "validation_ figures are each model's own loss (flow matching, next token, a bound of masked diffusion):"
     " compare them along a line, never between lines of different models."
@@ -194,6 +196,7 @@ def place_rows(results: Results, metrics: Sequence[str]) -> list[dict[str, Any]]
                 "flops": compute.flops,
                 "total_flops": compute.total_flops,
                 "paper_flops": compute.paper_flops,
+                "token_flops": compute.token_flops,
                 **values,
             }
         )
@@ -228,7 +231,9 @@ def _sweep_results(sweep: Sweep, common: StudySettings, runs: list[Run]) -> Resu
         points = sorted({run.point for run in own})
         groups = [[run for run in own if run.point == point] for point in points]
         columns = {
-            metric: _column(metric, [[found[id(r)][metric] for r in g] for g in groups])
+            metric: _column(
+                metric, [[found[id(r)][metric] for r in g] for g in groups], common.tasks
+            )
             for metric in metrics
         }
         for place, group in enumerate(groups):
@@ -266,11 +271,14 @@ def _joined(one: Scaling, other: Scaling) -> Scaling:
     )
 
 
-def _column(metric: str, groups: list[list[float | None]]) -> list[Interval | None]:
+def _column(
+    metric: str, groups: list[list[float | None]], tasks: Iterable[str]
+) -> list[Interval | None]:
     """A metric along a line; None at points where no seed has it."""
     kept = [[value for value in group if value is not None] for group in groups]
     log = metric in LOGARITHMIC and all(value > 0 for group in kept for value in group)
-    measured = iter(intervals([group for group in kept if group], log))
+    share = source_of(metric, tasks).startswith(ANSWERS) or metric.startswith(SHARES)
+    measured = iter(intervals([group for group in kept if group], log, share))
     return [next(measured) if group else None for group in kept]
 
 

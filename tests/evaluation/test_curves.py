@@ -40,6 +40,13 @@ def test_of_what_multiplies_the_mean_is_geometric() -> None:
     assert one.low * one.high == pytest.approx(16.0)
 
 
+def test_a_share_has_no_interval_beyond_0_and_1() -> None:
+    ends = [(one.low, one.high) for one in intervals([[0.1, 0.3], [0.9, 0.9]], False, share=True)]
+    assert ends[0][0] == 0.0
+    assert ends[1][1] == 1.0
+    assert 0.3 < ends[0][1] < 1.0  # type: ignore[operator]
+
+
 def test_a_single_seed_has_no_interval() -> None:
     assert [one.low for one in intervals([[1.0], [2.0]], log=False)] == [None, None]
 

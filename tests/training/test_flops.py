@@ -18,9 +18,10 @@ from cola_cli.models.text_vae import TextVAE
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling import flops as sampling_flops
 from cola_cli.sampling.autoregressive import AutoregressiveSampler
-from cola_cli.sampling.engine import Engine, Request
+from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
 from cola_cli.sampling.options import SamplingOptions
+from cola_cli.sampling.rows import Request
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.vae import VAESettings
 from cola_cli.training import flops
@@ -131,9 +132,10 @@ def test_sampling_the_baselines_takes_the_operations_that_are_counted() -> None:
         made = sampler(network, options, 2)
         requests = [Request(item, [5] * 7) for item in range(2)]
         found = counted(lambda made=made, requests=requests: list(made.run(requests)))
-        if causal:
-            expected = sampling_flops.autoregressive_sampling(network.config, 7, 6)
-        else:
-            blocks = [(4, 2), (2, 1)]
-            expected = sampling_flops.masked_diffusion_sampling(network.config, 7, 6, blocks)
+        count = (
+            sampling_flops.autoregressive_sampling
+            if causal
+            else sampling_flops.masked_diffusion_sampling
+        )
+        expected = count(network.config, options, 7, 6)
         assert found == pytest.approx(2 * expected, rel=0.02)

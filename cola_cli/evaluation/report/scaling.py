@@ -11,6 +11,7 @@ from cola_cli.evaluation.report.measurements import Fit, Point, Scaling
 from cola_cli.evaluation.report.quantities import MINUS, number
 
 FIT_POINTS = 60
+OWN_LOSS = "validation_"  # metrics of a trained model itself; each family has another
 # What a file of its own needs beyond the page's style sheet.
 FILE_STYLE = """
 svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
@@ -97,6 +98,8 @@ def scaling_formulas(metric: str, scaling: Scaling) -> list[str]:
 def _notes(points: list[Point], log: bool, has_fits: bool) -> str:
     notes = ["Bars: the interval given with a point."] if any(map(_interval, points)) else []
     notes += ["Thin: fit."] if has_fits else []
+    if any(point.metric.startswith(OWN_LOSS) for point in points):
+        notes.append("Each model's own loss: not to be compared between lines.")
     left_out = sum(point.value <= 0 for point in points) if log else 0
     if left_out:
         values = f"{left_out} values that are not positive have"
