@@ -15,12 +15,12 @@ from cola_cli.errors import InputError
 from cola_cli.evaluation.report.measurements import SCALING
 from cola_cli.reporting import Reporter
 from cola_cli.settings.study import Study, parse_study
-from cola_cli.stages.study import Run, Step, commands_of, plan_study
+from cola_cli.stages.study import Run, Step, commands_of
+from cola_cli.stages.study_plan import plan_study
 from cola_cli.stages.study_results import compute_curves
 
 STUDY_FILE = "study.json"  # what `cola scaling table` and `plot` read
 STUDY_LIMIT = 16 << 20  # bytes
-SEQUENCE_NOTE = "{number} of {count}: cola {stage}, {path}"
 NGRAM = 8  # of the figure `memorised`, as `cola eval text` has it
 
 
@@ -40,10 +40,8 @@ def run_study(
         if step.done:
             continue
         interruption.check()
-        reporter.note(
-            SEQUENCE_NOTE.format(number=number, count=len(steps), stage=step.stage, path=step.path)
-        )
-        perform(step, study, reporter, device, threads)
+        reporter.note(f"{number} of {len(steps)}: cola {step.stage}, {step.path}")
+        perform(step, reporter, device, threads)
         changed += 1
     if (curves := compute_curves(study, folder)) is not None:
         write_atomic(folder / SCALING, pretty_json(curves.model_dump(mode="json")))
@@ -94,7 +92,7 @@ def recorded_study(folder: Path) -> Study:
     return parse_study(tree, str(path))
 
 
-def perform(step: Step, study: Study, reporter: Reporter, device: str, threads: int | None) -> None:
+def perform(step: Step, reporter: Reporter, device: str, threads: int | None) -> None:
     """Run one command of a study in this process."""
     inputs = {name: made.path for name, made in step.inputs.items()}
     match step.stage:
@@ -148,12 +146,11 @@ def perform(step: Step, study: Study, reporter: Reporter, device: str, threads: 
                 reporter, device, threads,
             )  # fmt: skip
         case _:
-            write_atomic(step.path, _file(step, study, inputs, reporter, device, threads))
+            write_atomic(step.path, _file(step, inputs, reporter, device, threads))
 
 
 def _file(
     step: Step,
-    study: Study,
     inputs: dict[str, Path],
     reporter: Reporter,
     device: str,

@@ -21,9 +21,9 @@ from cola_cli.stages.study import (
     FROM_WORDS,
     Compute,
     Run,
-    plan_study,
     source_of,
 )
+from cola_cli.stages.study_plan import plan_study
 
 FIGURES_LIMIT = 16 << 20  # bytes
 REAL_TEXT = "real text"

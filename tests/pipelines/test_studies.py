@@ -23,7 +23,7 @@ from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.settings.vae import VAESettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.sample import sample_to_artifact
-from cola_cli.stages.study import plan_study
+from cola_cli.stages.study_plan import plan_study
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train_prior import train_prior
 from cola_cli.stages.train_vae import train_vae

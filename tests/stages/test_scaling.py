@@ -28,7 +28,8 @@ from cola_cli.evaluation.report.measurements import read_scaling
 from cola_cli.reporting import Silent
 from cola_cli.settings.study import Study, parse_study
 from cola_cli.stages.scaling import command, missing_steps, run_study
-from cola_cli.stages.study import Run, plan_study
+from cola_cli.stages.study import Run
+from cola_cli.stages.study_plan import plan_study
 from cola_cli.stages.train_baseline import matched_settings
 from cola_cli.training import flops
 from cola_cli.training.networks import prior_config, transformer_config

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from importlib import resources
 
-from cola_cli.evaluation.report.charts import Axis, Chart, Reference, Series, drawing, figure
+from cola_cli.evaluation.report.charts import Axis, Chart, Reference, Series, figure
+from cola_cli.evaluation.report.drawing import drawing
 from cola_cli.evaluation.report.markup import Markup, element
 from cola_cli.evaluation.report.measurements import Fit, Point, Scaling
 from cola_cli.evaluation.report.quantities import MINUS, number
