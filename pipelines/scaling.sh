@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Cola DLM, an autoregressive model and LLaDA along compute, matched: half an hour of one CPU core.
+# Cola DLM, an autoregressive model and LLaDA along compute, matched: minutes of a CPU core.
 # For other sizes, corpora and schedulers see pipelines/study.sh, whose settings this takes.
 #
 #   bash pipelines/scaling.sh [RUN]
