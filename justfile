@@ -29,6 +29,10 @@ fix:
 quickstart *arguments:
     bash pipelines/quickstart.sh {{arguments}}
 
+# a study: scaling, rq1, rq2, rq3 or rq4
+study name *arguments:
+    bash pipelines/study.sh {{name}} {{arguments}}
+
 # what CI runs
 ci:
     bash .ci/run

@@ -26,6 +26,7 @@ def plan(
     output: Folder,
     config: Overlay = None,
     corpus: Corpus = None,
+    preset: options.Preset = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -36,7 +37,7 @@ def plan(
     from cola_cli.settings.study import read_study
     from cola_cli.stages.scaling import plan_rows
 
-    rows = plan_rows(read_study(study, config, corpus or ()), output)
+    rows = plan_rows(read_study(study, config, corpus or (), preset), output)
     if json:
         print_json({"runs": rows})
         return
@@ -48,6 +49,7 @@ def run(
     output: Folder,
     config: Overlay = None,
     corpus: Corpus = None,
+    preset: options.Preset = None,
     commands: Annotated[
         bool,
         typer.Option("--commands", help="Print the shell commands of what is missing; do nothing."),
@@ -65,7 +67,7 @@ def run(
     from cola_cli.settings.study import read_study
     from cola_cli.stages.scaling import command, missing_steps, run_study
 
-    found = read_study(study, config, corpus or ())
+    found = read_study(study, config, corpus or (), preset)
     if commands:
         for step in missing_steps(found, output):
             print(command(step))

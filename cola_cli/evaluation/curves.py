@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,12 +39,13 @@ class PowerLaw:
         return self.coefficient * np.asarray(x, np.float64) ** self.exponent
 
 
-def intervals(points: Sequence[Sequence[float]], log: bool) -> list[Interval]:
+def intervals(points: Sequence[Sequence[float]], log: bool, share: bool = False) -> list[Interval]:
     """The mean at each point of a curve with its 95 % interval, from the values of that point's seeds.
 
     With few seeds a point's own spread says little, so the spread is taken to be the same along the curve
     and estimated from all its points (of the logarithms with `log`, where the mean is the geometric one):
-    mean +- t(degrees of freedom) * pooled deviation / sqrt(seeds). Without a second seed there is none.
+    mean +- t(degrees of freedom) * pooled deviation / sqrt(seeds), of a share cut at 0 and 1. Without a
+    second seed there is none.
     """
     values = [np.log(point) if log else np.asarray(point, np.float64) for point in points]
     freedom = sum(len(own) - 1 for own in values)
@@ -54,6 +56,8 @@ def intervals(points: Sequence[Sequence[float]], log: bool) -> list[Interval]:
         if freedom:
             half = student_t(freedom) * math.sqrt(squares / freedom / len(own))
             low, high = mean - half, mean + half
+            if share:
+                low, high = max(0.0, low), min(1.0, high)
         if log:
             mean = math.exp(mean)
             low, high = (None if end is None else math.exp(end) for end in (low, high))
@@ -85,6 +89,7 @@ def power_law(x: Sequence[float], values: Sequence[float]) -> PowerLaw | None:
     )
 
 
+@functools.cache
 def student_t(freedom: int) -> float:
     """The t with P(|T| < t) = 95 % at these degrees of freedom.
 

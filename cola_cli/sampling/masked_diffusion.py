@@ -15,7 +15,7 @@ from torch import Tensor
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.engine import cut
 from cola_cli.sampling.noise import TOKENS, generator
-from cola_cli.sampling.options import SamplingOptions
+from cola_cli.sampling.options import SamplingOptions, unmask_blocks
 from cola_cli.sampling.rows import Generation, Request
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose
 
@@ -47,7 +47,7 @@ class MaskedDiffusionSampler:
         ids = torch.full((len(requests), length + self.budget), mask, device=self.device)
         if length:
             ids[:, :length] = torch.tensor([list(r.prompt) for r in requests], device=self.device)
-        for start, stop, passes in self._blocks():
+        for start, stop, passes in unmask_blocks(self.options, self.budget):
             for index, count in enumerate(shares(stop - start, passes)):
                 self._fill(ids, requests, slice(length + start, length + stop), start, index, count)
             unfinished = []
@@ -59,14 +59,6 @@ class MaskedDiffusionSampler:
             requests, ids = [requests[place] for place in unfinished], ids[unfinished]
             if not requests:
                 return
-
-    def _blocks(self) -> Iterator[tuple[int, int, int]]:
-        """Start, stop and passes of each semi-autoregressive block of the continuation."""
-        size = self.options.unmask_block or self.budget
-        passes = self.options.unmask_steps or self.budget
-        for start in range(0, self.budget, size):
-            stop = min(start + size, self.budget)
-            yield start, stop, max(1, round(passes * (stop - start) / self.budget))
 
     def _fill(
         self, ids: Tensor, requests: list[Request], block: slice, start: int, index: int, count: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,6 +76,15 @@ class SamplingOptions:
             _require(falling and ends, f"grid must fall from 1 to 0, not {self.grid}")
         if self.first_block == "partial-repaint":
             _require(self.solver == "euler", "partial repaint is defined for the Euler solver")
+
+
+def unmask_blocks(options: SamplingOptions, budget: int) -> Iterator[tuple[int, int, int]]:
+    """Start, stop and passes of each semi-autoregressive block of a continuation of `budget` tokens."""
+    size = options.unmask_block or budget
+    passes = options.unmask_steps or budget
+    for start in range(0, budget, size):
+        stop = min(start + size, budget)
+        yield start, stop, max(1, round(passes * (stop - start) / budget))
 
 
 def _require(condition: bool, message: str) -> None:

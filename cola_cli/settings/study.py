@@ -73,7 +73,8 @@ class StudySettings(Settings):
     """What all runs share besides the settings of the stages.
 
     passages: held-out passages that every model continues and whose last word it is asked for; context:
-    characters of each. judge: a model's folder for generative perplexity, instead of a [judge] table.
+    characters of each. judge: a model's folder for generative perplexity, instead of a [judge] table. tasks:
+    files of benchmark data by task; each is a metric too. limit: items of each.
     """
 
     corpus: tuple[str, ...] = ()
@@ -84,6 +85,8 @@ class StudySettings(Settings):
     judge: str | None = None
     passages: int = Field(default=128, ge=1)
     context: int = Field(default=240, ge=20)
+    tasks: dict[str, str] = Field(default_factory=dict)
+    limit: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> StudySettings:
@@ -102,16 +105,23 @@ class Study(Settings):
     tree: Tree
 
 
-def read_study(path: Path, overlay: Path | None = None, corpus: Iterable[str] = ()) -> Study:
+def read_study(
+    path: Path,
+    overlay: Path | None = None,
+    corpus: Iterable[str] = (),
+    preset: str | None = None,
+) -> Study:
     """The study of a TOML file, `overlay` (another such file, or parts of one) laid over it.
+
+    corpus, preset: instead of those that the files name.
 
     Raises UsageError saying what is wrong with either.
     """
     tree = read_toml(path)
     if overlay is not None:
         tree = merged(tree, read_toml(overlay))
-    if given := list(corpus):
-        tree = merged(tree, {"study": {"corpus": given}})
+    given = {"corpus": list(corpus), "preset": preset}
+    tree = merged(tree, {"study": {name: value for name, value in given.items() if value}})
     return parse_study(tree, str(path))
 
 

@@ -280,7 +280,6 @@ def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
     return {
         "sequences": rows,
         "parts": len(tokens.parts),
-        # half of the layers, no token head
-        "flops": flops.text_vae_forward(config, rows, length, 0) / 2,
+        "flops": flops.text_vae_encoding(config, rows, length),
         "latent_bytes": positions * config.latent_dim * 4,
     }

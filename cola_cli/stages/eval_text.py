@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -20,6 +21,7 @@ from cola_cli.runtime import choose_threads, prepare_torch
 if TYPE_CHECKING:
     from cola_cli.corpus.files import CorpusFile
     from cola_cli.evaluation.judge import Codec, Judge
+    from cola_cli.evaluation.text_share import TrainingWords
 
 TEXT_FIELDS = ("text", "generated", "generate")
 VALIDATION = "validation"
@@ -105,15 +107,22 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 def evaluate_words(samples: Path, tokens: Path) -> dict[str, Any]:
     """Shares of the samples' and of validation text's words and word pairs that training text has."""
-    from cola_cli.evaluation.text_share import TrainingWords, split_texts
+    from cola_cli.evaluation.text_share import split_texts
     from cola_cli.stages.sample import read_samples
 
     source = Artifact.open(tokens, "tokens")
-    known = TrainingWords(source)
+    known = _training_words(tokens, source.manifest.fingerprint)
     return {
         "samples": asdict(known.share(row["text"] for row in read_samples(samples))),
         "validation": asdict(known.share(split_texts(source, VALIDATION))),
     }
+
+
+@functools.lru_cache(maxsize=1)  # a study asks again and again
+def _training_words(tokens: Path, fingerprint: str) -> TrainingWords:
+    from cola_cli.evaluation.text_share import TrainingWords
+
+    return TrainingWords(Artifact.open(tokens, "tokens"))
 
 
 def _open_judge(path: Path | None, device: str, threads: int | None) -> Judge | None:

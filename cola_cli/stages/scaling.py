@@ -12,13 +12,15 @@ from cola_cli.artifacts.files import write_atomic
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.artifacts.reading import read_json
 from cola_cli.errors import InputError
+from cola_cli.evaluation.report.measurements import SCALING
 from cola_cli.reporting import Reporter
 from cola_cli.settings.study import Study, parse_study
-from cola_cli.stages.study import Run, Step, commands_of, plan_study
+from cola_cli.stages.study import Run, Step, commands_of
+from cola_cli.stages.study_plan import plan_study
+from cola_cli.stages.study_results import compute_curves
 
 STUDY_FILE = "study.json"  # what `cola scaling table` and `plot` read
 STUDY_LIMIT = 16 << 20  # bytes
-SEQUENCE_NOTE = "{number} of {count}: cola {stage}, {path}"
 NGRAM = 8  # of the figure `memorised`, as `cola eval text` has it
 
 
@@ -38,11 +40,11 @@ def run_study(
         if step.done:
             continue
         interruption.check()
-        reporter.note(
-            SEQUENCE_NOTE.format(number=number, count=len(steps), stage=step.stage, path=step.path)
-        )
-        perform(step, study, reporter, device, threads)
+        reporter.note(f"{number} of {len(steps)}: cola {step.stage}, {step.path}")
+        perform(step, reporter, device, threads)
         changed += 1
+    if (curves := compute_curves(study, folder)) is not None:
+        write_atomic(folder / SCALING, pretty_json(curves.model_dump(mode="json")))
     return len(steps), changed
 
 
@@ -71,6 +73,7 @@ def _plan_row(run: Run) -> dict[str, Any]:
         "flops": compute.flops,
         "earlier_flops": compute.earlier_flops,
         "paper_flops": compute.paper_flops,
+        "token_flops": compute.token_flops,
         "left": len(left),
         "model": str(run.trained.path),
     }
@@ -89,7 +92,7 @@ def recorded_study(folder: Path) -> Study:
     return parse_study(tree, str(path))
 
 
-def perform(step: Step, study: Study, reporter: Reporter, device: str, threads: int | None) -> None:
+def perform(step: Step, reporter: Reporter, device: str, threads: int | None) -> None:
     """Run one command of a study in this process."""
     inputs = {name: made.path for name, made in step.inputs.items()}
     match step.stage:
@@ -135,18 +138,19 @@ def perform(step: Step, study: Study, reporter: Reporter, device: str, threads: 
             from cola_cli.evaluation.tasks import built_in_template, read_questions
             from cola_cli.stages.evaluate import run_evaluation
 
-            questions = read_questions(inputs["data"], built_in_template("lambada"))
+            task, limit = step.given.get("task", "lambada"), step.given.get("limit")
+            data = inputs.get("data") or Path(step.given["data"])
+            questions = read_questions(data, built_in_template(task), limit)
             run_evaluation(
-                inputs["model"], "lambada", questions, inputs["data"], step.path, step.settings,
+                inputs["model"], task, questions, data, step.path, step.settings,
                 reporter, device, threads,
             )  # fmt: skip
         case _:
-            write_atomic(step.path, _file(step, study, inputs, reporter, device, threads))
+            write_atomic(step.path, _file(step, inputs, reporter, device, threads))
 
 
 def _file(
     step: Step,
-    study: Study,
     inputs: dict[str, Path],
     reporter: Reporter,
     device: str,
@@ -195,7 +199,10 @@ def command(step: Step) -> str:
         case "sample":
             words = [inputs["model"], "--prompts", inputs["prompts"], *common]
         case "eval run":
-            words = [inputs["model"], "--task", "lambada", "--data", inputs["data"], *common]
+            task, limit = step.given.get("task", "lambada"), step.given.get("limit")
+            data = inputs.get("data") or step.given["data"]
+            few = [] if limit is None else ["--limit", str(limit)]
+            words = [inputs["model"], "--task", task, "--data", data, *few, *common]
         case "eval cloze":
             count, context = (str(step.given[name]) for name in ("count", "context"))
             words = [inputs["tokens"], "--count", count, "--context", context, *out]

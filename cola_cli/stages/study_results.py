@@ -13,20 +13,22 @@ from cola_cli.errors import InputError
 from cola_cli.evaluation.curves import Interval, PowerLaw, intervals, power_law
 from cola_cli.evaluation.report.measurements import Fit, Level, Point, Scaling
 from cola_cli.evaluation.report.scaling import scaling_drawing
-from cola_cli.settings.study import COMPUTE, Study, Sweep
+from cola_cli.settings.study import COMPUTE, Study, StudySettings, Sweep
 from cola_cli.stages.study import (
-    CLOZE,
+    ANSWERS,
+    FROM_TEXT_PREFIXES,
     FROM_TRAINING,
     FROM_WORDS,
     Compute,
     Run,
-    plan_study,
     source_of,
 )
+from cola_cli.stages.study_plan import plan_study
 
 FIGURES_LIMIT = 16 << 20  # bytes
 REAL_TEXT = "real text"
 LOGARITHMIC = ("perplexity", "validation_loss", "validation_flow")  # metrics that multiply, not add
+SHARES = ("words", "pairs", "memorised", "mauve", *FROM_TEXT_PREFIXES)  # and all accuracies
 OWN_LOSS = (
     "validation_ figures are each model's own loss (flow matching, next token, a bound of masked diffusion):"
     " compare them along a line, never between lines of different models."
@@ -83,7 +85,7 @@ def study_results(study: Study, folder: Path) -> list[Results]:
     """The results of every sweep, as far as its runs are done. Raises InputError when none is."""
     runs = plan_study(study, folder)
     found = [
-        _sweep_results(sweep, study.study.metrics, [run for run in runs if run.sweep == sweep.name])
+        _sweep_results(sweep, study.study, [run for run in runs if run.sweep == sweep.name])
         for sweep in study.sweeps
     ]
     if not any(results.places for results in found):
@@ -162,6 +164,19 @@ def study_drawing(study: Study, folder: Path, x: str | None = None) -> str:
     return scaling_drawing(drawn)
 
 
+def compute_curves(study: Study, folder: Path) -> Scaling | None:
+    """What `cola report` draws: the sweeps along compute; None when there is none."""
+    along = [one for one in study_results(study, folder) if one.sweep.x in COMPUTE]
+    several = len(along) > 1
+    whole: Scaling | None = None
+    for one in along:
+        own = as_scaling(one, study.study.metrics)
+        if several:
+            own = _named(own, one.sweep.name)
+        whole = own if whole is None else _joined(whole, own)
+    return whole
+
+
 def place_rows(results: Results, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """A row for every line and point: what its runs take, and the intervals of the metrics."""
     rows = []
@@ -181,6 +196,7 @@ def place_rows(results: Results, metrics: Sequence[str]) -> list[dict[str, Any]]
                 "flops": compute.flops,
                 "total_flops": compute.total_flops,
                 "paper_flops": compute.paper_flops,
+                "token_flops": compute.token_flops,
                 **values,
             }
         )
@@ -199,14 +215,15 @@ def law_rows(
     ]
 
 
-def _sweep_results(sweep: Sweep, metrics: tuple[str, ...], runs: list[Run]) -> Results:
+def _sweep_results(sweep: Sweep, common: StudySettings, runs: list[Run]) -> Results:
+    metrics = common.metrics
     done = [run for run in runs if all(step.done for step in run.steps)]
     found: dict[int, dict[str, float | None]] = {}
     levels: dict[str, list[float]] = {}
     for run in done:
-        found[id(run)] = {metric: _value(run, metric) for metric in metrics}
+        found[id(run)] = {metric: _value(run, metric, common.tasks) for metric in metrics}
         for metric in metrics:
-            if (level := _real_text(run, metric)) is not None:
+            if (level := _real_text(run, metric, common.tasks)) is not None:
                 levels.setdefault(metric, []).append(level)
     places = []
     for line in sweep.lines:
@@ -214,7 +231,9 @@ def _sweep_results(sweep: Sweep, metrics: tuple[str, ...], runs: list[Run]) -> R
         points = sorted({run.point for run in own})
         groups = [[run for run in own if run.point == point] for point in points]
         columns = {
-            metric: _column(metric, [[found[id(r)][metric] for r in g] for g in groups])
+            metric: _column(
+                metric, [[found[id(r)][metric] for r in g] for g in groups], common.tasks
+            )
             for metric in metrics
         }
         for place, group in enumerate(groups):
@@ -229,29 +248,55 @@ def _sweep_results(sweep: Sweep, metrics: tuple[str, ...], runs: list[Run]) -> R
     return Results(sweep, places, means, len(runs) - len(done))
 
 
-def _column(metric: str, groups: list[list[float | None]]) -> list[Interval | None]:
+def _named(scaling: Scaling, sweep: str) -> Scaling:
+    """The same with the sweep's name behind those of the metrics."""
+
+    def named(entries: Iterable[Any]) -> list[Any]:
+        return [e.model_copy(update={"metric": f"{e.metric} ({sweep})"}) for e in entries]
+
+    return scaling.model_copy(
+        update={
+            "points": named(scaling.points),
+            "fits": named(scaling.fits),
+            "levels": named(scaling.levels),
+            "linear": [f"{metric} ({sweep})" for metric in scaling.linear],
+        }
+    )
+
+
+def _joined(one: Scaling, other: Scaling) -> Scaling:
+    lists = ("points", "fits", "levels", "linear")
+    return one.model_copy(
+        update={name: [*getattr(one, name), *getattr(other, name)] for name in lists}
+    )
+
+
+def _column(
+    metric: str, groups: list[list[float | None]], tasks: Iterable[str]
+) -> list[Interval | None]:
     """A metric along a line; None at points where no seed has it."""
     kept = [[value for value in group if value is not None] for group in groups]
     log = metric in LOGARITHMIC and all(value > 0 for group in kept for value in group)
-    measured = iter(intervals([group for group in kept if group], log))
+    share = source_of(metric, tasks).startswith(ANSWERS) or metric.startswith(SHARES)
+    measured = iter(intervals([group for group in kept if group], log, share))
     return [next(measured) if group else None for group in kept]
 
 
-def _value(run: Run, metric: str) -> float | None:
-    source = source_of(metric)
+def _value(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
+    source = source_of(metric, tasks)
     if source == "":
         value = read_manifest(run.trained.path).statistics.get(metric)
-    elif metric == CLOZE:
+    elif source.startswith(ANSWERS):
         value = read_manifest(run.figures[source].path).statistics["accuracy"]
     else:
         value = _figures(run, source)["samples"].get(metric)
     return None if value is None else float(value)
 
 
-def _real_text(run: Run, metric: str) -> float | None:
+def _real_text(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
     """What real text of the same shape has."""
-    source = source_of(metric)
-    if source in ("", "eval run"):
+    source = source_of(metric, tasks)
+    if source == "" or source.startswith(ANSWERS):
         return None
     found = _figures(run, source)["validation" if metric in FROM_WORDS else "held_out"] or {}
     value = found.get(metric)

@@ -7,6 +7,7 @@ two forward passes.
 
 from __future__ import annotations
 
+import functools
 import time
 
 from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig, TextVAEConfig, TransformerConfig
@@ -108,6 +109,7 @@ def transformer_training(
     return BACKWARD_TOO * transformer_forward(config, rows, length, head_tokens)
 
 
+@functools.cache  # a study trains many models in one process
 def matrix_rate(device: str, bf16: bool, dim: int, rows: int) -> float:
     """Measured operations a second of (rows, dim) x (dim, 4 dim) products on the device; takes 0.3 s."""
     import torch

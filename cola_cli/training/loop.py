@@ -296,6 +296,7 @@ class Training:
         values |= {
             "learning_rate": rate,
             "tokens": float(progress.step * tokens),
+            "flops": progress.step * self.objective.flops(train.batch_size),
             "skipped": float(progress.skipped),
             "seconds": seconds,
             "tokens_per_second": speed,

@@ -19,7 +19,6 @@ COLOURS = 6  # of the palette in style.css; later series repeat them with dashes
 MOST_POINTS = 700  # drawn of one series
 MOST_ROWS = 24  # of the table of numbers
 MOST_MARKERS = 60
-MARGIN = 20  # around the charts of a file
 FONT = 11.5
 CHARACTER = 6.4  # width of one at that size, pixels
 
@@ -80,15 +79,13 @@ def figure(chart: Chart, large: bool = False) -> Markup | None:
 
     A large one is drawn twice, for a wide page and for a phone; style.css shows one of them.
     """
-    chart = replace(
-        chart, series=[one for one in map(_drawable(chart), chart.series) if one.points]
-    )
+    chart = replace(chart, series=[one for one in map(drawable(chart), chart.series) if one.points])
     if not chart.series:
         return None
     if large:
-        drawings = [_svg(chart, 720, 330, "wide"), _svg(chart, 350, 260, "narrow")]
+        drawings = [svg(chart, 720, 330, "wide"), svg(chart, 350, 260, "narrow")]
     else:
-        drawings = [_svg(chart, 350, 230, None)]
+        drawings = [svg(chart, 350, 230, None)]
     return element(
         "figure",
         element(
@@ -103,58 +100,13 @@ def figure(chart: Chart, large: bool = False) -> Markup | None:
     )
 
 
-def drawing(charts: Sequence[Chart], style: str, columns: int = 2) -> str:
-    """Charts side by side as one SVG file that stands alone; those without points are left out.
-
-    style: CSS with the page's colours and classes.
-    """
-    made = [
-        replace(one, series=[s for s in map(_drawable(one), one.series) if s.points])
-        for one in charts
-    ]
-    made = [one for one in made if one.series]
-    width, height, head = 420, 270, 64  # of one chart, and of its title, note and legend
-    across = min(columns, max(1, len(made)))
-    down = -(-len(made) // across)
-    panels = []
-    for index, chart in enumerate(made):
-        x, y = index % across * (width + 24), index // across * (height + head)
-        panels.append(
-            element(
-                "g",
-                element("text", chart.title, x=0, y=16, class_="title"),
-                element("text", chart.note, x=0, y=32, class_="tick") if chart.note else None,
-                _drawn_legend(chart),
-                element(
-                    "g",
-                    _svg(chart, width, height - 24, None, height - 24),
-                    transform=f"translate(0 {head})",
-                ),
-                transform=f"translate({x} {y})",
-            )
-        )
-    size = across * (width + 24) - 24 + 2 * MARGIN, down * (height + head) + 2 * MARGIN
-    return str(
-        element(
-            "svg",
-            element("style", Markup(style)),
-            element("rect", x=0, y=0, width=size[0], height=size[1], class_="page"),
-            element("g", panels, transform=f"translate({MARGIN} {MARGIN})"),
-            xmlns="http://www.w3.org/2000/svg",
-            viewBox=f"0 0 {size[0]} {size[1]}",
-            width=size[0],
-            height=size[1],
-        )
-    )
-
-
 def grid(figures: Sequence[Markup | None]) -> Markup | None:
     """Figures side by side as the page has room; None when there is none."""
     present = [one for one in figures if one is not None]
     return element("div", present, class_="charts") if present else None
 
 
-def _drawable(chart: Chart) -> Callable[[Series], Series]:
+def drawable(chart: Chart) -> Callable[[Series], Series]:
     """Leaves out what an axis cannot hold, and thins out what nobody could see."""
 
     def fits(point: Pair) -> bool:
@@ -162,7 +114,7 @@ def _drawable(chart: Chart) -> Callable[[Series], Series]:
         finite = math.isfinite(x) and math.isfinite(y)
         return finite and (x > 0 or not chart.x.log) and (y > 0 or not chart.y.log)
 
-    def drawable(series: Series) -> Series:
+    def kept_of(series: Series) -> Series:
         kept = [index for index, point in enumerate(series.points) if fits(point)]
         if len(kept) > MOST_POINTS:
             kept = _spread(kept, MOST_POINTS)
@@ -172,7 +124,7 @@ def _drawable(chart: Chart) -> Callable[[Series], Series]:
             intervals=[series.intervals[index] for index in kept] if series.intervals else [],
         )
 
-    return drawable
+    return kept_of
 
 
 def _spread(items: list[int], wanted: int) -> list[int]:
@@ -198,7 +150,7 @@ class _Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def _svg(
+def svg(
     chart: Chart, width: int, height: int, class_: str | None, fixed: int | None = None
 ) -> Markup:
     """`fixed`: its height inside another drawing, where no style sheet sizes it."""
@@ -378,19 +330,6 @@ def _legend(chart: Chart) -> Markup | None:
         [element("li", swatch(colour), name) for name, colour in names.items()],
         class_="legend",
     )
-
-
-def _drawn_legend(chart: Chart) -> Markup | None:
-    names = {series.name: series.colour for series in chart.series}
-    if len(names) < 2:
-        return None
-    entries, x = [], 0.0
-    for name, colour in names.items():
-        place = element("g", marker(colour, 6, 0), class_=f"series c{colour % COLOURS}")
-        said = element("text", name, x=16, y=4, class_="legend")
-        entries.append(element("g", place, said, transform=f"translate({x:.0f} 48)"))
-        x += 34 + len(name) * CHARACTER
-    return element("g", entries)
 
 
 def _numbers(chart: Chart) -> Markup:

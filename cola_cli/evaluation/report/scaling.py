@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from importlib import resources
 
-from cola_cli.evaluation.report.charts import Axis, Chart, Reference, Series, drawing, figure
+from cola_cli.evaluation.report.charts import Axis, Chart, Reference, Series, figure
+from cola_cli.evaluation.report.drawing import drawing
 from cola_cli.evaluation.report.markup import Markup, element
 from cola_cli.evaluation.report.measurements import Fit, Point, Scaling
 from cola_cli.evaluation.report.quantities import MINUS, number
 
 FIT_POINTS = 60
+OWN_LOSS = "validation_"  # metrics of a trained model itself; each family has another
 # What a file of its own needs beyond the page's style sheet.
 FILE_STYLE = """
 svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
@@ -97,6 +99,8 @@ def scaling_formulas(metric: str, scaling: Scaling) -> list[str]:
 def _notes(points: list[Point], log: bool, has_fits: bool) -> str:
     notes = ["Bars: the interval given with a point."] if any(map(_interval, points)) else []
     notes += ["Thin: fit."] if has_fits else []
+    if any(point.metric.startswith(OWN_LOSS) for point in points):
+        notes.append("Each model's own loss: not to be compared between lines.")
     left_out = sum(point.value <= 0 for point in points) if log else 0
     if left_out:
         values = f"{left_out} values that are not positive have"

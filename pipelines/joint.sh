@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Joint training of prior and VAE on the latents of a run (the paper's second stage), beside the prior that was trained
+# with the VAE frozen. What the run lacks is made first, by the quickstart and with its settings.
+#
+#   bash pipelines/joint.sh [RUN]               RUN is runs/quickstart by default
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+run=${1:-runs/quickstart}
+cola=${COLA:-.venv/bin/cola} # the command to run
+options=(--preset "${PRESET:-tiny}")
+[ -z "${SETTINGS:-}" ] || options+=(--config "$SETTINGS")
+[ -f "$run/words.txt" ] || bash pipelines/quickstart.sh "$run"
+
+"$cola" train prior "$run/latents" --mode joint --vae "$run/vae" -o "$run/joint" "${options[@]}"
+"$cola" sample "$run/joint" --prompts "${PROMPTS:-data/prompts.jsonl}" -o "$run/joint-samples" "${options[@]}"
+for samples in samples joint-samples; do
+    echo "$samples"
+    "$cola" eval words "$run/$samples" --tokens "$run/tokens"
+done
