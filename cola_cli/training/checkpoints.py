@@ -230,6 +230,13 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_all(directory: Path) -> None:
+    """Remove every checkpoint, and the directory."""
+    for path in directory.glob("step-*"):
+        remove(path)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def _damaged(path: Path) -> DamagedArtifact:
     return DamagedArtifact(
         f"the checkpoint file {path} is damaged.",

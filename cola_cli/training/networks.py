@@ -23,6 +23,11 @@ from cola_cli.models.transformer import Transformer
 TRANSFORMER = "transformer"  # the folder of a baseline's network
 
 
+def network_files(*names: str) -> tuple[str, ...]:
+    """The files of networks of these names."""
+    return tuple(f"{name}/{file}" for name in names for file in ("config.json", "model.safetensors"))
+
+
 def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: Any) -> None:
     """Write the weights and the config of a network."""
     with writer.file(f"{name}/model.safetensors") as temporary:
