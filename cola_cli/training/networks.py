@@ -25,7 +25,9 @@ TRANSFORMER = "transformer"  # the folder of a baseline's network
 
 def network_files(*names: str) -> tuple[str, ...]:
     """The files of networks of these names."""
-    return tuple(f"{name}/{file}" for name in names for file in ("config.json", "model.safetensors"))
+    return tuple(
+        f"{name}/{file}" for name in names for file in ("config.json", "model.safetensors")
+    )
 
 
 def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: Any) -> None:
