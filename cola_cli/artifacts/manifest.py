@@ -44,7 +44,8 @@ def _inside_the_artifact(path: str) -> str:
     return path
 
 
-def _shallow(tree: dict[str, Any]) -> dict[str, Any]:
+def require_shallow(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree itself. Raises ValueError when it nests deeper than anything that cola writes."""
     level: list[Any] = [tree]
     for _ in range(DEPTH_LIMIT):
         inner = [value.values() if isinstance(value, dict) else value for value in level]
@@ -55,7 +56,7 @@ def _shallow(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 RelativePath = Annotated[str, AfterValidator(_inside_the_artifact)]
-Tree = Annotated[dict[str, Any], AfterValidator(_shallow)]
+Tree = Annotated[dict[str, Any], AfterValidator(require_shallow)]
 Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT)]
 
 

@@ -18,6 +18,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from cola_cli.artifacts.pages import largest_page
 from cola_cli.artifacts.reading import VALUES_LIMIT, parse_json, reason, shown
 from cola_cli.errors import InputError
 
@@ -26,6 +27,7 @@ PACKED = (".gz", ".zst")
 DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line
 READ_BYTES = 1 << 20
 PARQUET_ROWS = 256
+PAGE_LIMIT = 1 << 30  # bytes, unpacked, of one page, and of the rows that are held at once
 # Of packed zstd data at a time: it can grow 32,768-fold, and comes out all at once.
 ZSTD_BYTES = 1 << 10
 
@@ -301,17 +303,49 @@ def _parquet(path: Path, text_field: str) -> Iterator[Document]:
             names = file.schema_arrow.names
             if text_field not in names:
                 raise InputError(
-                    f"{path} has no column {text_field!r} (it has {', '.join(names)}).",
+                    f"{path} has no column {text_field!r} (it has {_listed(names)}).",
                     "Name the column with --text-field.",
                 )
+            kind = file.schema_arrow.field(names.index(text_field)).type
+            if names.count(text_field) > 1 or not _is_text(kind):
+                raise InputError(
+                    f"{path}: the column {text_field!r} holds {shown(kind)}, not text, or is there twice.",
+                    "Name the column with --text-field.",
+                )
+            rows = _rows_at_a_time(path, file.metadata, text_field)
             row = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field]):
+            for batch in file.iter_batches(batch_size=rows, columns=[text_field]):
                 for text in batch.column(0).to_pylist():
                     yield Document(
                         _field(path, f"row {row}", {text_field: text}, text_field), f"row {row}"
                     )
                     row += 1
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
-            f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}).", "Fetch it again."
+            f"{path} is not a whole Parquet file ({reason(error)}).", "Fetch it again."
         ) from error
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return any(
+        test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view)
+    )
+
+
+def _rows_at_a_time(path: Path, metadata: Any, text_field: str) -> int:
+    """How many rows may be held at once: no text is larger than the largest page of its column."""
+    columns = [
+        number
+        for number in range(metadata.num_columns)
+        if metadata.schema.column(number).path == text_field
+    ]
+    largest = largest_page(path, metadata, columns) if metadata.num_rows else 0
+    if largest > PAGE_LIMIT:
+        raise InputError(
+            f"{path} has a page of {largest >> 20:,} MiB unpacked.",
+            f"Write it with pages of at most {PAGE_LIMIT >> 20} MiB.",
+        )
+    return max(1, min(PARQUET_ROWS, PAGE_LIMIT // max(largest, 1)))

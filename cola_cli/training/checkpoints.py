@@ -27,9 +27,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cola_cli.artifacts.files import atomic_file, make_directory, sha256_file, write_atomic
+from cola_cli.artifacts.reading import read_json
 from cola_cli.errors import DamagedArtifact
 
 COMMITTED = "COMMITTED.json"
+RECORD_LIMIT = 64 << 20  # bytes
 STARTS = (
     "starts"  # in the header of a file: JSON, name -> number of its first row in the whole tensor
 )
@@ -52,9 +54,11 @@ class Checkpoint:
         self.step = step
         self._checked: set[str] = set()
         try:
-            self._files: dict[str, dict[str, Any]] = json.loads((path / COMMITTED).read_bytes())
-            self.state: dict[str, Any] = json.loads(self._file("state.json").read_bytes())
-        except (ValueError, KeyError, TypeError) as error:
+            self._files: dict[str, dict[str, Any]] = read_json(path / COMMITTED, RECORD_LIMIT)
+            if any(Path(name).name != name for name in self._files):
+                raise ValueError("it names files elsewhere")
+            self.state: dict[str, Any] = read_json(self._file("state.json"), RECORD_LIMIT)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path / COMMITTED) from error
         self._places: dict[str, dict[str, list[tuple[int, int, str]]]] = {}
 
@@ -113,7 +117,7 @@ class Checkpoint:
         path = self.path / name
         record = self._files[name]
         if name not in self._checked:
-            if not path.is_file() or path.stat().st_size != record["bytes"]:
+            if path.is_symlink() or not path.is_file() or path.stat().st_size != record["bytes"]:
                 raise _damaged(path)
             if sha256_file(path) != record["sha256"]:
                 raise _damaged(path)

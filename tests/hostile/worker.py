@@ -1,4 +1,4 @@
-"""Parsers run in processes of their own, so that one that dies or swallows the memory is counted, not fatal."""
+"""Parsers run in processes of their own: one that dies or swallows the memory is counted, not fatal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.hostile.surfaces import parsers
 from tests.hostile.tally import Tally
 
 SECONDS = 600  # of one process
+MEMORY = 3 << 30  # bytes that a process may ask for
 DEATHS = 5  # of one parser, before the rest of its inputs are given up
 
 
@@ -70,6 +71,7 @@ def main(arguments: list[str]) -> None:
     """In the child: run the parsers one after the other, a JSON line each."""
     originals, work = map(Path, arguments[:2])
     count, seed, skip = map(int, arguments[2:5])
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     table = {parser.name: parser for parser in parsers()}
     for name in arguments[5:]:
         with tempfile.TemporaryDirectory(dir=work) as scratch:
