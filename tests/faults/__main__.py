@@ -29,19 +29,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--page", type=Path, help=f"where to write the page (all faults: {PAGE.name})"
     )
-    parser.add_argument("--json", type=Path, help="where to write points and failures for machines")
+    parser.add_argument("--json", type=Path, help="where to write points and results for machines")
+    parser.add_argument(
+        "--again",
+        type=Path,
+        metavar="JSON",
+        help="only what failed in an earlier run of all faults",
+    )
     asked = parser.parse_args(arguments)
 
     from tests.faults import processes
 
     processes.prepare()
-    from tests.faults.campaign import Campaign, seconds_since
+    from tests.faults.campaign import Campaign, Result, seconds_since
+    from tests.faults.cases import Verdict
     from tests.faults.damaging import files_of
     from tests.faults.report import page
     from tests.faults.stages import FOLDER, ORDER
 
+    earlier = json.loads(asked.again.read_text()) if asked.again else None
     chosen = asked.sample is not None or asked.stages or asked.kinds
-    seed = asked.seed if asked.seed is not None else (secrets.randbelow(10**6) if chosen else 0)
+    seed = (
+        earlier["seed"]
+        if earlier
+        else asked.seed
+        if asked.seed is not None
+        else (secrets.randbelow(10**6) if chosen else 0)
+    )
     print(f"seed {seed}", flush=True)
     begin = time.monotonic()
     where = MEMORY if os.access(MEMORY, os.W_OK) else None
@@ -52,6 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
             campaign.cases = [case for case in campaign.cases if case.kind in asked.kinds]
         if asked.sample is not None:
             campaign.draw(asked.sample)
+        kept: list[Result] = []
+        if earlier:
+            known = [Result(*row[:3], Verdict(**row[3])) for row in earlier["results"]]
+            kept = [r for r in known if not (r.verdict.lost or r.verdict.unclear)]
+            good = {(r.stage, r.kind, r.name) for r in kept}
+            campaign.cases = [c for c in campaign.cases if (c.stage, c.kind, c.name) not in good]
         campaign.compare_with_strace(asked.strace or (() if chosen else ORDER))
         for text in campaign.disagreements:
             print(f"strace counts otherwise: {text}", flush=True)
@@ -66,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
             if done % 100 == 0 or done == total:
                 print(f"{done:,} of {total:,} faults, {seconds_since(begin)}", flush=True)
 
-        results = campaign.run(asked.jobs, tell)
+        results = kept + campaign.run(asked.jobs, tell)
+        total = len(results)
         files = {stage: files_of(campaign.home / FOLDER[stage]) for stage in ORDER}
         target = asked.page or (None if chosen else PAGE)
         if target:
@@ -77,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
             "seed": seed,
             "points": {FOLDER[s]: [str(p) for p in ps] for s, ps in campaign.points.items()},
             "files": {FOLDER[stage]: names for stage, names in files.items()},
-            "tried": [[r.stage, r.kind, r.name] for r in results],
+            "results": [[r.stage, r.kind, r.name, vars(r.verdict)] for r in results],
             "lost": [[r.stage, r.kind, r.name, *r.verdict.lost] for r in lost],
             "unclear": [[r.stage, r.kind, r.name, *r.verdict.unclear] for r in unclear],
             "skipped": campaign.skipped,

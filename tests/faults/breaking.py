@@ -17,7 +17,6 @@ from tests.faults.processes import ERRORS, SIGNALS, Running, run, run_with_fault
 from tests.faults.stages import FOLDER, Stages, differences, snapshot
 
 KILLS = ("before", "after", "within")
-DOUBLE = tuple(f"{name} twice" for name in SIGNALS)
 
 
 def kills(stages: Stages, stage: str, points: list[Point]) -> Iterator[Case]:
@@ -93,15 +92,10 @@ def _failed(stages: Stages, stage: str, point: Point, error: str, folder: Path) 
 
 
 def signals(stages: Stages, stage: str, points: list[Point]) -> Iterator[Case]:
-    """SIGTERM and SIGINT, once and twice in a row, in each phase: two of them at its first point, two at
-    its last."""
-    seen: set[str] = set()
-    for point in ends_of_phases(points):
-        names = ("SIGINT", "SIGTERM twice") if point.phase in seen else ("SIGTERM", "SIGINT twice")
-        seen.add(point.phase)
-        if sum(point.phase == other.phase for other in points) == 1:
-            names = (*SIGNALS, *DOUBLE)
-        for name in names:
+    """SIGTERM and SIGINT, one of them twice in a row, at the first and last point of each phase."""
+    for number, point in enumerate(ends_of_phases(points)):
+        once, twice = ("SIGTERM", "SIGINT") if number % 2 else ("SIGINT", "SIGTERM")
+        for name in (once, f"{twice} twice"):
             check = partial(_signalled, stages, stage, point, name)
             yield Case(stage, "signals", f"{name} at {point}", check)
 
@@ -132,11 +126,14 @@ def _signalled(stages: Stages, stage: str, point: Point, name: str, folder: Path
 
 
 def writers(stages: Stages, stage: str, points: list[Point]) -> Iterator[Case]:
-    """A second writer comes while the first is at a point."""
+    """A second writer comes while the first is at the first point of a phase."""
     locked = next(n for n, point in enumerate(points) if point.call == "flock")
     named = next(n for n, p in enumerate(points) if p.call == "write" and p.path.endswith(".lock"))
-    for point in ends_of_phases(points):
-        place = points.index(point)
+    seen: set[str] = set()
+    for place, point in enumerate(points):
+        if point.phase in seen:
+            continue
+        seen.add(point.phase)
         check = partial(_second, stages, stage, point, place > locked, place > named)
         yield Case(stage, "two writers", f"a second at {point}", check)
 

@@ -35,8 +35,8 @@ seven stages, in {duration}. **Lost or silently wrong: {lost}.** {unclear}
 
 ## How
 
-Every stage is run for real, with tiny settings and one thread (the baselines train in one loop: `train ar`
-stands for both; this loop's errors, signals and damage are tried in `train vae` and `train prior`). Where it writes is not listed by hand: the
+Every stage is run for real, with tiny settings and one thread. All training is one loop, so what is no kill
+is tried in `train vae` and `train prior` alone, and `train ar` stands for both baselines. Where it writes is not listed by hand: the
 kernel holds the process at every system call that changes a file under the output's folder (seccomp user
 notification), whether Python, Arrow's C++ or the Rust of safetensors makes it. Each such call is a *write
 point*, and at each one the stage is
@@ -46,10 +46,10 @@ point*, and at each one the stage is
   theirs; or all entries, but of bytes only those synced. Both are run again where they differ from every
   disk before;
 - **failed**: EIO from this call; a disk that is full from this call on; and, apart from points, a real
-  file system of every size, page by page, from empty to large enough;
-- **signalled** (SIGTERM, SIGINT, once and twice in a row; also while Python and torch are being loaded),
-  and met by **a second writer**, at the first
-  and last point of each phase (points that differ in a number are one phase).
+  file system of every size from empty to large enough, in steps of two pages;
+- **signalled** (SIGTERM and SIGINT, one of them twice in a row; also while Python and torch are being
+  loaded) at the first and last point of each phase, and met by **a second writer** at its first (points
+  that differ in a number are one phase).
 
 After each, the same command runs again and must end with every byte of an undisturbed run. Exempt are
 times alone: the columns of seconds and rates in `metrics.parquet`, `seconds` in the manifest, and the

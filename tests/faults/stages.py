@@ -103,6 +103,8 @@ class Stages:
 
     def make(self, run: Callable[[str, list[str]], None]) -> None:
         """Write the inputs and make every artifact with `run(stage, arguments)`."""
+        if not self.input("corpus").exists():
+            self.write_inputs()
         for stage in ORDER:
             run(stage, self.command(stage, self.home / FOLDER[stage]))
 
