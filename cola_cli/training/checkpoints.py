@@ -35,6 +35,8 @@ RECORD_LIMIT = 64 << 20  # bytes
 STARTS = (
     "starts"  # in the header of a file: JSON, name -> number of its first row in the whole tensor
 )
+# What a header or record of another shape makes of the code below.
+_FOREIGN = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 _STEP = re.compile(r"step-(\d{8,})$")
 
 
@@ -58,7 +60,7 @@ class Checkpoint:
             if any(Path(name).name != name for name in self._files):
                 raise ValueError("it names files elsewhere")
             self.state: dict[str, Any] = read_json(self._file("state.json"), RECORD_LIMIT)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, *_FOREIGN) as error:
             raise _damaged(path / COMMITTED) from error
         self._places: dict[str, dict[str, list[tuple[int, int, str]]]] = {}
 
@@ -110,7 +112,7 @@ class Checkpoint:
         try:
             with safe_open(path, "pt") as file:
                 yield file
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, *_FOREIGN) as error:
             raise _damaged(path) from error
 
     def _file(self, name: str) -> Path:

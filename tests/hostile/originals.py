@@ -97,9 +97,15 @@ def _make_artifacts(folder: Path) -> None:
     )
     weights = {"linear.weight": torch.arange(6.0).reshape(2, 3), "linear.bias": torch.zeros(2)}
     moments = {"linear.weight:exp_avg": torch.ones(2, 3), "linear.bias:step": torch.tensor(4.0)}
-    checkpoints.save(
-        folder / "checkpoints", STEP, {"model": weights, "optimizer": moments}, {"step": STEP}
+    groups = {"model": weights, "optimizer": moments}
+    checkpoints.write(
+        folder / "checkpoints",
+        STEP,
+        {name: checkpoints.Group(tensors, {}) for name, tensors in groups.items()},
+        {"step": STEP},
+        rank=0,
     )
+    checkpoints.commit(folder / "checkpoints", STEP)
 
 
 if __name__ == "__main__":

@@ -72,16 +72,31 @@ class Parser:
         ]
         yield from islice((case for group in zip(*streams, strict=True) for case in group), count)
 
-    def run(self, originals: Path, work: Path, count: int, seed: int, skip: int = 0) -> Tally:
-        """Try every case from number `skip` on; the number of the one being tried is in `work`/current."""
+    def run(
+        self,
+        originals: Path,
+        work: Path,
+        count: int,
+        seed: int,
+        skip: int = 0,
+        most: int | None = None,
+    ) -> Tally:
+        """Try every case from number `skip` on, or `most` of all by chance.
+
+        The number of the one being tried is in `work`/current.
+        """
         tally = Tally(self.name)
         folder = work / "case"
         shutil.copytree(originals / self.original, folder, symlinks=True)
         kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         expected = self.parse(folder)
         current = os.open(work / "current", os.O_WRONLY | os.O_CREAT)
+        chosen: set[int] | None = None
+        if most is not None:
+            numbers = range(len(self.targets), sum(1 for _ in self.cases(folder, count, seed)))
+            chosen = set(random.Random(seed).sample(numbers, min(most, len(numbers)))) | {0}
         for number, (label, target, content) in enumerate(self.cases(folder, count, seed)):
-            if number < skip:
+            if number < skip or (chosen is not None and number not in chosen):
                 continue
             os.pwrite(current, struct.pack("<Q", number), 0)
             path = folder / target

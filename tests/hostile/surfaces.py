@@ -357,8 +357,8 @@ def _weights() -> list[Parser]:
     )
     steps = f"checkpoints/step-{STEP:08d}"
     names = {
-        "model.safetensors": "safetensors",
-        "optimizer.safetensors": "safetensors",
+        "model-00000.safetensors": "safetensors",
+        "optimizer-00000.safetensors": "safetensors",
         "state.json": "json",
         "COMMITTED.json": "json",
     }
@@ -486,8 +486,7 @@ def _checkpoint(folder: Path) -> Any:
     found = latest(folder / "checkpoints")
     assert found is not None
     tensors = {
-        name: {key: tensor.tolist() for key, tensor in found.tensors(name).items()}
-        for name in ("model", "optimizer")
+        group: {name: found.read(group, name).tolist() for name in found.names(group)}
+        for group in ("model", "optimizer", "average")
     }
-    assert not found.has("average") or found.tensors("average") is not None
     return found.step, dict(found.state), tensors

@@ -20,15 +20,15 @@ DEATHS = 5  # of one parser, before the rest of its inputs are given up
 
 
 def run_parsers(
-    names: list[str], originals: Path, count: int, seed: int = 0
+    names: list[str], originals: Path, count: int, seed: int = 0, most: int | None = None
 ) -> tuple[list[Tally], int]:
-    """Tallies of the named parsers and the peak memory in bytes of the processes that ran them."""
+    """Tallies of the named parsers (all cases, or `most` of each by chance) and the peak memory in bytes of the processes that ran them."""
     tallies: dict[str, Tally] = {name: Tally(name) for name in names}
     peak = 0
     with tempfile.TemporaryDirectory() as folder:
         waiting, skip, deaths = list(names), 0, 0
         while waiting:
-            result = _child(waiting, originals, Path(folder), count, seed, skip)
+            result = _child(waiting, originals, Path(folder), count, seed, skip, most)
             for line in result.stdout.splitlines():
                 document = json.loads(line)
                 peak = max(peak, document.pop("peak"))
@@ -50,9 +50,23 @@ def run_parsers(
 
 
 def _child(
-    names: list[str], originals: Path, work: Path, count: int, seed: int, skip: int
+    names: list[str],
+    originals: Path,
+    work: Path,
+    count: int,
+    seed: int,
+    skip: int,
+    most: int | None,
 ) -> subprocess.CompletedProcess[str]:
-    arguments = [str(originals), str(work), str(count), str(seed), str(skip), *names]
+    arguments = [
+        str(originals),
+        str(work),
+        str(count),
+        str(seed),
+        str(skip),
+        str(most or 0),
+        *names,
+    ]
     command = [sys.executable, "-m", "tests.hostile.worker", *arguments]
     try:
         return subprocess.run(
@@ -70,13 +84,13 @@ def _child(
 def main(arguments: list[str]) -> None:
     """In the child: run the parsers one after the other, a JSON line each."""
     originals, work = map(Path, arguments[:2])
-    count, seed, skip = map(int, arguments[2:5])
+    count, seed, skip, most = map(int, arguments[2:6])
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     table = {parser.name: parser for parser in parsers()}
-    for name in arguments[5:]:
+    for name in arguments[6:]:
         with tempfile.TemporaryDirectory(dir=work) as scratch:
             (Path(scratch) / "current").symlink_to(work / "current")
-            tally = table[name].run(originals, Path(scratch), count, seed, skip)
+            tally = table[name].run(originals, Path(scratch), count, seed, skip, most or None)
         skip = 0
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps(dataclasses.asdict(tally) | {"peak": peak}), flush=True)
