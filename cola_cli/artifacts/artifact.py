@@ -29,11 +29,10 @@ from cola_cli.artifacts.manifest import (
     Kind,
     Manifest,
     PartRecord,
-    pretty_json,
     read_manifest,
     write_manifest,
 )
-from cola_cli.artifacts.reading import read_json, reason, shown
+from cola_cli.artifacts.reading import parse_json, read_regular, reason, shown
 from cola_cli.errors import DamagedArtifact, InputError, OutputConflict
 from cola_cli.version import __version__
 
@@ -223,9 +222,7 @@ def write_part(
         source=source,
         statistics=part.statistics,
     )
-    write_atomic(
-        directory / PARTS / f"{index:05d}.json", pretty_json(record.model_dump(mode="json"))
-    )
+    write_atomic(directory / PARTS / f"{index:05d}.json", record.to_bytes())
 
 
 class Writer:
@@ -333,7 +330,11 @@ def read_part_record(path: Path) -> PartRecord:
     """Read and validate one `parts/00000.json`."""
     remedy = "Run the stage again with --overwrite."
     try:
-        return PartRecord.model_validate(read_json(path, RECORD_LIMIT))
+        text = read_regular(path, RECORD_LIMIT)
+        record = PartRecord.model_validate(parse_json(text))
+        if record.digest and record.to_bytes() != text:
+            raise ValueError("its digest does not match its content")
+        return record
     except ValidationError as error:
         wrong = f"{len(error.errors())} entries are wrong, the first: {error.errors()[0]['msg']}"
         raise DamagedArtifact(f"{path} is no part record ({shown(wrong)}).", remedy) from error

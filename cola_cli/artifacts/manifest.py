@@ -116,6 +116,11 @@ class PartRecord(_Record):
     sha256: Digest
     source: str = ""
     statistics: Tree = {}
+    digest: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The file's exact content; `digest` as in a manifest, for the record of an unfinished artifact."""
+        return signed_json(self)
 
 
 class Manifest(_Record):
@@ -137,8 +142,13 @@ class Manifest(_Record):
 
     def to_bytes(self) -> bytes:
         """The file's exact content. `digest` is the SHA-256 of that content with an empty `digest`."""
-        unsigned = self.model_copy(update={"digest": ""}).model_dump(mode="json")
-        return pretty_json(unsigned | {"digest": sha256_bytes(pretty_json(unsigned))})
+        return signed_json(self)
+
+
+def signed_json(record: BaseModel) -> bytes:
+    """A record as JSON, its `digest` the SHA-256 of the same text with an empty one."""
+    unsigned = record.model_copy(update={"digest": ""}).model_dump(mode="json")
+    return pretty_json(unsigned | {"digest": sha256_bytes(pretty_json(unsigned))})
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -57,8 +57,9 @@ class Checkpoint:
         self._checked: set[str] = set()
         try:
             self._files: dict[str, dict[str, Any]] = read_json(path / COMMITTED, RECORD_LIMIT)
-            if any(Path(name).name != name for name in self._files):
-                raise ValueError("it names files elsewhere")
+            for name, record in self._files.items():
+                if Path(name).name != name or {*record} != {"bytes", "sha256"}:
+                    raise ValueError(f"{name} is no record of a file in it")
             self.state: dict[str, Any] = read_json(self._file("state.json"), RECORD_LIMIT)
         except (OSError, ValueError, *_FOREIGN) as error:
             raise _damaged(path / COMMITTED) from error

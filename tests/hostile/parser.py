@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -202,7 +203,10 @@ def seal_artifact(folder: Path, target: str) -> None:
     record = (artifact / changed).with_suffix(".json")
     if changed.startswith("parts/") and not changed.endswith(".json") and record.is_file():
         document = json.loads(record.read_bytes())
-        record.write_bytes(pretty_json(document | _figures(artifact / changed)))
+        document |= _figures(artifact / changed) | {"digest": ""}
+        record.write_bytes(pretty_json(document | {"digest": _sha256(pretty_json(document))}))
+    elif changed.startswith("parts/"):
+        _sign(artifact / changed)
     path = artifact / "manifest.json"
     if changed == "manifest.json":
         seal_manifest(path)
@@ -212,6 +216,13 @@ def seal_artifact(folder: Path, target: str) -> None:
         entry |= _figures(artifact / entry["path"])
     path.write_bytes(json_bytes(document))
     seal_manifest(path)
+
+
+def _sign(path: Path) -> None:
+    """Give a changed part record the digest of its content, where it has a shape for one."""
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        document = json.loads(path.read_bytes()) | {"digest": ""}
+        path.write_bytes(pretty_json(document | {"digest": _sha256(pretty_json(document))}))
 
 
 def seal_manifest(path: Path) -> None:

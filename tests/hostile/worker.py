@@ -22,7 +22,8 @@ DEATHS = 5  # of one parser, before the rest of its inputs are given up
 def run_parsers(
     names: list[str], originals: Path, count: int, seed: int = 0, most: int | None = None
 ) -> tuple[list[Tally], int]:
-    """Tallies of the named parsers (all cases, or `most` of each by chance) and the peak memory in bytes of the processes that ran them."""
+    """Tallies of the named parsers (all cases, or `most` of each by chance), and the peak memory in bytes of
+    the processes that ran them."""
     tallies: dict[str, Tally] = {name: Tally(name) for name in names}
     peak = 0
     with tempfile.TemporaryDirectory() as folder:
