@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """A text on one line, control characters escaped: names in foreign files could drive a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class ColaError(Exception):
     """One sentence on what is wrong (with file, line or row, and value) and one on what to do."""
 
@@ -10,8 +15,8 @@ class ColaError(Exception):
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)
-        self.problem = problem
-        self.remedy = remedy
+        self.problem = printable(problem)
+        self.remedy = printable(remedy)
 
     def __str__(self) -> str:
         return f"{self.problem} {self.remedy}".strip()

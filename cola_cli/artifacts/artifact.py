@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,16 +29,16 @@ from cola_cli.artifacts.manifest import (
     Kind,
     Manifest,
     PartRecord,
-    pretty_json,
     read_manifest,
     write_manifest,
 )
-from cola_cli.artifacts.reading import read_json, reason, shown
+from cola_cli.artifacts.reading import parse_json, read_regular, reason, shown
 from cola_cli.errors import DamagedArtifact, InputError, OutputConflict
 from cola_cli.version import __version__
 
 PARTS = "parts"
 RECORD_LIMIT = 64 << 20  # bytes
+_PART = re.compile(r"\d{5,}\.(?!json$).+")  # the data of a part; other files are somebody else's
 
 
 class Artifact:
@@ -159,6 +160,7 @@ class Output:
             remove_temporaries(self.path)
             if self._previous is not None and self._overwrite:
                 _clear(self.path, self._previous)
+                self._previous = None
             incomplete = Manifest(
                 kind=self.kind,
                 status="incomplete",
@@ -167,6 +169,7 @@ class Output:
                 settings=self.settings,
                 environment=environment or {},
                 cola_version=__version__,
+                files=_intact_files(self.path, self._previous),
             )
             write_manifest(self.path, incomplete)
             yield Writer(self.path, incomplete)
@@ -219,9 +222,7 @@ def write_part(
         source=source,
         statistics=part.statistics,
     )
-    write_atomic(
-        directory / PARTS / f"{index:05d}.json", pretty_json(record.model_dump(mode="json"))
-    )
+    write_atomic(directory / PARTS / f"{index:05d}.json", record.to_bytes())
 
 
 class Writer:
@@ -233,16 +234,34 @@ class Writer:
         self._started = time.monotonic()
         make_directory(path)
         self.parts = _intact_parts(path)
+        self.kept = {record.path: record for record in incomplete.files}
+        self._own: set[str] = set()
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[Path]:
         """Write one file atomically through the temporary path given."""
+        self.kept.pop(name, None)
         with atomic_file(self.path / name) as temporary:
             yield temporary
+        self._own.add(name)
 
     def write(self, name: str, data: bytes) -> None:
         """Write one small file atomically."""
-        write_atomic(self.path / name, data)
+        with self.file(name) as temporary:
+            temporary.write_bytes(data)
+
+    def keep(self, *names: str) -> None:
+        """Record files that are whole, so that a run that is interrupted later need not make them again.
+
+        They stand in `kept` from now on, and of the next run unless they are damaged meanwhile.
+        """
+        for name in names:
+            path = self.path / name
+            size, digest = path.stat().st_size, sha256_file(path)
+            self.kept[name] = FileRecord(path=name, bytes=size, sha256=digest)
+        files = [self.kept[name] for name in sorted(self.kept)]
+        self._manifest = self._manifest.model_copy(update={"files": files})
+        write_manifest(self.path, self._manifest)
 
     @contextlib.contextmanager
     def part(self, index: int, source: str = "", suffix: str = ".parquet") -> Iterator[PartWriter]:
@@ -252,12 +271,18 @@ class Writer:
         self.parts[index] = read_part_record(self.path / PARTS / f"{index:05d}.json")
 
     def finish(self, statistics: dict[str, Any] | None = None) -> Manifest:
-        """Record every file with its digest and commit the artifact as complete."""
+        """Record every part and file with its digest and commit the artifact as complete.
+
+        A file that somebody else put into the directory is left alone and not recorded.
+        """
         remove_temporaries(self.path)
-        digests = {record.file: record.sha256 for record in recorded_parts(self.path).values()}
+        digests = {name: record.sha256 for name, record in self.kept.items()}
+        for part in recorded_parts(self.path).values():
+            digests[part.file] = part.sha256
+            self._own.add(f"{PARTS}/{part.index:05d}.json")
         files = []
-        for path in sorted(content_files(self.path)):
-            name = path.relative_to(self.path).as_posix()
+        for name in sorted(self._own | digests.keys()):
+            path = self.path / name
             digest = digests.get(name) or sha256_file(path)
             files.append(FileRecord(path=name, bytes=path.stat().st_size, sha256=digest))
         complete = self._manifest.model_copy(
@@ -305,7 +330,11 @@ def read_part_record(path: Path) -> PartRecord:
     """Read and validate one `parts/00000.json`."""
     remedy = "Run the stage again with --overwrite."
     try:
-        return PartRecord.model_validate(read_json(path, RECORD_LIMIT))
+        text = read_regular(path, RECORD_LIMIT)
+        record = PartRecord.model_validate(parse_json(text))
+        if record.digest and record.to_bytes() != text:
+            raise ValueError("its digest does not match its content")
+        return record
     except ValidationError as error:
         wrong = f"{len(error.errors())} entries are wrong, the first: {error.errors()[0]['msg']}"
         raise DamagedArtifact(f"{path} is no part record ({shown(wrong)}).", remedy) from error
@@ -370,6 +399,16 @@ def recorded_parts(path: Path) -> dict[int, PartRecord]:
     return {record.index: record for record in records}
 
 
+def _intact_files(path: Path, previous: Manifest | None) -> list[FileRecord]:
+    """What an interrupted run recorded beside its parts, without what is damaged by now."""
+    intact = []
+    for record in previous.files if previous is not None else []:
+        with contextlib.suppress(DamagedArtifact):
+            check_file(path, record)
+            intact.append(record)
+    return intact
+
+
 def _intact_parts(path: Path) -> dict[int, PartRecord]:
     """The parts of an interrupted run that can be kept; damaged or unrecorded ones are removed."""
     kept: dict[int, PartRecord] = {}
@@ -387,6 +426,6 @@ def _intact_parts(path: Path) -> dict[int, PartRecord]:
             file.unlink()
     recorded = {path / record.file for record in kept.values()}
     for file in (path / PARTS).glob("*"):
-        if file.suffix != ".json" and file not in recorded:
+        if _PART.fullmatch(file.name) and file not in recorded:
             file.unlink()
     return kept

@@ -15,7 +15,8 @@ from typing import Any
 from cola_cli.artifacts.reading import shown
 from cola_cli.errors import ColaError, OutputConflict
 
-TEMPORARY = re.compile(r"\.tmp-\d+$")
+# Ours hold the process number; those of safetensors are drawn at random.
+TEMPORARY = re.compile(r"\.tmp-\d+$|^\.tmp\w{6}$")
 # Libraries written in Rust (safetensors, tokenizers) tell the system's error only in their message.
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 READ_BYTES = 1 << 20

@@ -52,7 +52,10 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         try:
             yield
         finally:
-            os.truncate(descriptor, 0)
+            with contextlib.suppress(
+                OSError
+            ):  # whose name stands there matters only while it is locked
+                os.truncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 from pathlib import Path, PurePosixPath
@@ -44,7 +45,8 @@ def _inside_the_artifact(path: str) -> str:
     return path
 
 
-def _shallow(tree: dict[str, Any]) -> dict[str, Any]:
+def require_shallow(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree itself. Raises ValueError when it nests deeper than anything that cola writes."""
     level: list[Any] = [tree]
     for _ in range(DEPTH_LIMIT):
         inner = [value.values() if isinstance(value, dict) else value for value in level]
@@ -55,7 +57,7 @@ def _shallow(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 RelativePath = Annotated[str, AfterValidator(_inside_the_artifact)]
-Tree = Annotated[dict[str, Any], AfterValidator(_shallow)]
+Tree = Annotated[dict[str, Any], AfterValidator(require_shallow)]
 Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT)]
 
 
@@ -115,6 +117,11 @@ class PartRecord(_Record):
     sha256: Digest
     source: str = ""
     statistics: Tree = {}
+    digest: str = ""
+
+    def to_bytes(self) -> builtins.bytes:
+        """The file's exact content; `digest` as in a manifest, for the record of an unfinished artifact."""
+        return signed_json(self)
 
 
 class Manifest(_Record):
@@ -136,8 +143,13 @@ class Manifest(_Record):
 
     def to_bytes(self) -> bytes:
         """The file's exact content. `digest` is the SHA-256 of that content with an empty `digest`."""
-        unsigned = self.model_copy(update={"digest": ""}).model_dump(mode="json")
-        return pretty_json(unsigned | {"digest": sha256_bytes(pretty_json(unsigned))})
+        return signed_json(self)
+
+
+def signed_json(record: BaseModel) -> bytes:
+    """A record as JSON, its `digest` the SHA-256 of the same text with an empty one."""
+    unsigned = record.model_copy(update={"digest": ""}).model_dump(mode="json")
+    return pretty_json(unsigned | {"digest": sha256_bytes(pretty_json(unsigned))})
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""How much memory a column of a Parquet file can take, seen in the headers of its pages.
+"""How much memory a Parquet file can take: what its footer claims, and what the headers of its pages say.
 
-A footer can claim anything, but a page is unpacked into as many bytes as its own header says, and no value is
-larger than its page. Headers are Thrift structures in the compact protocol.
+A row group of numbers takes as much as the footer claims, or an error where its pages hold less. For texts a
+footer says nothing, but a page is unpacked into as many bytes as its own header says, and no value is larger
+than its page. Headers are Thrift structures in the compact protocol.
 """
 
 from __future__ import annotations
@@ -11,18 +12,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-BOOLEANS, BYTE, NUMBERS, DOUBLE, BINARY, LISTS, MAP, STRUCT = (
-    (1, 2),
-    3,
-    (4, 5, 6),
-    7,
-    8,
-    (9, 10),
-    11,
-    12,
-)
+# Types in the compact protocol.
+BOOLEANS, BYTE, NUMBERS, DOUBLE, BINARY, LISTS, STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 UNPACKED, PACKED = 2, 3  # the fields of a page header
 DEPTH_LIMIT = 16
+GROUP_LIMIT = 2 << 30  # bytes of a row group in memory; ours have some megabytes
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
+
+
+def require_group(metadata: Any, group: int) -> None:
+    """Raise ValueError when a row group would take more than `GROUP_LIMIT` bytes of memory to read.
+
+    `metadata` is that of the file. Texts count as nothing: only foreign corpora have them.
+    """
+    claimed = 0
+    for column in range(metadata.num_columns):
+        chunk, schema = metadata.row_group(group).column(column), metadata.schema.column(column)
+        width = WIDTHS.get(schema.physical_type, max(schema.length, 0))
+        claimed += chunk.num_values * width
+        if not 0 <= claimed <= GROUP_LIMIT:
+            raise ValueError(f"row group {group} claims {chunk.num_values} values of {schema.name}")
 
 
 def largest_page(path: Path, metadata: Any, columns: Sequence[int]) -> int:

@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from cola_cli.errors import printable
+
 # A list of lists takes 25 times the bytes of its text in memory; this many values take 1 GiB at most.
 VALUES_LIMIT = 8_000_000
 SHOWN = 300  # characters of a foreign text in a sentence
@@ -56,5 +58,5 @@ def reason(error: object) -> str:
 def shown(text: object, limit: int = SHOWN) -> str:
     """A foreign text as part of a sentence, control characters escaped: they could drive a terminal."""
     whole = str(text)
-    kept = "".join(c if c.isprintable() else repr(c)[1:-1] for c in whole[:limit])
+    kept = printable(whole[:limit])
     return kept if len(whole) <= limit else f"{kept}..."

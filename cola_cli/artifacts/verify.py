@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cola_cli.artifacts.artifact import PARTS, check_file, content_files, read_part_record
-from cola_cli.artifacts.files import remove_temporaries
+from cola_cli.artifacts.files import remove_temporaries, sync_directory
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import (
     FileRecord,
@@ -78,12 +78,20 @@ def repair(directory: Path) -> list[str]:
         if not findings:
             return []
         own = {record.path for record in manifest.files}
-        if manifest.status == "complete" and any(f.path in own for f in findings):
+        damaged = {finding.path for finding in findings}
+        if own & damaged:
+            # parts have records of their own; of the other files those that are whole need not be made again
+            kept = [
+                record
+                for record in manifest.files
+                if record.path not in damaged and not record.path.startswith(f"{PARTS}/")
+            ]
             write_manifest(
-                directory, manifest.model_copy(update={"status": "incomplete", "files": []})
+                directory, manifest.model_copy(update={"status": "incomplete", "files": kept})
             )
         for finding in findings:
             _drop(directory, finding.path)
+        sync_directory(directory)
     return [finding.path for finding in findings]
 
 
@@ -105,7 +113,7 @@ def _expected_files(
 ) -> list[FileRecord]:
     if manifest.status == "complete":
         return manifest.files
-    records: list[FileRecord] = []
+    records = list(manifest.files)
     for path in sorted((directory / PARTS).glob("*.json")):
         try:
             part: PartRecord = read_part_record(path)

@@ -153,11 +153,7 @@ def errors_shown(debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise typer.Exit(show_error(_fault(error), debug)) from None
-        # stages say which file; what is left is our own output
-        failure = ColaError("the disk is full.", "Free some space and run the same command again.")
-        raise typer.Exit(show_error(failure, debug)) from None
+        raise typer.Exit(show_error(_of_the_system(error), debug)) from None
     except MemoryError:
         failure = ColaError(
             "there is not enough memory.", "Use a smaller batch, or a machine with more memory."
@@ -165,6 +161,22 @@ def errors_shown(debug: bool) -> Iterator[None]:
         raise typer.Exit(show_error(failure, debug)) from None
     except Exception as error:
         raise typer.Exit(show_error(_fault(error), debug)) from None
+
+
+def _of_the_system(error: OSError) -> ColaError:
+    # stages say which file they write; what is left is removing, and our own output
+    named = error.filename if isinstance(error.filename, str) else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        problem = (
+            f"the disk is full: {named} could not be written." if named else "the disk is full."
+        )
+        return ColaError(problem, "Free some space and run the same command again.")
+    if not named:
+        return _fault(error)
+    return ColaError(
+        f"{named}: {error.strerror}.",
+        "Check the file and its disk, and run the same command again; what is finished is kept.",
+    )
 
 
 def _fault(error: Exception) -> ColaError:

@@ -17,12 +17,14 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from cola_cli.artifacts.pages import largest_page
 from cola_cli.artifacts.reading import VALUES_LIMIT, parse_json, reason, shown
 from cola_cli.corpus.files import READ_BYTES, CorpusFile, file_format, packing
 from cola_cli.errors import ColaError, InputError
 
 DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line
 PARQUET_ROWS = 256
+PAGE_LIMIT = 1 << 30  # bytes, unpacked, of one page, and of the rows that are held at once
 # Of packed zstd data at a time: it can grow 32,768-fold, and comes out all at once.
 ZSTD_BYTES = 1 << 10
 
@@ -276,8 +278,15 @@ def _parquet(
                     f"{file} has no column {text_field!r} (it has {_listed(names)}).",
                     "Name the column with --text-field.",
                 )
+            kind = table.schema_arrow.field(names.index(text_field)).type
+            if names.count(text_field) > 1 or not _is_text(kind):
+                raise InputError(
+                    f"{file}: the column {text_field!r} holds {shown(kind)}, not text, or is there twice.",
+                    "Name the column with --text-field.",
+                )
+            at_a_time = _rows_at_a_time(file, table.metadata, text_field)
             row, rows = 0, max(1, table.metadata.num_rows)
-            for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field]):
+            for batch in table.iter_batches(batch_size=at_a_time, columns=[text_field]):
                 before = row
                 for text in batch.column(0).to_pylist():
                     yield Document(
@@ -285,7 +294,34 @@ def _parquet(
                     )
                     row += 1
                 advance(size * row // rows - size * before // rows)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
-            f"{file} is not a whole Parquet file ({str(error).splitlines()[0]}).", "Fetch it again."
+            f"{file} is not a whole Parquet file ({reason(error)}).", "Fetch it again."
         ) from error
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return any(
+        test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view)
+    )
+
+
+def _rows_at_a_time(file: CorpusFile, metadata: Any, text_field: str) -> int:
+    """How many rows may be held at once: no text is larger than the largest page of its column."""
+    if file.filesystem is not None:  # its pages would have to be fetched to be looked at
+        return PARQUET_ROWS
+    columns = [
+        number
+        for number in range(metadata.num_columns)
+        if metadata.schema.column(number).path == text_field
+    ]
+    largest = largest_page(Path(file.name), metadata, columns) if metadata.num_rows else 0
+    if largest > PAGE_LIMIT:
+        raise InputError(
+            f"{file} has a page of {largest >> 20:,} MiB unpacked.",
+            f"Write it with pages of at most {PAGE_LIMIT >> 20} MiB.",
+        )
+    return max(1, min(PARQUET_ROWS, PAGE_LIMIT // max(largest, 1)))

@@ -7,7 +7,6 @@ window of the permuted chunks permuted again. Only one window is held in memory.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.pages import require_group
+from cola_cli.artifacts.reading import parse_json, reason
 from cola_cli.errors import DamagedArtifact, InputError
 
 CHUNK = 1024  # rows that stay together until the window is permuted
@@ -64,6 +65,10 @@ def concatenate(pieces: list[Rows]) -> Rows:
     )
 
 
+# What columns of other types or lengths than ours make of numpy and Arrow.
+_FOREIGN = (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError)
+
+
 class Sequences:
     """The sequences of one split of a token or latent artifact, numbered in the order of the parts."""
 
@@ -104,12 +109,23 @@ class Sequences:
         path = self.artifact.part_file(record.index)
         try:
             with pq.ParquetFile(path) as file:
+                if file.metadata.num_rows != record.rows:
+                    raise ValueError(f"it has {file.metadata.num_rows} rows, not {record.rows}")
                 groups, skipped = _groups(file, start, stop)
+                for group in groups:
+                    require_group(file.metadata, group)
                 table = file.read_row_groups(groups).slice(start - skipped, stop - start)
-            return rows_of(table, int(self._starts[part]) + start)
-        except (pa.ArrowException, KeyError, ValueError) as error:
+            rows = rows_of(table, int(self._starts[part]) + start)
+            if len(rows) != stop - start:
+                raise ValueError(f"it has {len(rows)} rows where {stop - start} should be")
+            if (
+                rows.mean is None or rows.logvar is None
+            ) and self.artifact.manifest.kind == "latents":
+                raise ValueError("it has no latents")
+            return rows
+        except (pa.ArrowException, OSError, *_FOREIGN) as error:
             raise DamagedArtifact(
-                f"{path} is no part of packed sequences ({error}).",
+                f"{path} is no part of packed sequences ({reason(error)}).",
                 "Run the stage that made it again with --overwrite.",
             ) from error
 
@@ -193,6 +209,8 @@ def _groups(file: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int
 
 def rows_of(table: pa.Table, first: int) -> Rows:
     count = len(table)
+    if table.column("tokens").null_count or table.column("length").null_count:
+        raise ValueError("it has rows without tokens")
     tokens = table.column("tokens").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return Rows(
         np.arange(first, first + count),
@@ -206,7 +224,9 @@ def rows_of(table: pa.Table, first: int) -> Rows:
 def _halves(table: pa.Table, name: str) -> NDArray[np.float16] | None:
     if name not in table.column_names:
         return None
-    shape = json.loads(table.schema.metadata[SHAPE])
+    if table.column(name).null_count:
+        raise ValueError(f"column {name} has empty rows")
+    shape = parse_json(table.schema.metadata[SHAPE])
     column = table.column(name).combine_chunks()
     width = column.type.byte_width
     data = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)

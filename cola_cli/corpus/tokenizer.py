@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from cola_cli.artifacts.reading import parse_json, read_regular, reason
 from cola_cli.errors import InputError, UsageError
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot_id|>")
 PAD = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
 TOKENIZER_LIMIT = 512 << 20  # bytes
 BYTES = 256
+PROBE = "An Ünknown wörd, 日本 \x00\ue000"
 
 
 class TextTokenizer:
@@ -87,16 +88,16 @@ def load_tokenizer(path: Path) -> TextTokenizer:
     """Read a Hugging Face `tokenizer.json`. Raises InputError when it is none."""
     remedy = "Give the tokenizer.json of a Hugging Face tokenizer."
     try:
-        if path.stat().st_size > TOKENIZER_LIMIT:
-            raise InputError(f"{path} is too large to be a tokenizer.", remedy)
-        text = path.read_text(encoding="utf-8")
-        if not isinstance(json.loads(text), dict):
+        text = read_regular(path, TOKENIZER_LIMIT).decode()
+        if not isinstance(parse_json(text), dict):
             raise ValueError("it is no JSON object")
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).", remedy) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a tokenizer ({error}).", remedy) from error
+        raise InputError(f"{path} cannot be read ({reason(error)}).", remedy) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a tokenizer ({reason(error)}).", remedy) from error
     try:
-        return TextTokenizer(Tokenizer.from_str(text))
+        tokenizer = TextTokenizer(Tokenizer.from_str(text))
+        tokenizer.decode(tokenizer.encode(PROBE))  # some have no token for what they do not know
+        return tokenizer
     except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{path} is not a tokenizer ({error}).", remedy) from error
+        raise InputError(f"{path} is not a tokenizer ({reason(error)}).", remedy) from error

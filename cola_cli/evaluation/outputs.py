@@ -80,7 +80,7 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}, line {number} is not valid JSON ({error}).", "Correct that line."
+            f"{path}, line {number} is not valid JSON ({reason(error)}).", "Correct that line."
         ) from error
     if not isinstance(row, dict):
         raise InputError(f"{path}, line {number} is no JSON object.", "Correct that line.")

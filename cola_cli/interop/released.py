@@ -6,7 +6,6 @@ the rotary frequencies once a layer; all else is the same, so tensors go both wa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cola_cli.artifacts.reading import parse_json, reason
 from cola_cli.errors import InputError
 from cola_cli.interop.tensors import read_tensors
 from cola_cli.models.config import PriorConfig, TextVAEConfig
@@ -301,7 +301,7 @@ def _settings(
     try:
         if path.stat().st_size > CONFIG_LIMIT:
             raise ValueError("it is too large")
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
         if not isinstance(document, dict):
             raise ValueError("it is no JSON object")
     except OSError as error:
@@ -309,7 +309,9 @@ def _settings(
             f"{path} cannot be read ({error.strerror}).", "Name a whole checkpoint."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no configuration ({error}).", "Fetch it again.") from error
+        raise InputError(
+            f"{path} is no configuration ({reason(error)}).", "Fetch it again."
+        ) from error
     for name, allowed in fixed.items():
         if name in document and document[name] not in allowed:
             raise InputError(
@@ -329,12 +331,12 @@ def _settings(
     try:
         (TextVAEConfig if "vocab_size" in settings else PriorConfig)(**settings)
     except ValueError as error:
-        raise InputError(f"{path}: {error}.", "Correct it.") from error
+        raise InputError(f"{path}: {reason(error)}.", "Correct it.") from error
     return settings
 
 
 def _check_prior(path: Path, config: PriorConfig) -> None:
-    document = json.loads(path.read_bytes())
+    document = parse_json(path.read_bytes())
     required = {
         "txt_out_channels": config.latent_dim,
         "emb_dim": config.dim,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cola_cli.artifacts.reading import parse_json, reason
 from cola_cli.errors import DamagedArtifact, InputError
 
 HEADER_LIMIT = 100 << 20  # bytes, the format's own limit
@@ -51,13 +51,14 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         if path.stat().st_size > INDEX_LIMIT:
             raise ValueError("it is too large")
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = parse_json(path.read_bytes())["weight_map"]
         for shard in weight_map.values():
             if Path(shard).name != shard:
                 raise ValueError(f"shard {shard!r} leaves the folder")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedArtifact(
-            f"{path} is no index of safetensors shards ({error}).", "Fetch the checkpoint again."
+            f"{path} is no index of safetensors shards ({reason(error)}).",
+            "Fetch the checkpoint again.",
         ) from error
     return weight_map
 
@@ -69,7 +70,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DamagedArtifact(
-            f"{path} is no whole safetensors file ({error}).", "Fetch the checkpoint again."
+            f"{path} is no whole safetensors file ({reason(error)}).", "Fetch the checkpoint again."
         ) from error
 
 
@@ -86,7 +87,7 @@ def check_header(path: Path) -> None:
                     f"{path} is damaged: it has {size} bytes and claims a header of {length}.",
                     remedy,
                 )
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         ends = [
             entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
         ]
@@ -100,4 +101,4 @@ def check_header(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).", "Check the file.") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise DamagedArtifact(f"{path} has a damaged header ({error}).", remedy) from error
+        raise DamagedArtifact(f"{path} has a damaged header ({reason(error)}).", remedy) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cola_cli.artifacts.reading import shown
+from cola_cli.artifacts.reading import reason, shown
 from cola_cli.errors import InputError
 
 LINE_LIMIT = 16 << 20  # characters
@@ -51,7 +51,7 @@ def parse_prompts(lines: Iterable[str], name: str) -> Iterator[Prompt]:
             row = json.loads(line) if len(line) <= LINE_LIMIT else None
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{place} is not valid JSON ({error}).",
+                f"{place} is not valid JSON ({reason(error)}).",
                 'Write each prompt as {"id": ..., "prompt": "..."} on a line of its own.',
             ) from error
         row = row if isinstance(row, dict) else {}

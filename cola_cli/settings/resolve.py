@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cola_cli.artifacts.manifest import require_shallow
+from cola_cli.artifacts.reading import reason
 from cola_cli.errors import UsageError
 
 # The tables of all stages: a settings file or the environment may speak to several at once.
@@ -177,13 +179,17 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > CONFIG_LIMIT:
             raise UsageError(f"{path} is too large for a settings file.", "Name a TOML file.")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        require_shallow(tree)
+        return tree
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read ({error.strerror}).", "Name a TOML file."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML ({error}).", "Correct that line.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is not valid TOML ({reason(error)}).", "Correct that line."
+        ) from error
 
 
 def _leaves(tree: Any, known: list[str], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -201,7 +207,7 @@ def _leaves(tree: Any, known: list[str], prefix: str = "") -> Iterable[tuple[str
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text  # a bare word is a string
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from torch import nn
 
 from cola_cli import runtime
 from cola_cli.artifacts import Artifact, Output, Writer
-from cola_cli.artifacts.files import sync_directory
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings.engine import Optimizer, Train
@@ -22,11 +20,10 @@ from cola_cli.training import checkpoints
 from cola_cli.training.distributed import World, joined
 from cola_cli.training.loop import CHECKPOINTS, Training
 from cola_cli.training.metrics import TIMES, Metrics
-from cola_cli.training.networks import write_network
+from cola_cli.training.networks import network_files, write_network
 from cola_cli.training.objectives import Objective
 
-# What the checkpoints are called once the final networks are written, until they are removed.
-DONE = "checkpoints-done"
+METRICS = "metrics.parquet"
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,15 @@ def run_training(
     reporter: Reporter,
     device: str,
     threads: int | None,
+    trained: tuple[str, ...],
     copied: tuple[str, ...],
     parameters: int,
     keep: dict[str, Any],
 ) -> Outcome:
     """Train on the sequences of `source` and commit the artifact.
 
-    `copied` are files of `source` that the output holds too; `keep` are statistics to carry along.
+    `trained` names the networks that the output holds, `copied` the files of `source` that it holds too;
+    `keep` are statistics to carry along.
     """
     import torch
 
@@ -65,14 +64,18 @@ def run_training(
         environment = runtime.describe_environment(chosen) | {"device": str(world.device)}
         writer = stack.enter_context(output.writing(environment)) if world.leads else None
         world.wait()
-        if not _trained(output.path):
+        files = (METRICS, *network_files(*trained))
+        whole = writer is not None and writer.kept.keys() >= set(files)
+        if not world.largest(int(whole))[0]:
             _train(output.path, source, networks, train, optim, reporter, world, writer)
         world.wait()
         if writer is None:
             return Outcome(output.path, True)
+        if not whole:
+            writer.keep(*files)  # a run that is killed from here on need not train again
         for name in copied:
             writer.write(name, source.file(name).read_bytes())
-        shutil.rmtree(output.path / DONE, ignore_errors=True)
+        checkpoints.remove_all(output.path / CHECKPOINTS)
         statistics = {"parameters": parameters} | keep | _figures(output.path)
         writer.finish(statistics)
         return Outcome(output.path, True, statistics)
@@ -109,19 +112,11 @@ def _train(
         state = checkpoints.whole(network.state_dict(), world.leads)
         if writer is not None:
             write_network(writer, name, state, config)
-    if writer is not None:
-        (path / CHECKPOINTS).rename(path / DONE)
-        sync_directory(path)
-
-
-def _trained(path: Path) -> bool:
-    """Whether the final networks are whole, so that a run that was killed later need not train."""
-    return not (path / CHECKPOINTS).exists() and any(path.glob("*/model.safetensors"))
 
 
 def _figures(path: Path) -> dict[str, Any]:
     """The newest figures of the metrics, but for times."""
-    metrics = Metrics(path / "metrics.parquet")
-    metrics.resume(1 << 62)
+    metrics = Metrics(path / METRICS)
+    metrics.read()
     names = sorted({name for row in metrics.rows for name in row} - {*TIMES, "step"})
     return {"steps": metrics.rows[-1]["step"]} | {name: metrics.last(name) for name in names}

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import threading
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import (
@@ -227,14 +228,15 @@ def _make_tokenizer(
 ) -> None:
     from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
 
-    if (writer.path / TOKENIZER).exists():
-        return  # made by the interrupted run; written atomically
+    if TOKENIZER in writer.kept:
+        return  # made by the interrupted run
     if given is not None:
         made = load_tokenizer(given)
     else:
         report.note(f"training a tokenizer with {settings.vocab_size} tokens")
         made = train_tokenizer(_training_sample(files, settings), settings.vocab_size)
     writer.write(TOKENIZER, made.to_bytes())
+    writer.keep(TOKENIZER)
 
 
 def _training_sample(files: list[CorpusFile], settings: TokenizeSettings) -> Iterator[str]:
@@ -341,6 +343,15 @@ def _start_worker() -> None:
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one chunk a process is parallel enough
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent tells its workers nothing, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _tokenize_chunk(chunk: Chunk, directory: Path, settings: TokenizeSettings) -> None:

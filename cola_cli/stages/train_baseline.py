@@ -112,6 +112,7 @@ def train_baseline(
         return up_to_date(output)
 
     from cola_cli.stages.engine import Networks, run_training
+    from cola_cli.training.networks import TRANSFORMER
 
     statistics = tokens.manifest.statistics
     length = statistics["seq_len"]
@@ -119,7 +120,6 @@ def train_baseline(
     def networks() -> Networks:
         from cola_cli.models.transformer import Transformer
         from cola_cli.training.baselines import MaskedDiffusion, NextToken
-        from cola_cli.training.networks import TRANSFORMER
         from cola_cli.training.objectives import Objective
 
         network = Transformer(config)
@@ -139,6 +139,7 @@ def train_baseline(
         reporter,
         device,
         threads,
+        trained=(TRANSFORMER,),
         copied=("tokenizer.json",),
         parameters=config.parameter_count(),
         keep={

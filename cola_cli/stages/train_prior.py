@@ -164,6 +164,7 @@ def train_prior(
         reporter,
         device,
         threads,
+        trained=("vae", "prior") if joint else ("prior",),
         copied=("tokenizer.json",) if joint else ("tokenizer.json", *VAE_FILES),
         parameters=parameters,
         keep={name: statistics[name] for name in ("seq_len", "latent_shape", "end_of_text_id")},

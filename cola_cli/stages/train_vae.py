@@ -103,6 +103,7 @@ def train_vae(
         reporter,
         device,
         threads,
+        trained=("vae",),
         copied=("tokenizer.json",),
         parameters=config.parameter_count(),
         keep={"seq_len": tokens.manifest.statistics["seq_len"]},

@@ -27,12 +27,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cola_cli.artifacts.files import atomic_file, make_directory, sha256_file, write_atomic
+from cola_cli.artifacts.reading import read_json
 from cola_cli.errors import DamagedArtifact
 
 COMMITTED = "COMMITTED.json"
+RECORD_LIMIT = 64 << 20  # bytes
 STARTS = (
     "starts"  # in the header of a file: JSON, name -> number of its first row in the whole tensor
 )
+# What a header or record of another shape makes of the code below.
+_FOREIGN = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 _STEP = re.compile(r"step-(\d{8,})$")
 
 
@@ -52,9 +56,12 @@ class Checkpoint:
         self.step = step
         self._checked: set[str] = set()
         try:
-            self._files: dict[str, dict[str, Any]] = json.loads((path / COMMITTED).read_bytes())
-            self.state: dict[str, Any] = json.loads(self._file("state.json").read_bytes())
-        except (ValueError, KeyError, TypeError) as error:
+            self._files: dict[str, dict[str, Any]] = read_json(path / COMMITTED, RECORD_LIMIT)
+            for name, record in self._files.items():
+                if Path(name).name != name or {*record} != {"bytes", "sha256"}:
+                    raise ValueError(f"{name} is no record of a file in it")
+            self.state: dict[str, Any] = read_json(self._file("state.json"), RECORD_LIMIT)
+        except (OSError, ValueError, *_FOREIGN) as error:
             raise _damaged(path / COMMITTED) from error
         self._places: dict[str, dict[str, list[tuple[int, int, str]]]] = {}
 
@@ -106,14 +113,14 @@ class Checkpoint:
         try:
             with safe_open(path, "pt") as file:
                 yield file
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, *_FOREIGN) as error:
             raise _damaged(path) from error
 
     def _file(self, name: str) -> Path:
         path = self.path / name
         record = self._files[name]
         if name not in self._checked:
-            if not path.is_file() or path.stat().st_size != record["bytes"]:
+            if path.is_symlink() or not path.is_file() or path.stat().st_size != record["bytes"]:
                 raise _damaged(path)
             if sha256_file(path) != record["sha256"]:
                 raise _damaged(path)
@@ -228,6 +235,13 @@ def remove(path: Path) -> None:
     """Remove one checkpoint. Its record goes first, so a kill leaves an uncommitted one."""
     (path / COMMITTED).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_all(directory: Path) -> None:
+    """Remove every checkpoint, and the directory."""
+    for path in directory.glob("step-*"):
+        remove(path)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _damaged(path: Path) -> DamagedArtifact:

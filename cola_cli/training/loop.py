@@ -22,7 +22,7 @@ from cola_cli.runtime import peak_memory
 from cola_cli.settings.engine import Optimizer, Train
 from cola_cli.training import checkpoints, draws, flops, optimizers, schedule
 from cola_cli.training.distributed import World
-from cola_cli.training.metrics import Metrics
+from cola_cli.training.metrics import VALIDATION, Metrics
 from cola_cli.training.objectives import Objective
 from cola_cli.training.reader import Step, Steps, make_step, scaled, to_device
 from cola_cli.training.wrapping import mark_dynamic, recompute_blocks, wrap
@@ -250,7 +250,7 @@ class Training:
         totals = {name: world.total_tensor(totals[name]).cpu() for name in sorted(totals)}
         figures = self.objective.figures(totals)
         self.metrics.add(
-            self.progress.step, {f"validation_{name}": value for name, value in figures.items()}
+            self.progress.step, {VALIDATION + name: value for name, value in figures.items()}
         )
         self.progress.validated = True
         shown = {name: f"{figures[name]:.4g}" for name in ("loss", "accuracy") if name in figures}
@@ -368,18 +368,19 @@ class Training:
         leads = self.world.leads
         if leads or self.sharded:
             groups = {name: checkpoints.collect(group, leads) for name, group in tensors.items()}
-            self.saver.write(self.progress.step, groups, state if leads else None)
+            figures = {"metrics": self.metrics.digest(self.progress.step)}
+            self.saver.write(self.progress.step, groups, state | figures if leads else None)
         self._saved_state = state
 
     def _restore(self) -> None:
         found = checkpoints.latest(self.directory / CHECKPOINTS)
         if found is None:
-            self.metrics.resume(0)
             return
+        digest = found.state.pop("metrics")
         self.progress = Progress(**found.state)
         self._saved_state = copy.deepcopy(found.state)
         self.reporter.note(f"going on from step {self.progress.step}")
-        self.metrics.resume(self.progress.step)
+        self.metrics.resume(self.progress.step, digest)
         for name, weight in self.objective.named_parameters():
             checkpoints.fill(weight, found, "model", name)
         checkpoints.load_optimizer_tensors(self.optimizers, self._names, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cola_cli.artifacts.files import atomic_file
+from cola_cli.artifacts.files import sha256_bytes, write_atomic
+from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact
 
 # Columns that differ between two runs of the same training.
 TIMES = ("seconds", "tokens_per_second", "flops_use", "reader_share", "memory_bytes")
+VALIDATION = "validation_"
 
 
 class Metrics:
@@ -23,20 +26,43 @@ class Metrics:
         self.path = path
         self.rows: list[dict[str, float]] = []
 
-    def resume(self, step: int) -> None:
-        """Read what an interrupted run wrote and forget the rows after its checkpoint at `step`."""
-        self.rows = []
-        if not step or not self.path.exists():
-            return
+    def read(self) -> None:
+        """Read what an earlier run wrote. Raises DamagedArtifact when it cannot be read."""
         try:
-            table = pq.read_table(self.path)
-        except (pa.ArrowException, OSError) as error:
-            raise DamagedArtifact(
-                f"{self.path} cannot be read ({error}).", "Run the stage again with --overwrite."
-            ) from error
-        for row in table.to_pylist():
-            if row["step"] <= step:
-                self.rows.append({name: value for name, value in row.items() if value is not None})
+            rows = pq.read_table(self.path).to_pylist()
+            kept = [{n: value for n, value in row.items() if value is not None} for row in rows]
+            self.rows = [{**row, "step": int(row["step"])} for row in kept]
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(reason(error)) from error
+
+    def resume(self, step: int, digest: str) -> None:
+        """Read the rows of an interrupted run and forget those after its checkpoint at `step`.
+
+        Raises DamagedArtifact when they are not those of which `digest` was taken.
+        """
+        self.read()
+        self.rows = [row for row in self.rows if row["step"] <= step]
+        if self.digest(step) != digest:
+            raise self._damaged("its figures are not those that the checkpoint saw")
+
+    def digest(self, step: int) -> str:
+        """The digest of all figures up to `step` but its validation, which may come after the checkpoint."""
+        rows = [
+            {
+                name: float(value)
+                for name, value in row.items()
+                if row["step"] < step or not name.startswith(VALIDATION)
+            }
+            for row in self.rows
+            if row["step"] <= step
+        ]
+        return sha256_bytes(json.dumps(rows, sort_keys=True).encode())
+
+    def _damaged(self, why: str) -> DamagedArtifact:
+        return DamagedArtifact(
+            f"{self.path} is damaged ({why}).",
+            "Restore it from a copy, or run the stage again with --overwrite.",
+        )
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Add figures of `step`; figures of the same step share a row."""
@@ -50,8 +76,9 @@ class Metrics:
         columns: dict[str, Any] = {"step": pa.array([row["step"] for row in self.rows], pa.int64())}
         for name in names:
             columns[name] = pa.array([row.get(name) for row in self.rows], pa.float64())
-        with atomic_file(self.path) as temporary:
-            pq.write_table(pa.table(columns), temporary, compression="zstd")
+        table = pa.BufferOutputStream()  # Arrow would write every column of a few bytes by itself
+        pq.write_table(pa.table(columns), table, compression="zstd")
+        write_atomic(self.path, table.getvalue())
 
     def last(self, name: str) -> float:
         """The newest value of a column; NaN if there is none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from cola_cli.artifacts import Artifact, Writer
 from cola_cli.artifacts.manifest import pretty_json
+from cola_cli.artifacts.reading import read_json, reason, shown
 from cola_cli.errors import DamagedArtifact
 from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
 from cola_cli.models.prior import Prior
@@ -20,7 +20,16 @@ from cola_cli.models.rotary import rotary_frequencies
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.models.transformer import Transformer
 
+CONFIG_LIMIT = 1 << 20  # bytes
+NUMBERS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 TRANSFORMER = "transformer"  # the folder of a baseline's network
+
+
+def network_files(*names: str) -> tuple[str, ...]:
+    """The files of networks of these names."""
+    return tuple(
+        f"{name}/{file}" for name in names for file in ("config.json", "model.safetensors")
+    )
 
 
 def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: Any) -> None:
@@ -79,10 +88,14 @@ def transformer_config(artifact: Artifact) -> TransformerConfig:
 def _config(artifact: Artifact, name: str, kind: Any) -> Any:
     path = artifact.file(f"{name}/config.json")
     try:
-        return kind(**json.loads(path.read_bytes()))
+        config = kind(**read_json(path, CONFIG_LIMIT))
+        for field in dataclasses.fields(kind):
+            if type(getattr(config, field.name)) not in NUMBERS[str(field.type)]:
+                raise ValueError(f"{field.name} is no {field.type}")
+        return config
     except (ValueError, TypeError) as error:
         raise DamagedArtifact(
-            f"{path} is no configuration of a network ({error}).",
+            f"{path} is no configuration of a network ({reason(error)}).",
             "Restore it from a copy, or run the stage that made it again with --overwrite.",
         ) from error
 
@@ -95,6 +108,7 @@ def _load(artifact: Artifact, name: str, network: nn.Module) -> None:
         network.load_state_dict(state, assign=True)
     except (SafetensorError, RuntimeError) as error:
         raise DamagedArtifact(
-            f"{path} does not hold the weights that its config.json describes ({error}).",
+            f"{path} does not hold the weights that its config.json describes"
+            f" ({shown(' '.join(str(error).split()))}).",
             "Restore it from a copy, or run the stage that made it again with --overwrite.",
         ) from error

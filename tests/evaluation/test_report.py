@@ -103,6 +103,7 @@ def artifact(
             for row in metrics:
                 table.add(int(row["step"]), {n: v for n, v in row.items() if n != "step"})
             table.flush()
+            writer.keep("metrics.parquet")
         if rows:
             lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
             with writer.part(0, suffix=".jsonl.zst") as part:

@@ -246,7 +246,7 @@ def test_metrics_forget_what_came_after_the_checkpoint(tmp_path: Path) -> None:
         metrics.add(step, {"loss": step / 3})
     metrics.flush()
     again = Metrics(tmp_path / "metrics.parquet")
-    again.resume(20)
+    again.resume(20, metrics.digest(20))
     assert again.rows == [{"step": 10, "loss": 10 / 3}, {"step": 20, "loss": 20 / 3}]
     again.add(20, {"validation_loss": 2.0})
     assert again.last("validation_loss") == 2.0
@@ -256,7 +256,24 @@ def test_metrics_forget_what_came_after_the_checkpoint(tmp_path: Path) -> None:
 def test_a_damaged_table_of_metrics_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DamagedArtifact, match=r"metrics\.parquet"):
-        Metrics(tmp_path / "metrics.parquet").resume(5)
+        Metrics(tmp_path / "metrics.parquet").resume(5, "")
+
+
+def test_figures_that_the_checkpoint_did_not_see_are_damage(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.parquet")
+    for step in (10, 20):
+        metrics.add(step, {"loss": step / 3})
+    digest = metrics.digest(20)
+    metrics.add(20, {"validation_loss": 2.0})  # comes after the checkpoint: no damage
+    metrics.flush()
+    Metrics(metrics.path).resume(20, digest)
+    metrics.rows[0]["loss"] += 1e-12
+    metrics.flush()
+    with pytest.raises(DamagedArtifact, match=r"metrics\.parquet is damaged"):
+        Metrics(metrics.path).resume(20, digest)
+    metrics.path.unlink()
+    with pytest.raises(DamagedArtifact, match=r"metrics\.parquet is damaged"):
+        Metrics(metrics.path).resume(20, digest)
 
 
 def test_state_survives_json_exactly() -> None:

@@ -1,0 +1,126 @@
+"""A random sample of the faults, what the list of write points must hold, and that the harness can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import filling, seccomp, strace
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = 7  # faults a stage
+STRACED = ("tokenize", "encode")
+
+
+def hold_calls() -> str:
+    """Why system calls cannot be held here; empty when they can."""
+    tried = subprocess.run(
+        [sys.executable, "-c", "from tests.faults import seccomp; seccomp.install()"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return tried.stderr.strip().splitlines()[-1] if tried.returncode else ""
+
+
+pytestmark = pytest.mark.skipif(bool(reason := hold_calls()), reason=reason or "possible")
+
+
+def campaign(*arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the harness in a process of its own, after the statements `before`."""
+    code = f"{before}\nimport sys\nfrom tests.faults.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *map(str, arguments), "--jobs", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLA_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """The outcome of a sample, and what was printed (the seed first)."""
+    path = tmp_path_factory.mktemp("faults") / "outcome.json"
+    seed = random.SystemRandom().randrange(10**6)
+    done = campaign("--sample", SAMPLE, "--seed", seed, "--strace", *STRACED, "--json", path)
+    assert path.is_file(), done.stdout + done.stderr
+    return json.loads(path.read_text()), done.stdout
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_in_a_random_sample_of_the_faults(
+    drawn: tuple[dict[str, Any], str],
+) -> None:
+    outcome, printed = drawn
+    print(printed)
+    assert len(outcome["results"]) == 5 * SAMPLE
+    assert not outcome["lost"], printed
+    assert not outcome["unclear"], printed
+
+
+@pytest.mark.slow
+def test_every_file_is_synced_renamed_and_its_folder_synced(
+    drawn: tuple[dict[str, Any], str],
+) -> None:
+    outcome, _ = drawn
+    assert set(outcome["points"]) == {"tokens", "vae", "latents", "prior", "samples"}
+    for folder, points in outcome["points"].items():
+        names = [point.rpartition(" #")[0] for point in points]
+        assert f"flock {folder}/.lock" in names
+        assert names.index(f"flock {folder}/.lock") < names.index(
+            f"open {folder}/manifest.json.tmp"
+        )
+        files = [f"{folder}/{name}" for name in outcome["files"][folder]]
+        assert f"{folder}/manifest.json" in files
+        for file in files:
+            renamed = len(names) - 1 - names[::-1].index(f"rename {file}")
+            synced = len(names) - 1 - names[::-1].index(f"fsync {file}.tmp")
+            written = [n for n, name in enumerate(names) if name == f"write {file}.tmp"]
+            assert max(written, default=0) < synced < renamed, file
+            assert f"fsync {Path(file).parent}" in names[renamed:], file
+        last = [name for name in names if not name.endswith(".lock")][-2:]
+        assert last == [f"rename {folder}/manifest.json", f"fsync {folder}"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(strace.why_not()), reason=strace.why_not() or "possible")
+def test_strace_counts_the_same_calls(drawn: tuple[dict[str, Any], str]) -> None:
+    outcome, _ = drawn
+    assert outcome["strace"] == {"agreed": [*STRACED], "otherwise": []}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(filling.why_not()), reason=filling.why_not() or "possible")
+def test_real_full_disks_are_among_the_faults(drawn: tuple[dict[str, Any], str]) -> None:
+    outcome, _ = drawn
+    assert "full disks" not in outcome["skipped"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sabotage", "kind", "found"),
+    [
+        ("import os; os.fsync = lambda descriptor: None", "power cuts", "cannot go on"),
+        (
+            "import os, shutil\n"
+            "os.replace = lambda one, two: (shutil.copyfile(one, two), os.unlink(one))",
+            "killed within",
+            "in place",
+        ),
+        ("import fcntl; fcntl.flock = lambda *_: None", "two writers", "not turned away"),
+    ],
+)
+def test_the_harness_finds_a_broken_promise(sabotage: str, kind: str, found: str) -> None:
+    done = campaign("--stages", "sample", "--kinds", kind, "--seed", 0, before=sabotage)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert " 0 lost or silently wrong" not in done.stdout, done.stdout
+
+
+def test_a_machine_that_cannot_hold_calls_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    with pytest.raises(seccomp.Unavailable, match="Darwin"):
+        seccomp.install()

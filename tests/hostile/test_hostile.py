@@ -1,0 +1,146 @@
+"""A sample of the hostile files, with another seed every time; bombs; and that the count can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cola_cli.artifacts import pages
+from cola_cli.corpus import documents
+from cola_cli.corpus.documents import read_documents
+from cola_cli.errors import InputError
+from tests.hostile.originals import make_originals
+from tests.hostile.parser import Parser
+from tests.hostile.surfaces import parsers
+from tests.hostile.worker import MEMORY, run_parsers
+
+INPUTS = 40  # random ones of each parser, beside the fixed ones, of which
+MOST = 25  # are tried
+
+
+@pytest.mark.slow
+def test_no_hostile_file_of_a_random_sample_brings_a_parser_down(tmp_path: Path) -> None:
+    """A few cases of every parser; the seed is printed."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    originals = make_originals(tmp_path / "originals")
+    names = [parser.name for parser in parsers()]
+    tallies, peak = run_parsers(names, originals, INPUTS, seed, MOST)
+    assert [tally.parser for tally in tallies] == names
+    assert all(tally.tried == MOST + 1 for tally in tallies)
+    crashes = [crash for tally in tallies for crash in tally.crashes]
+    assert not crashes, f"seed {seed}: " + "\n".join(crashes)
+    assert all(tally.accepted for tally in tallies), tallies
+    assert peak < MEMORY / 2
+
+
+def test_a_parser_that_crashes_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "originals" / "one"
+    folder.mkdir(parents=True)
+    (folder / "x.json").write_text('{"a": 1}')
+    careless = Parser(
+        "careless",
+        "one",
+        {"x.json": "json"},
+        lambda place: json.loads((place / "x.json").read_bytes()),
+    )
+    (tmp_path / "work").mkdir()
+    tally = careless.run(tmp_path / "originals", tmp_path / "work", 20, 0)
+    assert tally.crashed > 5
+    assert tally.accepted
+    assert "RecursionError" in " ".join(tally.crashes)
+
+
+def test_texts_that_unpack_without_end_are_refused_before_they_fill_the_memory(
+    tmp_path: Path,
+) -> None:
+    """A million rows of one text of 2 MiB: a file of kilobytes, two terabytes unpacked."""
+    column = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 1_000_000, pa.int32()), pa.array(["x" * (2 << 20)])
+    )
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"text": column}), path, compression="zstd")
+    assert path.stat().st_size < 1 << 20
+    with pq.ParquetFile(path) as file:
+        rows = documents._rows_at_a_time(path, file.metadata, "text")
+    assert rows * (2 << 20) <= documents.PAGE_LIMIT
+    stream = read_documents(path, "text", "blank-line")
+    assert len(next(stream).text) == 2 << 20
+    stream.close()
+
+
+def test_a_page_that_is_too_large_unpacked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "PAGE_LIMIT", 1 << 16)
+    path = tmp_path / "large.parquet"
+    pq.write_table(pa.table({"text": ["x" * (1 << 17)]}), path, compression="zstd")
+    with pytest.raises(InputError, match="has a page of 0 MiB unpacked"):
+        list(read_documents(path, "text", "blank-line"))
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd", "gzip"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_the_largest_page_is_what_its_header_says(
+    tmp_path: Path, compression: str, version: str
+) -> None:
+    """Plain texts take their bytes and four for the length of each."""
+    texts = ["a" * 100, "b" * 7, "c" * 5000]
+    path = tmp_path / "x.parquet"
+    pq.write_table(
+        pa.table({"text": texts}),
+        path,
+        compression=compression,
+        use_dictionary=False,
+        data_page_version=version,
+    )
+    with pq.ParquetFile(path) as file:
+        largest = pages.largest_page(path, file.metadata, [0])
+    values = sum(map(len, texts)) + 4 * len(texts)
+    assert values <= largest <= values + 16  # levels of definition beside them
+
+
+def test_a_row_group_that_claims_more_than_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"tokens": pa.array([[1, 2]] * 3)}), path)
+    with pq.ParquetFile(path) as file:
+        pages.require_group(file.metadata, 0)
+
+        class Claims:
+            num_columns = 1
+            schema = file.metadata.schema
+
+            def row_group(self, group: int) -> object:
+                column = type("Column", (), {"num_values": 10**9})
+                return type("Group", (), {"column": lambda self, number: column})()
+
+        with pytest.raises(ValueError, match="claims 1000000000 values"):
+            pages.require_group(Claims(), 0)
+
+
+def test_a_gzip_bomb_in_one_line_is_refused_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jsonl.gz"
+    packer = zlib.compressobj(9, wbits=31)
+    with path.open("wb") as file:
+        for _ in range(130):
+            file.write(packer.compress(b"x" * (1 << 20)))
+        file.write(packer.flush())
+    assert path.stat().st_size < 1 << 18
+    with pytest.raises(InputError, match="line 1 is longer than 128 MiB"):
+        list(read_documents(path, "text", "blank-line"))
+
+
+def test_a_pipe_in_the_place_of_a_manifest_does_not_hold_a_command_up(tmp_path: Path) -> None:
+    from cola_cli.artifacts.manifest import read_manifest
+    from cola_cli.errors import DamagedArtifact
+
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(DamagedArtifact, match="no regular file"):
+        read_manifest(tmp_path)
