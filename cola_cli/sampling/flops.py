@@ -41,7 +41,8 @@ def cola_sampling(
 def modulation_table(prior: PriorConfig, options: SamplingOptions) -> float:
     """The timesteps' shifts, scales and gates: once for all prompts and blocks."""
     grid = list(options.grid) if options.grid else uniform_grid(options.steps)
-    count = len(evaluation_times(grid, options.solver)) + 2  # t = 0 for prompts and for clean places
+    # besides, t = 0 for prompts and for clean places
+    count = len(evaluation_times(grid, options.solver)) + 2
     dim = prior.dim
     return 2.0 * count * (TIMESTEP_CHANNELS * dim + 4 * dim * dim + prior.layers * 6 * dim * dim)
 
