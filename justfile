@@ -33,6 +33,16 @@ quickstart *arguments:
 study name *arguments:
     bash pipelines/study.sh {{name}} {{arguments}}
 
+# break every stage at every write point, live random histories, try hostile files: writes docs/reliability.md
+crash *arguments:
+    {{python}} -m tests.faults {{arguments}}
+    {{python}} -m tests.faults.histories
+    {{python}} -m tests.hostile
+
+# time to find a flipped byte, against sha256sum
+bench-verify *arguments:
+    {{python}} tests/bench/verify.py {{arguments}}
+
 # what CI runs
 ci:
     bash .ci/run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import secrets
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+HOSTILE = "\n## Hostile files\n"  # from here on `python -m tests.hostile` writes it
 MEMORY = Path("/dev/shm")
 
 
@@ -23,7 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", help="only these stages")
     parser.add_argument("--kinds", nargs="+", help="only these kinds of fault")
     parser.add_argument(
-        "--strace", nargs="+", help="stages to compare with strace (all faults: all)"
+        "--strace", nargs="*", help="stages to compare with strace (all faults: all)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no fault after so long (all: no end)"
     )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
@@ -72,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
             kept = [r for r in known if not (r.verdict.lost or r.verdict.unclear)]
             good = {(r.stage, r.kind, r.name) for r in kept}
             campaign.cases = [c for c in campaign.cases if (c.stage, c.kind, c.name) not in good]
-        campaign.compare_with_strace(asked.strace or (() if chosen else ORDER))
+        campaign.compare_with_strace(
+            (() if chosen else ORDER) if asked.strace is None else asked.strace
+        )
         for text in campaign.disagreements:
             print(f"strace counts otherwise: {text}", flush=True)
         for kind, reason in campaign.skipped.items():
@@ -86,12 +93,14 @@ def main(arguments: list[str] | None = None) -> int:
             if done % 100 == 0 or done == total:
                 print(f"{done:,} of {total:,} faults, {seconds_since(begin)}", flush=True)
 
-        results = kept + campaign.run(asked.jobs, tell)
-        total = len(results)
+        results = kept + campaign.run(asked.jobs, tell, 60 * asked.minutes)
+        possible, total = total + len(kept), len(results)
         files = {stage: files_of(campaign.home / FOLDER[stage]) for stage in ORDER}
         target = asked.page or (None if chosen else PAGE)
         if target:
-            target.write_text(page(campaign, results, seconds_since(begin)))
+            before = target.read_text() if target.exists() else ""
+            own = page(campaign, results, possible, seconds_since(begin))
+            target.write_text(own + "".join(before.partition(HOSTILE)[1:]))
     lost, unclear = ([r for r in results if getattr(r.verdict, n)] for n in ("lost", "unclear"))
     if asked.json:
         document = {
