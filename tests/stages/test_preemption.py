@@ -87,14 +87,15 @@ def test_a_signal_in_any_phase_saves_and_the_runs_together_equal_one(
 def test_a_signal_stops_the_compiler_and_compiled_training_gives_the_same_figures(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = prior_settings(steps=3, compile=True)
-    model = settings.model.model_copy(update={"layers": 1})
-    settings = settings.model_copy(update={"model": model})
+    # as few kernels as can be: each takes the compiler a second
+    settings = prior_settings(steps=2, compile=True)
+    model = settings.model.model_copy(update={"layers": 1, "block_size": 16})
+    data = settings.data.model_copy(update={"partly_clean": 0.0})
+    settings = settings.model_copy(update={"model": model, "data": data})
     command = ["train", "prior", str(made / "latents"), "-o", str(tmp_path / "compiled")]
     command += ["--device", "cpu", *assignments(settings)]
-    monkeypatch.setenv(
-        "TORCHINDUCTOR_COMPILE_THREADS", "1"
-    )  # no pool of processes, each with its torch
+    # no pool of processes, each with its own torch
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     interrupted(command, COMPILING, 143)
     assert saved_step(tmp_path / "compiled") == 0
