@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cola_cli.artifacts import Artifact
 from cola_cli.reporting import Silent
 from cola_cli.stages.train_prior import train_prior
 from cola_cli.training import checkpoints
-from tests.conftest import cola_command, content
+from tests.conftest import content
 from tests.stages.conftest import assignments, prior_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics
 
@@ -84,26 +83,11 @@ def test_a_signal_in_any_phase_saves_and_the_runs_together_equal_one(
 
 
 @pytest.mark.slow
-def test_a_signal_stops_the_compiler_and_compiled_training_gives_the_same_figures(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # as few kernels as can be: each takes the compiler a second
+def test_a_signal_stops_the_compiler_at_once(made: Path, tmp_path: Path) -> None:
     settings = prior_settings(steps=2, compile=True)
-    model = settings.model.model_copy(update={"layers": 1, "block_size": 16})
-    data = settings.data.model_copy(update={"partly_clean": 0.0})
-    settings = settings.model_copy(update={"model": model, "data": data})
     command = ["train", "prior", str(made / "latents"), "-o", str(tmp_path / "compiled")]
     command += ["--device", "cpu", *assignments(settings)]
-    # no pool of processes, each with its own torch
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    interrupted(command, COMPILING, 143)
+    errors = interrupted(command, COMPILING, 143)
+    assert "progress is saved" in errors
     assert saved_step(tmp_path / "compiled") == 0
     assert (tmp_path / "compiled" / "manifest.json").exists()
-    subprocess.run(cola_command(*command, "--quiet"), check=True, stdout=subprocess.DEVNULL)
-    compiled = Artifact.open(tmp_path / "compiled").manifest.statistics
-    train = settings.train.model_copy(update={"compile": False})
-    plain = settings.model_copy(update={"train": train})
-    other = train_prior(made / "latents", tmp_path / "plain", plain, Silent(), None, "cpu")
-    for name in ("loss", "gradient_norm", "validation_flow"):
-        assert compiled[name] == pytest.approx(other.statistics[name], rel=1e-4)
