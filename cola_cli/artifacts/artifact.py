@@ -30,6 +30,7 @@ from cola_cli.artifacts.manifest import (
     Manifest,
     PartRecord,
     read_manifest,
+    signed_json,
     write_manifest,
 )
 from cola_cli.artifacts.reading import parse_json, read_regular, reason, shown
@@ -222,7 +223,7 @@ def write_part(
         source=source,
         statistics=part.statistics,
     )
-    write_atomic(directory / PARTS / f"{index:05d}.json", record.to_bytes())
+    write_atomic(directory / PARTS / f"{index:05d}.json", signed_json(record))
 
 
 class Writer:
@@ -332,7 +333,7 @@ def read_part_record(path: Path) -> PartRecord:
     try:
         text = read_regular(path, RECORD_LIMIT)
         record = PartRecord.model_validate(parse_json(text))
-        if record.digest and record.to_bytes() != text:
+        if record.digest and signed_json(record) != text:
             raise ValueError("its digest does not match its content")
         return record
     except ValidationError as error:

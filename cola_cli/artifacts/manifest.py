@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 from pathlib import Path, PurePosixPath
@@ -117,11 +116,7 @@ class PartRecord(_Record):
     sha256: Digest
     source: str = ""
     statistics: Tree = {}
-    digest: str = ""
-
-    def to_bytes(self) -> builtins.bytes:
-        """The file's exact content; `digest` as in a manifest, for the record of an unfinished artifact."""
-        return signed_json(self)
+    digest: str = ""  # as in a manifest; of a finished artifact, that has the record's too
 
 
 class Manifest(_Record):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cola_cli.artifacts.artifact import PARTS
 from cola_cli.artifacts.lock import holder_of
@@ -11,14 +14,24 @@ from cola_cli.artifacts.manifest import Manifest, read_manifest
 from cola_cli.artifacts.verify import find_artifacts
 from cola_cli.errors import ColaError
 
+# What follows a finished artifact, and what makes one again; {kind} is where the artifact of that kind lies.
 NEXT = {
     "tokens": "cola train vae {path} -o VAE",
-    "vae": "cola encode TOKENS --vae {path} -o LATENTS",
+    "vae": "cola encode {tokens} --vae {path} -o LATENTS",
     "latents": "cola train prior {path} -o PRIOR",
     "prior": 'cola sample {path} --prompt "..."',
     "autoregressive": 'cola sample {path} --prompt "..."',
     "llada": 'cola sample {path} --prompt "..."',
 }
+AGAIN = {
+    "train vae": "cola train vae {tokens}",
+    "encode": "cola encode {tokens} --vae {vae}",
+    "train prior": "cola train prior {latents}",
+    "train ar": "cola train ar {tokens}",
+    "train llada": "cola train llada {tokens}",
+    "sample": "cola sample {model}",
+}
+_NAMED = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -33,11 +46,19 @@ class State:
     next: str
 
 
+@dataclass(frozen=True)
+class _Surveyed:
+    """Manifests by directory, and directories by fingerprint."""
+
+    manifests: dict[Path, Manifest]
+    found: dict[str, Path]
+
+
 def survey(path: Path) -> list[State]:
     """The state of every artifact at or below `path`.
 
-    `stale` means that an input was found beside it whose fingerprint is no longer the recorded one;
-    `abandoned` that it is unfinished and nobody writes to it.
+    `stale` means that an input was found beside it whose fingerprint is no longer the recorded one, or that
+    an input of it is stale; `abandoned` that it is unfinished and nobody writes to it.
     """
     manifests: dict[Path, Manifest] = {}
     damaged: dict[Path, str] = {}
@@ -46,38 +67,91 @@ def survey(path: Path) -> list[State]:
             manifests[directory] = read_manifest(directory)
         except ColaError as error:
             damaged[directory] = error.problem
-    by_fingerprint = {m.fingerprint: d for d, m in manifests.items()}
-    kinds = {m.kind for m in manifests.values() if m.status == "complete"}
-    states = []
-    for directory, manifest in manifests.items():
-        inputs = {
-            name: by_fingerprint.get(fingerprint)
-            for name, fingerprint in manifest.identity.inputs.items()
-        }
-        stale = [str(name) for name, found in inputs.items() if found is None and name in kinds]
-        states.append(_state(directory, manifest, inputs, stale))
+    surveyed = _Surveyed(manifests, {m.fingerprint: d for d, m in manifests.items()})
+    states = [_state(surveyed, directory) for directory in manifests]
     states += [
-        State(str(d), "?", "damaged", problem, [], f"cola verify {d}")
+        State(str(d), "?", "damaged", problem, [], f"cola verify {shlex.quote(str(d))}")
         for d, problem in damaged.items()
     ]
     return sorted(states, key=lambda state: state.path)
 
 
-def _state(
-    directory: Path, manifest: Manifest, inputs: dict[str, Path | None], stale: list[str]
-) -> State:
+def next_step(directory: Path) -> str:
+    """The command that goes on with the artifact at `directory`, its inputs sought beside it."""
+    states = {state.path: state for state in survey(directory.parent)}
+    return states[str(directory)].next
+
+
+def _state(surveyed: _Surveyed, directory: Path) -> State:
+    manifest = surveyed.manifests[directory]
+    inputs = {name: surveyed.found.get(f) for name, f in manifest.identity.inputs.items()}
     named = [f"{name} {found or '(elsewhere)'}" for name, found in inputs.items()]
-    again = f"cola {manifest.identity.stage} ... -o {directory}"
+    stale = _stale(surveyed, directory)
     if manifest.status == "complete":
         state = f"stale ({', '.join(stale)} changed)" if stale else "complete"
-        progress = f"{sum(record.bytes for record in manifest.files):,} bytes"
-        step = again + " --overwrite" if stale else NEXT.get(manifest.kind, "")
-        step = step.format(path=directory)
+        size = sum(record.bytes for record in manifest.files)
+        progress = f"{size:,} bytes"
+        if stale:
+            step = _again(surveyed, directory) + " --overwrite"
+        else:
+            step = _filled(NEXT.get(manifest.kind, ""), inputs | {"path": directory})
     else:
         holder = holder_of(directory)
         state = f"running ({holder})" if holder else "abandoned"
-        parts = len(list((directory / PARTS).glob("*.json")))
-        saved = sorted(path.name for path in (directory / "checkpoints").glob("step-*"))
-        progress = saved[-1] if saved else f"{parts} parts"
-        step = "" if holder else again
+        progress = _progress(surveyed, directory)
+        step = "" if holder else _again(surveyed, directory)
     return State(str(directory), manifest.kind, state, progress, named, step)
+
+
+def _stale(surveyed: _Surveyed, directory: Path) -> list[str]:
+    """The inputs that lie beside the artifact with another content than it was made from."""
+    manifest = surveyed.manifests[directory]
+    kinds = {m.kind for m in surveyed.manifests.values() if m.status == "complete"}
+    stale = []
+    for name, fingerprint in manifest.identity.inputs.items():
+        found = surveyed.found.get(fingerprint)
+        # an artifact's fingerprint covers its inputs, so nothing is its own ancestor
+        if (found is None and name in kinds) or (found is not None and _stale(surveyed, found)):
+            stale.append(name)
+    return stale
+
+
+def _again(surveyed: _Surveyed, directory: Path) -> str:
+    """The command that makes an artifact (again); of its settings the manifest tells."""
+    identity = surveyed.manifests[directory].identity
+    inputs = {name: surveyed.found.get(f) for name, f in identity.inputs.items()}
+    command = _filled(AGAIN.get(identity.stage, f"cola {identity.stage} ..."), inputs)
+    return f"{command} -o {shlex.quote(str(directory))}"
+
+
+def _filled(command: str, places: dict[str, Path | None]) -> str:
+    """The command with what was found; in capitals what was not."""
+
+    def place(match: re.Match[str]) -> str:
+        found = places.get(match[1])
+        return shlex.quote(str(found)) if found else match[1].upper()
+
+    return _NAMED.sub(place, command)
+
+
+def _progress(surveyed: _Surveyed, directory: Path) -> str:
+    """How far an unfinished artifact is."""
+    manifest = surveyed.manifests[directory]
+    train: Any = manifest.settings.get("train")
+    if isinstance(train, dict) and isinstance(train.get("steps"), int):
+        saved = [
+            int(path.parent.name.removeprefix("step-"))
+            for path in (directory / "checkpoints").glob("step-*/COMMITTED.json")
+            if path.parent.name.removeprefix("step-").isdigit()
+        ]
+        done = train["steps"] if manifest.files else max(saved, default=0)
+        return f"step {done:,} of {train['steps']:,}"
+    parts = len(list((directory / PARTS).glob("*.json")))
+    source = surveyed.found.get(manifest.identity.inputs.get("tokens", ""))
+    if manifest.kind == "latents" and source is not None:
+        total = sum(
+            record.path.endswith(".json") and record.path.startswith(f"{PARTS}/")
+            for record in surveyed.manifests[source].files
+        )
+        return f"{parts} of {total} parts"
+    return f"{parts} parts"

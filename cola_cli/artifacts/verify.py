@@ -25,6 +25,7 @@ class Finding:
 
     path: str
     problem: str
+    foreign: bool = False  # not of the artifact at all
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,23 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda count: None)
         for path in sorted(content_files(directory)):
             name = path.relative_to(directory).as_posix()
             if name not in known:
-                findings.append(Finding(name, f"{path} is foreign: the manifest does not list it."))
+                problem = f"{path} is foreign: the manifest does not list it."
+                findings.append(Finding(name, problem, foreign=True))
     size = sum(record.bytes for record in records)
     return Verification(directory, manifest.status, len(records), size, findings)
 
 
 def repair(directory: Path) -> list[str]:
-    """Drop damaged, missing and foreign files from an artifact, so that the next run makes them again.
+    """Drop damaged and missing files from an artifact, so that the next run makes just these again.
 
-    Returns the relative names of what was dropped. The artifact becomes unfinished when anything of its own
-    was. Raises DamagedArtifact when the manifest itself cannot be read: then only a fresh run helps.
+    Returns the relative names of what was dropped; the artifact is unfinished then. A foreign file is left
+    where it is: it may be somebody's only copy. Raises DamagedArtifact when the manifest itself cannot be
+    read: then only a fresh run helps.
     """
     manifest = read_manifest(directory)
     with writer_lock(directory):
         remove_temporaries(directory)
-        findings = verify(directory).findings
+        findings = [finding for finding in verify(directory).findings if not finding.foreign]
         if not findings:
             return []
         own = {record.path for record in manifest.files}

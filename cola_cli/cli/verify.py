@@ -24,9 +24,13 @@ def verify(
 ) -> None:
     """Re-read every byte of artifacts and name each damaged, missing or foreign file.
 
+    With --repair, what is damaged or missing is dropped, and the next run makes just that again; foreign
+    files are left where they are.
+
     Example: cola verify runs/demo
     """
     from cola_cli.artifacts import verify as checking
+    from cola_cli.artifacts.status import next_step
 
     directories = [found for path in paths for found in checking.find_artifacts(path)]
     progress = reporter(quiet)
@@ -36,10 +40,12 @@ def verify(
         results.append(checking.verify(directory, progress.advance))
         progress.stop()
     dropped: list[str] = []
+    again: list[str] = []
     if repair:
         for result in results:
-            if result.findings:
-                dropped += [f"{result.directory}/{n}" for n in checking.repair(result.directory)]
+            if result.findings and (names := checking.repair(result.directory)):
+                dropped += [f"{result.directory}/{name}" for name in names]
+                again += [next_step(result.directory)]
     damaged = [f for result in results for f in result.findings]
     print_result(
         [
@@ -47,7 +53,8 @@ def verify(
             for r in results
         ]
         + [f"  {finding.problem}" for finding in damaged]
-        + [f"dropped {name}" for name in dropped],
+        + [f"dropped {name}" for name in dropped]
+        + [f"run next: {command}" for command in again],
         {
             "artifacts": [
                 {
@@ -60,6 +67,7 @@ def verify(
                 for r in results
             ],
             "dropped": dropped,
+            "next": again,
         },
         json,
     )

@@ -306,6 +306,49 @@ def test_repair_drops_the_damage_and_the_next_run_makes_just_that_again(tmp_path
     assert (tmp_path / "tokens/parts/00000.bin").stat().st_mtime_ns == kept
 
 
+def test_repair_leaves_foreign_files_and_the_next_run_does_not_claim_them(tmp_path: Path) -> None:
+    whole = make(tmp_path / "tokens")
+    for name in ("notes.txt", "parts/notes.txt"):
+        (tmp_path / "tokens" / name).write_text("mine")
+    assert repair(tmp_path / "tokens") == []
+    (tmp_path / "tokens/parts/00001.bin").unlink()
+    assert repair(tmp_path / "tokens") == ["parts/00001.bin"]
+    mended = make(tmp_path / "tokens")
+    assert mended.manifest.files == whole.manifest.files
+    assert (tmp_path / "tokens/notes.txt").read_text() == "mine"
+    assert (tmp_path / "tokens/parts/notes.txt").read_text() == "mine"
+
+
+def test_files_kept_by_an_interrupted_run_are_kept_unless_they_are_damaged(tmp_path: Path) -> None:
+    def begin() -> set[str]:
+        with Output.open(tmp_path / "t", "tokens", identity()).writing() as writer:
+            kept = set(writer.kept)
+            writer.write("a.json", b"one")
+            writer.write("b.json", b"two")
+            writer.keep("a.json", "b.json")
+        return kept
+
+    assert begin() == set()
+    assert begin() == {"a.json", "b.json"}
+    (tmp_path / "t/a.json").write_bytes(b"onE")
+    assert [f.path for f in verify(tmp_path / "t").findings] == ["a.json"]
+    assert begin() == {"b.json"}
+
+
+def test_a_flipped_bit_in_the_record_of_an_unfinished_part_is_noticed(tmp_path: Path) -> None:
+    with (
+        Output.open(tmp_path / "t", "tokens", identity()).writing() as writer,
+        writer.part(0) as part,
+    ):
+        part.path.write_bytes(b"data")
+        part.statistics = {"sum": 1.25}
+    record = tmp_path / "t/parts/00000.json"
+    record.write_text(record.read_text().replace("1.25", "1.75"))
+    assert [f.path for f in verify(tmp_path / "t").findings] == ["parts/00000.json"]
+    with Output.open(tmp_path / "t", "tokens", identity()).writing() as writer:
+        assert not writer.parts
+
+
 # 6. one writer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cola_cli.artifacts import Identity, Output
+from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.status import survey
 from tests.artifacts.test_promises import identity, make
 
@@ -31,6 +32,34 @@ def test_complete_running_abandoned_and_stale_are_told_apart(tmp_path: Path) -> 
     states = {Path(s.path).name: s for s in survey(tmp_path)}
     assert states["latents"].state == "stale (tokens changed)"
     assert states["latents"].next.endswith("--overwrite")
+
+
+def test_what_was_made_of_something_stale_is_stale_and_the_next_command_can_be_typed(
+    tmp_path: Path,
+) -> None:
+    tokens = make(tmp_path / "my tokens")
+    _latents(tmp_path / "latents", tokens.manifest.fingerprint)
+    latents = read_manifest(tmp_path / "latents")
+    made_from = Identity(stage="train prior", settings={}, inputs={"latents": latents.fingerprint})
+    steps = {"train": {"steps": 60}}
+    with Output.open(tmp_path / "prior", "prior", made_from, steps).writing():
+        (tmp_path / "prior/checkpoints/step-00000020").mkdir(parents=True)
+        (tmp_path / "prior/checkpoints/step-00000020/COMMITTED.json").touch()
+        (tmp_path / "prior/checkpoints/step-00000040").mkdir()  # was killed before it counted
+    states = {Path(s.path).name: s for s in survey(tmp_path)}
+    assert states["my tokens"].next == f"cola train vae '{tmp_path}/my tokens' -o VAE"
+    assert states["prior"].progress == "step 20 of 60"
+    assert states["prior"].next == f"cola train prior {tmp_path}/latents -o {tmp_path}/prior"
+    with Output.open(tmp_path / "prior", "prior", made_from, steps).writing() as writer:
+        writer.finish()
+    make_anew = Output.open(tmp_path / "my tokens", "tokens", identity(seq_len=8), overwrite=True)
+    with make_anew.writing() as writer:
+        writer.finish()
+    states = {Path(s.path).name: s for s in survey(tmp_path)}
+    assert states["prior"].state == "stale (latents changed)"
+    assert (
+        states["latents"].next == f"cola encode TOKENS --vae VAE -o {tmp_path}/latents --overwrite"
+    )
 
 
 def test_a_damaged_manifest_is_listed(tmp_path: Path) -> None:
