@@ -37,7 +37,7 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         raise writing_failed(directory / LOCK_NAME, error) from error
     try:
         deadline = time.monotonic() + wait_seconds
-        while not _try_lock(descriptor):
+        while not _try_lock(descriptor, directory):
             if time.monotonic() >= deadline:
                 raise OutputConflict(
                     f"{directory} is being written by {_holder(descriptor)}.",
@@ -78,11 +78,13 @@ def holder_of(directory: Path) -> str | None:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, directory: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise writing_failed(directory / LOCK_NAME, error) from error
     return True
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_cli.corpus import sequences
@@ -23,6 +23,7 @@ def numbered(count: int) -> Sequences:
     return cast(Any, SimpleNamespace(count=count, read=read))
 
 
+@settings(max_examples=60)
 @given(
     count=st.integers(1, 60),
     batch=st.integers(1, 8),

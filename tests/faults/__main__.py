@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import secrets
 import sys
@@ -24,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", help="only these kinds of fault")
     parser.add_argument(
         "--strace", nargs="+", help="stages to compare with strace (all faults: all)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no fault after so long (all: no end)"
     )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
@@ -86,12 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
             if done % 100 == 0 or done == total:
                 print(f"{done:,} of {total:,} faults, {seconds_since(begin)}", flush=True)
 
-        results = kept + campaign.run(asked.jobs, tell)
-        total = len(results)
+        results = kept + campaign.run(asked.jobs, tell, 60 * asked.minutes)
+        possible, total = total + len(kept), len(results)
         files = {stage: files_of(campaign.home / FOLDER[stage]) for stage in ORDER}
         target = asked.page or (None if chosen else PAGE)
         if target:
-            target.write_text(page(campaign, results, seconds_since(begin)))
+            target.write_text(page(campaign, results, possible, seconds_since(begin)))
     lost, unclear = ([r for r in results if getattr(r.verdict, n)] for n in ("lost", "unclear"))
     if asked.json:
         document = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import selectors
@@ -146,8 +147,14 @@ class Campaign:
             kept += drawn[:count]
         self.cases = kept
 
-    def run(self, jobs: int, tell: Callable[[int, Result], None]) -> list[Result]:
-        """Run the cases in `jobs` processes; `tell(done, result)` is called after each."""
+    def run(
+        self, jobs: int, tell: Callable[[int, Result], None], seconds: float = math.inf
+    ) -> list[Result]:
+        """Run the cases in `jobs` processes, in an order of chance, as many as `seconds` allow.
+
+        `tell(done, result)` is called after each.
+        """
+        end = time.monotonic() + seconds
         selector = selectors.DefaultSelector()
         order = list(self.cases)
         random.Random(self.seed).shuffle(order)  # long and short cases come to all alike
@@ -155,7 +162,7 @@ class Campaign:
         for job in range(jobs):
             reading, writing = os.pipe()
             if not (child := os.fork()):
-                _work(order[job::jobs], self.home / f"job-{job}", writing)
+                _work(order[job::jobs], self.home / f"job-{job}", writing, end)
             os.close(writing)
             children.append(child)
             selector.register(os.fdopen(reading, "r"), selectors.EVENT_READ)
@@ -172,16 +179,18 @@ class Campaign:
                     stream.close()
         for child in children:
             os.waitpid(child, 0)
-        if len(results) != len(order):
+        if len(results) != len(order) and time.monotonic() < end:
             raise RuntimeError(f"{len(order) - len(results)} cases have no result")
         return results
 
 
-def _work(cases: list[Case], folder: Path, pipe: int) -> None:
-    """In a child: run cases one after the other and never return."""
+def _work(cases: list[Case], folder: Path, pipe: int, end: float) -> None:
+    """In a child: run cases one after the other until `end` and never return."""
     try:
         with os.fdopen(pipe, "w") as stream:
             for case in cases:
+                if time.monotonic() > end:
+                    break
                 try:
                     verdict = case.check(fresh(folder))
                 except Exception:

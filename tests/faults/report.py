@@ -30,7 +30,7 @@ TITLES = {
 INTRODUCTION = """\
 # Reliability
 
-`just crash` (`python -m tests.faults`) wrote this page: {cases:,} faults on {points:,} write points of
+`just crash` (`python -m tests.faults`) wrote this page: {cases} faults on {points:,} write points of
 seven stages, in {duration}. **Lost or silently wrong: {lost}.** {unclear}
 
 ## How
@@ -64,12 +64,14 @@ it again. Foreign files and other settings or inputs must be refused or left alo
 """
 
 
-def page(campaign: Campaign, results: list[Result], duration: str) -> str:
-    """The page."""
+def page(campaign: Campaign, results: list[Result], possible: int, duration: str) -> str:
+    """The page; `possible` faults could have been tried."""
     lost = [r for r in results if r.verdict.lost]
     unclear = [r for r in results if r.verdict.unclear]
     text = INTRODUCTION.format(
-        cases=len(results),
+        cases=f"{len(results):,} of {possible:,}"
+        if len(results) < possible
+        else f"all {possible:,}",
         points=sum(map(len, campaign.points.values())),
         duration=duration,
         lost=len(lost),
