@@ -2,8 +2,8 @@
 
     python tests/bench/verify.py [--megabytes 1024] [--parts 16] [--rounds 3] [--json]
 
-The byte is the last of the last part, so all before it is read. Both read from the page cache, in turns;
-`cola` is measured as a whole, with the start of Python. The best time of each counts.
+The byte is the last of the last part, so everything before it is read. Both read from the page cache, in
+turns; `cola` is measured as a whole, with the start of Python. The best time of each counts.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+HOSTILE = "\n## Hostile files\n"  # from here on `python -m tests.hostile` writes it
 MEMORY = Path("/dev/shm")
 
 
@@ -95,7 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
         files = {stage: files_of(campaign.home / FOLDER[stage]) for stage in ORDER}
         target = asked.page or (None if chosen else PAGE)
         if target:
-            target.write_text(page(campaign, results, possible, seconds_since(begin)))
+            before = target.read_text() if target.exists() else ""
+            own = page(campaign, results, possible, seconds_since(begin))
+            target.write_text(own + "".join(before.partition(HOSTILE)[1:]))
     lost, unclear = ([r for r in results if getattr(r.verdict, n)] for n in ("lost", "unclear"))
     if asked.json:
         document = {
