@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", help="only these stages")
     parser.add_argument("--kinds", nargs="+", help="only these kinds of fault")
     parser.add_argument(
-        "--strace", nargs="+", help="stages to compare with strace (all faults: all)"
+        "--strace", nargs="*", help="stages to compare with strace (all faults: all)"
     )
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="begin no fault after so long (all: no end)"
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             kept = [r for r in known if not (r.verdict.lost or r.verdict.unclear)]
             good = {(r.stage, r.kind, r.name) for r in kept}
             campaign.cases = [c for c in campaign.cases if (c.stage, c.kind, c.name) not in good]
-        campaign.compare_with_strace(asked.strace or (() if chosen else ORDER))
+        campaign.compare_with_strace((() if chosen else ORDER) if asked.strace is None else asked.strace)
         for text in campaign.disagreements:
             print(f"strace counts otherwise: {text}", flush=True)
         for kind, reason in campaign.skipped.items():
