@@ -29,11 +29,10 @@ fix:
 quickstart *arguments:
     bash pipelines/quickstart.sh {{arguments}}
 
-<<<<<<< HEAD
 # a study: scaling, rq1, rq2, rq3 or rq4
 study name *arguments:
     bash pipelines/study.sh {{name}} {{arguments}}
-=======
+
 # break every stage at every write point, live random histories, try hostile files: writes docs/reliability.md
 crash *arguments:
     {{python}} -m tests.faults {{arguments}}
@@ -43,7 +42,6 @@ crash *arguments:
 # time to find a flipped byte, against sha256sum
 bench-verify *arguments:
     {{python}} tests/bench/verify.py {{arguments}}
->>>>>>> d58d720 (Sabotage of the harness in one process, SECURITY.md, just crash, the time to find a flipped byte)
 
 # what CI runs
 ci:
