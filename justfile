@@ -51,6 +51,14 @@ ci:
 bench-sample *arguments:
     {{python}} tests/bench/sample.py {{arguments}}
 
+# generation at the paper's size on a GPU, against an autoregressive transformer of its size
+bench-sample-gpu *arguments:
+    {{python}} tests/bench/sample_gpu.py {{arguments}}
+
+# what fewer passes cost in quality: just bench-quality MODEL
+bench-quality *arguments:
+    {{python}} tests/bench/quality.py {{arguments}}
+
 # one training step of the prior against a plain one
 bench-train *arguments:
     {{python}} tests/bench/train.py {{arguments}}
