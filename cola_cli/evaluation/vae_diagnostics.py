@@ -83,19 +83,19 @@ def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]], seed: int =
 
 def accuracy_plot(found: VAEDiagnosis) -> str:
     """Accuracy against latent noise as a self-contained SVG."""
-    width, height, left, bottom = 560, 320, 56, 44
+    width, height, left, right, top, bottom = 560, 320, 56, 24, 32, 44
     span = max(NOISE_LEVELS)
 
     def place(t: float, accuracy: float) -> str:
-        x = left + t / span * (width - left - 16)
-        y = 16 + (1 - accuracy) * (height - bottom - 16)
+        x = left + t / span * (width - left - right)
+        y = top + (1 - accuracy) * (height - bottom - top)
         return f"{x:.1f},{y:.1f}"
 
     line = " ".join(place(t, accuracy) for t, accuracy in found.accuracy_at.items())
     grid = []
     for tenth in range(0, 11, 2):
         x, y = place(0, tenth / 10).split(",")
-        grid.append(f'<line x1="{x}" y1="{y}" x2="{width - 16}" y2="{y}" stroke="#8884"/>')
+        grid.append(f'<line x1="{x}" y1="{y}" x2="{width - right}" y2="{y}" stroke="#8884"/>')
         grid.append(
             f'<text x="{left - 8}" y="{y}" text-anchor="end" dy="4">{tenth / 10:.1f}</text>'
         )
@@ -107,6 +107,6 @@ def accuracy_plot(found: VAEDiagnosis) -> str:
         ' font-family="sans-serif" font-size="12" fill="#777">'
         f"{''.join(grid)}"
         f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">latent noise t</text>'
-        f'<text x="{left}" y="12">tokens reconstructed</text>'
+        f'<text x="{left}" y="14">tokens reconstructed</text>'
         f'<polyline points="{line}" fill="none" stroke="#2563eb" stroke-width="2"/></svg>\n'
     )
