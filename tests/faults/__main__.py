@@ -77,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
             kept = [r for r in known if not (r.verdict.lost or r.verdict.unclear)]
             good = {(r.stage, r.kind, r.name) for r in kept}
             campaign.cases = [c for c in campaign.cases if (c.stage, c.kind, c.name) not in good]
-        campaign.compare_with_strace((() if chosen else ORDER) if asked.strace is None else asked.strace)
+        campaign.compare_with_strace(
+            (() if chosen else ORDER) if asked.strace is None else asked.strace
+        )
         for text in campaign.disagreements:
             print(f"strace counts otherwise: {text}", flush=True)
         for kind, reason in campaign.skipped.items():
