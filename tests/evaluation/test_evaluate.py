@@ -118,8 +118,8 @@ def test_the_command_runs_scores_and_is_then_up_to_date(
     refused = cola(*arguments, expect=4)
     assert f"{data}, line 1: the prompt has" in refused.stderr  # longer than the context of 64
     arguments = (*arguments, "--set=cut_prompts=true", "--limit", "3")
-    cola("eval", "run", *arguments[2:], expect=3)  # `out` is of other settings
-    found = json.loads(cola(*arguments, "--overwrite", "--json").stdout)
+    found = json.loads(cola(*arguments, "--json").stdout)  # what was refused left nothing to lose
+    assert "input prompts: " in cola(*arguments[:-1], "2", expect=3).stderr
     assert (found["n"], found["cut_prompts"], found["chance"]) == (3, 3, 0.25)
     assert "up to date" in cola(*arguments).stdout
     rows = read_answers(tmp_path / "out")

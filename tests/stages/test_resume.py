@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "joint",
         {"joint": {"from_scratch": True}, "mask": {"start": 8, "ramp": 8}},
     ),
-    "skipping spikes": ("vae", {"train": {"spike_factor": 0.1, "on_bad_step": "skip"}}),
+    "skipping spikes": ("vae", {"train": {"spike_factor": 1e-6, "on_bad_step": "skip"}}),
 }
 
 
