@@ -88,5 +88,5 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "requeued").read_text() == "4711\n"
     again = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert Artifact.open(run / "prior", "prior").manifest.statistics["steps"] == 20
+    assert Artifact.open(run / "prior", "prior").manifest.statistics["steps"] == 60
     assert verify(run / "prior").findings == []
