@@ -241,6 +241,8 @@ def test_overwrite_killed_half_way_never_mixes_old_parts_with_the_new_identity(
     with pytest.raises(SystemExit), output.writing():
         pass
     monkeypatch.undo()
+    with pytest.raises(InputError, match="not finished"):
+        Artifact.open(tmp_path / "tokens")
     with pytest.raises(OutputConflict, match="seq_len: 64 -> 128"):
         Output.open(tmp_path / "tokens", "tokens", new)
 

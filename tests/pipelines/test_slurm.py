@@ -59,7 +59,7 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on(tmp_path: Path) -> None:
     train_vae(tokens, run / "vae", vae_settings(steps=2), Silent(), "cpu")
     encode(tokens, run / "vae", run / "latents", EncodeSettings(), Silent(), "cpu")
     steps = SETTINGS.rpartition("steps = 3")
-    (tmp_path / "mini.toml").write_text(f"{steps[0]}steps = 60\ncheckpoint_every = 5{steps[2]}")
+    (tmp_path / "mini.toml").write_text(f"{steps[0]}steps = 20\ncheckpoint_every = 4{steps[2]}")
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(text)
