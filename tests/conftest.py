@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,14 @@ def cola(tmp_path: Path) -> Run:
         return result
 
     return run
+
+
+def drawn_seed() -> int:
+    """The seed of what a test draws anew with every commit; anything else where there is no repository."""
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return int(head.stdout[:5] or secrets.token_hex(3), 16)
 
 
 def content(directory: Path) -> dict[str, str]:

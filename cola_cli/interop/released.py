@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cola_cli.artifacts.reading import parse_json, reason
+from cola_cli.artifacts.reading import parse_json, reason, shown
 from cola_cli.errors import InputError
 from cola_cli.interop.tensors import read_tensors
 from cola_cli.models.config import PriorConfig, TextVAEConfig
@@ -315,7 +315,7 @@ def _settings(
     for name, allowed in fixed.items():
         if name in document and document[name] not in allowed:
             raise InputError(
-                f"{path}: {name} = {document[name]!r} is not supported"
+                f"{path}: {name} = {shown(repr(document[name]))} is not supported"
                 f" (only {', '.join(map(repr, allowed))}).",
                 "cola computes the released model's mathematics; this config asks for another.",
             )
@@ -326,7 +326,8 @@ def _settings(
         accepted = (int, float) if expected is float else (expected,)
         if not isinstance(value, accepted) or (expected is int and isinstance(value, bool)):
             raise InputError(
-                f"{path}: {theirs} = {value!r} is not of type {expected.__name__}.", "Correct it."
+                f"{path}: {theirs} = {shown(repr(value))} is not of type {expected.__name__}.",
+                "Correct it.",
             )
     try:
         (TextVAEConfig if "vocab_size" in settings else PriorConfig)(**settings)
@@ -345,7 +346,7 @@ def _check_prior(path: Path, config: PriorConfig) -> None:
     for name, value in required.items():
         if document.get(name, value) != value:
             raise InputError(
-                f"{path}: {name} = {document[name]!r}, but the released model works with {value}"
+                f"{path}: {name} = {shown(repr(document[name]))}, but the released model works with {value}"
                 " alone.",
                 "Correct the config.",
             )

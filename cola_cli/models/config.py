@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TIMESTEP_CHANNELS = 256  # width of the sinusoidal timestep embedding
+SIZE_LIMIT = (
+    1 << 24
+)  # of any dimension or count; no network comes near, and a damaged config may say anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,5 +159,5 @@ def matched_sizes(prior: PriorConfig) -> dict[str, int]:
 
 def _positive(config: object, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
+        if not 1 <= getattr(config, name) <= SIZE_LIMIT:
+            raise ValueError(f"{name} must be from 1 to {SIZE_LIMIT}, not {getattr(config, name)}")

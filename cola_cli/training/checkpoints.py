@@ -61,6 +61,8 @@ class Checkpoint:
                 if Path(name).name != name or {*record} != {"bytes", "sha256"}:
                     raise ValueError(f"{name} is no record of a file in it")
             self.state: dict[str, Any] = read_json(self._file("state.json"), RECORD_LIMIT)
+            if not isinstance(self.state, dict):
+                raise ValueError("state.json holds no state")
         except (OSError, ValueError, *_FOREIGN) as error:
             raise _damaged(path / COMMITTED) from error
         self._places: dict[str, dict[str, list[tuple[int, int, str]]]] = {}

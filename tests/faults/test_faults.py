@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import drawn_seed
 from tests.faults import filling, seccomp, strace
 from tests.faults.stages import FOLDER
 
@@ -46,7 +46,7 @@ def campaign(*arguments: object) -> subprocess.CompletedProcess[str]:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     """The outcome of a sample, and what was printed (the seed first)."""
     path = tmp_path_factory.mktemp("faults") / "outcome.json"
-    seed = random.SystemRandom().randrange(10**6)
+    seed = drawn_seed()
     done = campaign("--sample", SAMPLE, "--seed", seed, "--strace", *STRACED, "--json", path)
     assert path.is_file(), done.stdout + done.stderr
     return json.loads(path.read_text()), done.stdout

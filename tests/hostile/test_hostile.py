@@ -1,10 +1,9 @@
-"""A sample of the hostile files, with another seed every time; bombs; and that the count can fail."""
+"""A sample of the hostile files, with another seed with every commit; bombs; and that the count can fail."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import zlib
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cola_cli.corpus import documents
 from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import CorpusFile
 from cola_cli.errors import InputError
+from tests.conftest import drawn_seed
 from tests.hostile.originals import make_originals
 from tests.hostile.parser import Parser
 from tests.hostile.surfaces import parsers
@@ -29,7 +29,7 @@ MOST = 25  # are tried
 @pytest.mark.slow
 def test_no_hostile_file_of_a_random_sample_brings_a_parser_down(tmp_path: Path) -> None:
     """A few cases of every parser; the seed is printed."""
-    seed = random.SystemRandom().randrange(10**6)
+    seed = drawn_seed()
     print(f"seed {seed}")
     originals = make_originals(tmp_path / "originals")
     names = [parser.name for parser in parsers()]
