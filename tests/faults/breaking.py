@@ -127,8 +127,11 @@ def _signalled(stages: Stages, stage: str, point: Point, name: str, folder: Path
 
 def writers(stages: Stages, stage: str, points: list[Point]) -> Iterator[Case]:
     """A second writer comes while the first is at the first point of a phase."""
-    locked = next(n for n, point in enumerate(points) if point.call == "flock")
-    named = next(n for n, p in enumerate(points) if p.call == "write" and p.path.endswith(".lock"))
+    # 0 where a stage takes no lock, as it should not be
+    locked = next((n for n, point in enumerate(points) if point.call == "flock"), 0)
+    named = next(
+        (n for n, p in enumerate(points) if p.call == "write" and p.path.endswith(".lock")), 0
+    )
     seen: set[str] = set()
     for place, point in enumerate(points):
         if point.phase in seen:

@@ -230,7 +230,8 @@ def _foreign_in_unfinished(stages: Stages, stage: str, point: Point, folder: Pat
 
 def changed(stages: Stages, stage: str, points: list[Point]) -> Iterator[Case]:
     """Another setting or another input for a finished and an unfinished artifact: refused, untouched."""
-    middle = next(point for point in points[len(points) // 2 :] if point.call == "fsync")
+    later = points[len(points) // 2 :]
+    middle = next((point for point in later if point.call == "fsync"), later[0])
     name = OTHER_INPUTS[stage]
     different: tuple[dict[str, object], ...] = (
         OTHER_SETTINGS[stage],
