@@ -17,7 +17,7 @@ from tests.faults.stages import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = 5  # faults a stage
-HISTORIES = 12
+HISTORIES = 3
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLA_THREADS": "1"}
 STRACED = ("tokenize", "encode")
 
