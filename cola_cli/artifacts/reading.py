@@ -47,6 +47,15 @@ def read_json(path: Path, limit: int) -> Any:
     return parse_json(read_regular(path, limit))
 
 
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can hold a text: JSON may spell half of a surrogate pair, which no file may hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def reason(error: object) -> str:
     """What an error says, as part of a sentence: one printable line, not too long."""
     if isinstance(error, OSError) and error.strerror:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from cola_cli.artifacts.pages import largest_page
-from cola_cli.artifacts.reading import VALUES_LIMIT, parse_json, reason, shown
+from cola_cli.artifacts.reading import VALUES_LIMIT, is_encodable, parse_json, reason, shown
 from cola_cli.corpus.files import READ_BYTES, CorpusFile, file_format, packing
 from cola_cli.errors import ColaError, InputError
 
@@ -215,12 +215,10 @@ def _field(file: CorpusFile, place: str, record: Any, text_field: str) -> str:
             f"{file}, {place} has no text in the field {text_field!r} (it has {has}).",
             "Name the field with --text-field.",
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
+    if not is_encodable(text):
         raise InputError(
             f"{file}, {place} holds half of a surrogate pair.", "Correct or remove that record."
-        ) from error
+        )
     return text
 
 

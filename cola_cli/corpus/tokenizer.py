@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -13,6 +14,7 @@ from cola_cli.errors import InputError, UsageError
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot_id|>")
 PAD = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
 TOKENIZER_LIMIT = 512 << 20  # bytes
+ID_LIMIT = 1 << 24  # of a token: the library takes memory for every number up to the largest
 BYTES = 256
 PROBE = "An Ünknown wörd, 日本 \x00\ue000"
 
@@ -89,8 +91,11 @@ def load_tokenizer(path: Path) -> TextTokenizer:
     remedy = "Give the tokenizer.json of a Hugging Face tokenizer."
     try:
         text = read_regular(path, TOKENIZER_LIMIT).decode()
-        if not isinstance(parse_json(text), dict):
+        document = parse_json(text)
+        if not isinstance(document, dict):
             raise ValueError("it is no JSON object")
+        if (largest := max(_ids(document), default=0)) >= ID_LIMIT:
+            raise ValueError(f"a token has the number {largest}")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({reason(error)}).", remedy) from error
     except ValueError as error:
@@ -101,3 +106,13 @@ def load_tokenizer(path: Path) -> TextTokenizer:
         return tokenizer
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"{path} is not a tokenizer ({reason(error)}).", remedy) from error
+
+
+def _ids(document: dict[str, Any]) -> Iterator[int]:
+    """The numbers of the tokens in a `tokenizer.json`, whatever else is wrong with it."""
+    model, added = document.get("model"), document.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    if isinstance(added, list):
+        numbers += [token.get("id") for token in added if isinstance(token, dict)]
+    yield from (number for number in numbers if isinstance(number, int))

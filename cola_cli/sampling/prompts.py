@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cola_cli.artifacts.reading import reason, shown
+from cola_cli.artifacts.reading import is_encodable, reason, shown
 from cola_cli.errors import InputError
 
 LINE_LIMIT = 16 << 20  # characters
@@ -62,5 +62,10 @@ def parse_prompts(lines: Iterable[str], name: str) -> Iterator[Prompt]:
                 'Write each prompt as {"id": ..., "prompt": "..."} on a line of its own.',
             )
         own = row.get("id", count)
-        yield Prompt(own if isinstance(own, str | int) else str(own), text, place)
+        own = own if isinstance(own, str | int) else str(own)
+        if not (is_encodable(text) and is_encodable(str(own))):
+            raise InputError(
+                f"{place} holds half of a surrogate pair.", "Correct or remove that line."
+            )
+        yield Prompt(own, text, place)
         count += 1

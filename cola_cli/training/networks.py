@@ -92,8 +92,10 @@ def _config(artifact: Artifact, name: str, kind: Any) -> Any:
         for field in dataclasses.fields(kind):
             if type(getattr(config, field.name)) not in NUMBERS[str(field.type)]:
                 raise ValueError(f"{field.name} is no {field.type}")
-        return config
-    except (ValueError, TypeError) as error:
+        # JSON may write a float as an integer of any size
+        floats = [field.name for field in dataclasses.fields(kind) if field.type == "float"]
+        return dataclasses.replace(config, **{n: float(getattr(config, n)) for n in floats})
+    except (ValueError, TypeError, OverflowError) as error:
         raise DamagedArtifact(
             f"{path} is no configuration of a network ({reason(error)}).",
             "Restore it from a copy, or run the stage that made it again with --overwrite.",

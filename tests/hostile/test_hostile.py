@@ -6,6 +6,8 @@ import json
 import os
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +17,10 @@ from cola_cli.artifacts import pages
 from cola_cli.corpus import documents
 from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import CorpusFile
-from cola_cli.errors import InputError
+from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
+from cola_cli.errors import DamagedArtifact, InputError
+from cola_cli.sampling.prompts import read_prompts
+from cola_cli.training.networks import vae_config
 from tests.conftest import drawn_seed
 from tests.hostile.originals import make_originals
 from tests.hostile.parser import Parser
@@ -145,3 +150,34 @@ def test_a_pipe_in_the_place_of_a_manifest_does_not_hold_a_command_up(tmp_path: 
     os.mkfifo(tmp_path / "manifest.json")
     with pytest.raises(DamagedArtifact, match="no regular file"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['"prompt": "\\ud800"', '"id": "\\ud800", "prompt": "a"'])
+def test_half_of_a_surrogate_pair_in_a_prompt_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "fine"}\n{' + text + "}\n")
+    with pytest.raises(InputError, match=r"p\.jsonl, line 2 holds half of a surrogate pair"):
+        list(read_prompts(tmp_path / "p.jsonl"))
+
+
+def test_a_tokenizer_with_a_token_of_a_huge_number_is_refused(tmp_path: Path) -> None:
+    """The library would take 4 GiB for it, and end the process where there are none."""
+    document = json.loads(train_tokenizer(["a few words"], 258).to_bytes())
+    document["model"]["vocab"]["a"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="a token has the number 2147483648"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(("theta", "opens"), [(10**30, True), (10**400, False)])
+def test_an_integer_of_any_size_for_a_float_of_a_network_opens_or_is_named(
+    tmp_path: Path, theta: int, opens: bool
+) -> None:
+    folder = make_originals(tmp_path / "originals") / "artifacts/prior"
+    path = folder / "vae/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_theta": theta}))
+    artifact = SimpleNamespace(file=lambda name: folder / name)
+    if opens:
+        assert vae_config(cast(Any, artifact)).rope_theta == 1e30
+        return
+    with pytest.raises(DamagedArtifact, match=r"vae/config\.json"):
+        vae_config(cast(Any, artifact))
