@@ -39,6 +39,7 @@ from cola_cli.version import __version__
 
 PARTS = "parts"
 RECORD_LIMIT = 64 << 20  # bytes
+RESTORE = "Restore it from a copy, or run the stage again with --overwrite."
 _PART = re.compile(r"\d{5,}\.(?!json$).+")  # the data of a part; other files are somebody else's
 
 
@@ -301,30 +302,28 @@ class Writer:
 def check_size(directory: Path, record: FileRecord) -> None:
     """Raise DamagedArtifact when a recorded file is missing, leaves the artifact, or has another size."""
     path = directory / record.path
-    remedy = "Restore it from a copy, or run the stage again with --overwrite."
     try:
         if not path.resolve().is_relative_to(directory.resolve()):
-            raise DamagedArtifact(f"{path} is a link that leaves the artifact.", remedy)
+            raise DamagedArtifact(f"{path} is a link that leaves the artifact.", RESTORE)
         if not path.is_file():
-            raise DamagedArtifact(f"{path} is missing.", remedy)
+            raise DamagedArtifact(f"{path} is missing.", RESTORE)
         size = path.stat().st_size
     except (OSError, RuntimeError) as error:  # links in a circle are a RuntimeError
-        raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", remedy) from error
+        raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", RESTORE) from error
     if size != record.bytes:
-        raise DamagedArtifact(f"{path} has {size} bytes instead of {record.bytes}.", remedy)
+        raise DamagedArtifact(f"{path} has {size} bytes instead of {record.bytes}.", RESTORE)
 
 
 def check_file(directory: Path, record: FileRecord) -> None:
     """Raise DamagedArtifact when a recorded file is missing or any byte of it differs."""
     check_size(directory, record)
     path = directory / record.path
-    remedy = "Restore it from a copy, or run the stage again with --overwrite."
     try:
         digest = sha256_file(path)
     except OSError as error:
-        raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", remedy) from error
+        raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", RESTORE) from error
     if digest != record.sha256:
-        raise DamagedArtifact(f"{path} is damaged: its SHA-256 is not the recorded one.", remedy)
+        raise DamagedArtifact(f"{path} is damaged: its SHA-256 is not the recorded one.", RESTORE)
 
 
 def read_part_record(path: Path) -> PartRecord:

@@ -28,9 +28,8 @@ def _umask() -> int:
     return current
 
 
-MODE = (
-    0o666 & ~_umask()
-)  # of a file as the user wants it; asking changes it for a moment, so at import
+# Of a file as the user wants it; asking changes it for a moment, so at import.
+MODE = 0o666 & ~_umask()
 
 
 def sha256_bytes(data: bytes) -> str:

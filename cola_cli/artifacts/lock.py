@@ -52,9 +52,8 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(
-                OSError
-            ):  # whose name stands there matters only while it is locked
+            # whose name stands there matters only while it is locked
+            with contextlib.suppress(OSError):
                 os.truncate(descriptor, 0)
     finally:
         os.close(descriptor)

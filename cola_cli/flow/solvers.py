@@ -18,6 +18,11 @@ def uniform_grid(steps: int) -> list[float]:
     return [1 - index / steps for index in range(steps)] + [0.0]
 
 
+def chosen_grid(steps: int, grid: Sequence[float] | None) -> list[float]:
+    """The times of `grid`, or evenly spaced ones where none is given."""
+    return list(grid) if grid else uniform_grid(steps)
+
+
 def evaluation_times(grid: Sequence[float], method: Method) -> list[float]:
     """The times at which a solver asks for the velocity, in order."""
     times: list[float] = []

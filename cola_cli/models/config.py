@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TIMESTEP_CHANNELS = 256  # width of the sinusoidal timestep embedding
-SIZE_LIMIT = (
-    1 << 24
-)  # of any dimension or count; no network comes near, and a damaged config may say anything
+# Of any dimension or count: no network comes near, and a damaged config may say anything.
+SIZE_LIMIT = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)

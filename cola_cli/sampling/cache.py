@@ -57,9 +57,8 @@ class KeyValueCache:
             return
         shape = (max(rows, old_rows), heads, max(length, old_length), head_dim)
         for stored in (self.keys, self.values):
-            for layer, old in enumerate(
-                stored
-            ):  # one at a time, as both are held while one is copied
+            # one at a time, as both are held while one is copied
+            for layer, old in enumerate(stored):
                 new = old.new_zeros(shape)
                 new[:old_rows, :, :old_length] = old
                 stored[layer] = new

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cola_cli.flow.guidance import guided, is_guided
 from cola_cli.flow.path import interpolate, renoise
-from cola_cli.flow.solvers import evaluation_times, evaluations_per_step, step, uniform_grid
+from cola_cli.flow.solvers import chosen_grid, evaluation_times, evaluations_per_step, step
 from cola_cli.models.prior import Prior
 from cola_cli.sampling.cache import KeyValueCache, RunAttention, runs
 from cola_cli.sampling.lean import LeanPrior
@@ -39,7 +39,7 @@ class Trajectory:
 
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
-        self.grid = list(options.grid) if options.grid else uniform_grid(options.steps)
+        self.grid = chosen_grid(options.steps, options.grid)
         self.times = evaluation_times(self.grid, options.solver)
         self.clean_pins = options.first_block == "clean-repaint"
 

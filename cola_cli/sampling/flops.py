@@ -7,10 +7,15 @@ prior with the next one, and a guided evaluation takes the block a second time, 
 from __future__ import annotations
 
 from cola_cli.flow.guidance import is_guided
-from cola_cli.flow.solvers import evaluation_times, uniform_grid
-from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig, TextVAEConfig, TransformerConfig
+from cola_cli.flow.solvers import chosen_grid, evaluation_times
+from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
 from cola_cli.sampling.options import SamplingOptions, unmask_blocks
-from cola_cli.training.flops import causal_pairs, text_vae_decoding, text_vae_encoding
+from cola_cli.training.flops import (
+    causal_pairs,
+    text_vae_decoding,
+    text_vae_encoding,
+    transformer_pass,
+)
 
 
 def cola_sampling(
@@ -22,7 +27,7 @@ def cola_sampling(
     encoded = text_vae_encoding(vae, 1, -(-prompt // tokens) * tokens)
     prefix = -(-prompt // patch) // block * block
     blocks = -(-(new + prompt - prefix * patch) // tokens)
-    grid = list(options.grid) if options.grid else uniform_grid(options.steps)
+    grid = chosen_grid(options.steps, options.grid)
     guides = [
         is_guided(t, options.guidance, options.guidance_interval)
         for t in evaluation_times(grid, options.solver)
@@ -38,15 +43,6 @@ def cola_sampling(
     return total
 
 
-def modulation_table(prior: PriorConfig, options: SamplingOptions) -> float:
-    """The timesteps' shifts, scales and gates: once for all prompts and blocks."""
-    grid = list(options.grid) if options.grid else uniform_grid(options.steps)
-    # besides, t = 0 for prompts and for clean places
-    count = len(evaluation_times(grid, options.solver)) + 2
-    dim = prior.dim
-    return 2.0 * count * (TIMESTEP_CHANNELS * dim + 4 * dim * dim + prior.layers * 6 * dim * dim)
-
-
 def autoregressive_sampling(
     config: TransformerConfig, options: SamplingOptions, prompt: int, new: int
 ) -> float:
@@ -54,8 +50,8 @@ def autoregressive_sampling(
 
     The options make no difference; they are there as for the other models.
     """
-    cached = _transformer_pass(config, prompt - 1, causal_pairs(prompt - 1, 1), 0)
-    return cached + sum(_transformer_pass(config, 1, prompt + index, 1) for index in range(new))
+    cached = transformer_pass(config, prompt - 1, causal_pairs(prompt - 1, 1), 0)
+    return cached + sum(transformer_pass(config, 1, prompt + index, 1) for index in range(new))
 
 
 def masked_diffusion_sampling(
@@ -66,7 +62,7 @@ def masked_diffusion_sampling(
     total = 0.0
     for start, stop, passes in unmask_blocks(options, new):
         tokens = stop - start
-        one = _transformer_pass(config, length, length * length, tokens)
+        one = transformer_pass(config, length, length * length, tokens)
         total += min(passes, tokens) * one  # no pass fills less than a mask
     return total
 
@@ -94,12 +90,3 @@ def _prior_pass(prior: PriorConfig, positions: int, pairs: int) -> float:
     layer = 4 * dim * inner + 2 * prior.expand_ratio * dim * dim
     products = positions * (prior.layers * layer + 2 * prior.latent_dim * dim)
     return 2.0 * (products + 2 * inner * prior.layers * pairs)
-
-
-def _transformer_pass(
-    config: TransformerConfig, positions: int, pairs: int, head_tokens: int
-) -> float:
-    inner = config.heads * config.head_dim
-    layer = 4 * config.dim * inner + 3 * config.dim * config.ffn_dim
-    products = positions * config.layers * layer + head_tokens * config.dim * config.vocab_size
-    return 2.0 * (products + 2 * inner * config.layers * pairs)

@@ -56,9 +56,8 @@ class Layer(NamedTuple):
     mlp_out: Dense
 
 
-Modulations = Sequence[
-    Tensor
-]  # shift, 1 + scale, gate of attention, then of the MLP; (D,) or (E, n, D)
+# shift, 1 + scale, gate of attention, then of the MLP; (D,) or (E, n, D)
+Modulations = Sequence[Tensor]
 
 
 class LeanPrior:

@@ -18,12 +18,8 @@ from cola_cli.errors import UsageError
 from cola_cli.settings.resolve import TABLES, Settings, nearest, read_toml
 
 JUDGE = "judge"  # settings of the autoregressive model that judges what the others write
-COMPUTE = (
-    "flops",
-    "total_flops",
-    "paper_flops",
-    "tokens",
-)  # what a point's x may be besides a setting
+# What a point's x may be besides a setting.
+COMPUTE = ("flops", "total_flops", "paper_flops", "tokens")
 
 Tree = dict[str, Any]
 Name = Annotated[str, Field(min_length=1, max_length=60)]

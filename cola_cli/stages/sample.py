@@ -194,7 +194,7 @@ def plan_sampling(
         artifact = Artifact.open(path)
         if artifact.manifest.kind in MODELS[1:]:
             return _plan_baseline(artifact, settings)
-    from cola_cli.flow.solvers import evaluation_times, uniform_grid
+    from cola_cli.flow.solvers import chosen_grid, evaluation_times
     from cola_cli.model import read_configs, read_tokenizer
     from cola_cli.sampling.memory import Load, cache_bytes, workspace_bytes
     from cola_cli.training.distributed import pick_device
@@ -203,9 +203,8 @@ def plan_sampling(
     tokenizer = read_tokenizer(path)
     chosen = pick_device(device)
     width = 2 if settings.dtype == "bfloat16" else 4
-    evaluations = len(
-        evaluation_times(settings.grid or uniform_grid(settings.steps), settings.solver)
-    )
+    grid = chosen_grid(settings.steps, settings.grid)
+    evaluations = len(evaluation_times(grid, settings.solver))
     lengths = [len(tokenizer.encode(prompt.text)) for prompt in prompts] if tokenizer else []
     load = Load(
         rows=min(settings.batch_size, len(prompts)) or settings.batch_size,

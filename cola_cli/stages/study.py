@@ -15,12 +15,8 @@ from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from cola_cli.errors import UsageError
 from cola_cli.settings import nearest
 
-FROM_TEXT = (
-    "perplexity",
-    "entropy",
-    "mauve",
-    "memorised",
-)  # figures of `cola eval text`; and these:
+# Figures of `cola eval text`, and the beginnings of further ones.
+FROM_TEXT = ("perplexity", "entropy", "mauve", "memorised")
 FROM_TEXT_PREFIXES = ("distinct_", "repeated_")
 FROM_WORDS = ("words", "pairs")  # of `cola eval words`
 ANSWERS = "eval run"  # with the task behind it: accuracies
@@ -102,19 +98,18 @@ class Run:
     def steps(self) -> list[Step]:
         """All commands in an order in which they can be run."""
         ends = [self.trained, *([self.samples] if self.samples else []), *self.figures.values()]
-        found: dict[str, Step] = {}
-        for end in ends:
-            for step in _ordered(end):
-                found.setdefault(step.key, step)
-        return list(found.values())
+        return _each_once(step for end in ends for step in _ordered(end))
 
 
 def commands_of(runs: list[Run]) -> list[Step]:
     """The commands of all runs, each once, in an order in which they can be run."""
+    return _each_once(step for run in runs for step in run.steps)
+
+
+def _each_once(steps: Iterable[Step]) -> list[Step]:
     found: dict[str, Step] = {}
-    for run in runs:
-        for step in run.steps:
-            found.setdefault(step.key, step)
+    for step in steps:
+        found.setdefault(step.key, step)
     return list(found.values())
 
 

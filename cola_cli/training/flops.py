@@ -95,11 +95,18 @@ def transformer_forward(
     config: TransformerConfig, rows: int, length: int, head_tokens: float
 ) -> float:
     """One pass of a baseline over `rows` sequences, the token head on `head_tokens` of each."""
-    inner = config.heads * config.head_dim
-    block = 4 * config.dim * inner + 3 * config.dim * config.ffn_dim
-    products = length * config.layers * block + head_tokens * config.dim * config.vocab_size
     pairs = causal_pairs(length, 1 if config.causal else length)
-    return 2.0 * rows * (products + 2 * inner * config.layers * pairs)
+    return rows * transformer_pass(config, length, pairs, head_tokens)
+
+
+def transformer_pass(
+    config: TransformerConfig, positions: int, pairs: int, head_tokens: float
+) -> float:
+    """A baseline's pass of `positions` that see `pairs` others in each layer, a head on `head_tokens`."""
+    inner = config.heads * config.head_dim
+    layer = 4 * config.dim * inner + 3 * config.dim * config.ffn_dim
+    products = positions * config.layers * layer + head_tokens * config.dim * config.vocab_size
+    return 2.0 * (products + 2 * inner * config.layers * pairs)
 
 
 def transformer_training(

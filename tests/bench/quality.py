@@ -29,7 +29,7 @@ THREADS = runtime.prepare_torch()
 
 from cola_cli.evaluation.text_figures import text_figures
 from cola_cli.flow.guidance import is_guided
-from cola_cli.flow.solvers import evaluation_times, uniform_grid
+from cola_cli.flow.solvers import chosen_grid, evaluation_times
 from cola_cli.model import Cola, load
 from cola_cli.sampling.prompts import read_prompts
 from cola_cli.sampling.rows import Generation
@@ -70,7 +70,7 @@ def ways(guidance: float) -> dict[str, dict[str, Any]]:
 
 def passes(options: dict[str, Any], tokens: int) -> tuple[float, float]:
     """Passes and velocities a token; an unconditional velocity is asked for where guidance acts."""
-    grid = options.get("grid") or uniform_grid(options["steps"])
+    grid = chosen_grid(options.get("steps", 0), options.get("grid"))
     times = evaluation_times(grid, options.get("solver", "euler"))
     interval = options.get("guidance_interval", (0.0, 1.0))
     velocities = sum(1 + is_guided(t, options["guidance"], interval) for t in times)

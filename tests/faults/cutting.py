@@ -74,9 +74,8 @@ def trace_disks(
     points: list[Point] = []
     while point := running.next():
         if pending is not None and pending.exists():
-            synced.sync(
-                pending
-            )  # it has happened by now, and no byte of that file has changed since
+            # it has happened by now, and no byte of that file has changed since
+            synced.sync(pending)
         points.append(point)
         pending = running.path if point.call == "fsync" else None
         for rule, disk in (("lost", synced.lost()), ("empty", synced.empty())):

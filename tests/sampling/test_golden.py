@@ -125,10 +125,9 @@ def test_the_released_loop_keeps_what_follows_the_end_token_and_cola_cuts_before
     model = golden.detail_model()
     run = next(r for r in runs() if r["tag"] == "cfg7_rp1")
     assert stop["eos_token_id"] in run["generated_ids"][index]
-    blocks = (
-        len(options["noise"][0]) * model.prior.config.block_size
-    )  # the prompt's tail is in the first
-    fitting = {"max_new_tokens": blocks - len(prompts[0]) % model.prior.config.block_size}
+    # as many new tokens as the given noise has room for, the prompt's tail in the first block left out
+    block = model.prior.config.block_size
+    fitting = {"max_new_tokens": len(options["noise"][0]) * block - len(prompts[0]) % block}
     ours = model.generate_ids(prompts, **options | fitting)[0]
     before = run["generated_ids"][index].index(stop["eos_token_id"])
     assert ours.ids == run["generated_ids"][index][:before]
