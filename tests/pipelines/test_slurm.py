@@ -37,6 +37,7 @@ signal.signal(signal.SIGTERM, lambda number, frame: [task.send_signal(number) fo
 Path("srun.pid").write_text(str(os.getpid()))
 sys.exit(max(code if code >= 0 else 128 - code for code in [task.wait() for task in tasks]))
 """
+STEPS = 20  # enough that the signal comes while the job trains
 SCONTROL = """#!/bin/sh
 case $1 in
 show) echo 127.0.0.1 ;;
@@ -58,8 +59,8 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on(tmp_path: Path) -> None:
     tokens = make_tokens(run)
     train_vae(tokens, run / "vae", vae_settings(steps=2), Silent(), "cpu")
     encode(tokens, run / "vae", run / "latents", EncodeSettings(), Silent(), "cpu")
-    steps = SETTINGS.rpartition("steps = 3")
-    (tmp_path / "mini.toml").write_text(f"{steps[0]}steps = 20\ncheckpoint_every = 4{steps[2]}")
+    before, _, after = SETTINGS.rpartition("steps = 3")
+    (tmp_path / "mini.toml").write_text(f"{before}steps = {STEPS}\ncheckpoint_every = 4{after}")
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(text)
@@ -88,5 +89,5 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "requeued").read_text() == "4711\n"
     again = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert Artifact.open(run / "prior", "prior").manifest.statistics["steps"] == 60
+    assert Artifact.open(run / "prior", "prior").manifest.statistics["steps"] == STEPS
     assert verify(run / "prior").findings == []
