@@ -1,0 +1,44 @@
+"""A compiled training run is an uncompiled one, whatever changes from step to step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cola_cli.reporting import Silent
+from cola_cli.settings.prior import PriorSettings
+from cola_cli.stages.train_prior import train_prior
+from cola_cli.training.metrics import Metrics
+from tests.stages.conftest import prior_settings
+
+
+@pytest.mark.parametrize("mode", ["frozen", "joint"])
+def test_compiled_training_has_the_losses_of_the_other(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """The compiler here only traces: what it would make code from is one graph, right for every step."""
+    torch._dynamo.reset()
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiler(module, backend=backend))
+    losses = []
+    for compiled in (False, True):
+        base = prior_settings(mode, steps=6, log_every=1, compile=compiled, checkpoint_every=10)
+        values = base.model_dump(exclude_unset=True)
+        settings = PriorSettings.model_validate(values | {"data": {"partly_clean": 0.5}})
+        output = tmp_path / f"compiled-{compiled}"
+        train_prior(made / "latents", output, settings, Silent(), None, "cpu")
+        metrics = Metrics(output / "metrics.parquet")
+        metrics.read()
+        losses.append([row["loss"] for row in metrics.rows if row.get("loss") is not None])
+    assert len(losses[0]) == 6
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=0, rtol=1e-5)
+    assert len(traced) == 1  # nothing breaks the graph, no step needs another one
