@@ -33,10 +33,11 @@ quickstart *arguments:
 study name *arguments:
     bash pipelines/study.sh {{name}} {{arguments}}
 
-# break every stage at every write point, live random histories, try hostile files: writes docs/reliability.md
+# break every stage at every write point, live random histories, flip a byte, try hostile files: writes docs/reliability.md
 crash *arguments:
     {{python}} -m tests.faults {{arguments}}
     {{python}} -m tests.faults.histories
+    {{python}} tests/bench/verify.py --page
     {{python}} -m tests.hostile
 
 # time to find a flipped byte, against sha256sum

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-HOSTILE = "\n## Hostile files\n"  # from here on `python -m tests.hostile` writes it
+from tests.reliability import FAULTS, PAGE, write_section
+
 MEMORY = Path("/dev/shm")
 
 
@@ -98,9 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         files = {stage: files_of(campaign.home / FOLDER[stage]) for stage in ORDER}
         target = asked.page or (None if chosen else PAGE)
         if target:
-            before = target.read_text() if target.exists() else ""
-            own = page(campaign, results, possible, seconds_since(begin))
-            target.write_text(own + "".join(before.partition(HOSTILE)[1:]))
+            write_section(FAULTS, page(campaign, results, possible, seconds_since(begin)), target)
     lost, unclear = ([r for r in results if getattr(r.verdict, n)] for n in ("lost", "unclear"))
     if asked.json:
         document = {

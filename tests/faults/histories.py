@@ -10,12 +10,15 @@ import argparse
 import secrets
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
+
+from tests.reliability import HISTORIES, PAGE, write_section
 
 if TYPE_CHECKING:
     from tests.faults.stages import Stages
@@ -128,6 +131,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.histories", description=__doc__)
     parser.add_argument("--examples", type=int, default=150)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
+    parser.add_argument(
+        "--page", type=Path, help=f"where to write the section (150 or more: {PAGE.name})"
+    )
     asked = parser.parse_args()
     print(f"seed {asked.seed}", flush=True)
 
@@ -136,7 +142,7 @@ def main() -> int:
     processes.prepare()
     from tests.faults.stages import Stages
 
-    tried = 0
+    tried, begin = 0, time.monotonic()
     where = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(prefix="cola-histories-", dir=where) as name:
         folder = Path(name).resolve()
@@ -157,7 +163,16 @@ def main() -> int:
             live(stages, stage, history, folder / "case")
 
         ends_in_the_same_artifact()
-    print(f"{tried} histories: all ended in the artifact of the quiet run")
+    text = (
+        f"`python -m tests.faults.histories --examples {asked.examples} --seed {asked.seed}`:"
+        f" {tried} histories of up to {MOST_EVENTS}\nruns, kills at write points, shards, verifications"
+        " and repairs after damage, drawn by hypothesis for\n"
+        f"{', '.join(f'`{stage}`' for stage in STAGES)}. All ended in the artifact of the quiet run,"
+        f" in {(time.monotonic() - begin) / 60:.0f} min.\n"
+    )
+    print(text)
+    if page := asked.page or (PAGE if asked.examples >= 150 else None):
+        write_section(HISTORIES, text, page)
     return 0
 
 

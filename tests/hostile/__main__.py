@@ -12,10 +12,9 @@ from tests.hostile.originals import make_originals
 from tests.hostile.surfaces import parsers
 from tests.hostile.tally import table
 from tests.hostile.worker import run_parsers
+from tests.reliability import HOSTILE, PAGE, write_section
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-HOSTILE = "\n## Hostile files\n"
-INTRODUCTION = """
+INTRODUCTION = """\
 {command} wrote this section. Each parser of what others may have made gets real files
 with bits flipped, cut at random places, spliced with what parsers trip over, JSON values replaced one by one,
 headers and footers that lie; where files have digests also with the digests put right, as whoever makes a
@@ -55,10 +54,8 @@ def main() -> int:
     text += f"\n\nSeed {given.seed}; peak memory of a process {largest / 2**20:,.0f} MiB.\n"
     print(text)
     if given.page:
-        before = given.page.read_text() if given.page.exists() else ""
         command = f"`python -m tests.hostile --inputs {given.inputs}`"
-        section = HOSTILE + INTRODUCTION.format(command=command) + text
-        given.page.write_text(before.partition(HOSTILE)[0] + section)
+        write_section(HOSTILE, INTRODUCTION.format(command=command) + text, given.page)
     return int(any(tally.crashed for tally in tallies))
 
 
