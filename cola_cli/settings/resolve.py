@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cola_cli.artifacts.manifest import require_shallow
-from cola_cli.artifacts.reading import reason
+from cola_cli.artifacts.reading import reason, shown
 from cola_cli.errors import UsageError
 
 # The tables of all stages: a settings file or the environment may speak to several at once.
@@ -77,7 +77,7 @@ def resolve(
     def add(name: str, value: Any, source: str) -> None:
         if name not in known:
             raise UsageError(
-                f"{source}: there is no setting {name!r} in {table}.", nearest(name, known)
+                f"{source}: there is no setting {shown(name)!r} in {table}.", nearest(name, known)
             )
         values[name] = (value, source)
 
@@ -170,7 +170,7 @@ def _require_table(name: str, table: str, source: str) -> None:
     """Raise UsageError for a table of no stage: its settings would silently have no effect."""
     if name not in (*TABLES, table):
         raise UsageError(
-            f"{source}: no stage has a table of settings {name!r}.", nearest(name, TABLES)
+            f"{source}: no stage has a table of settings {shown(name)!r}.", nearest(name, TABLES)
         )
 
 
@@ -225,9 +225,11 @@ def _validate(model: type[_SettingsT], values: dict[str, tuple[Any, str]]) -> _S
         first = error.errors()[0]
         name = ".".join(str(step) for step in first["loc"])
         given = values.get(name)
-        shown = f"{given[1]}: setting {name} = {given[0]!r}" if given else f"setting {name}"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{shown} is not possible ({reason}).", "Give another value.") from error
+        what = (
+            f"{given[1]}: setting {name} = {shown(repr(given[0]))}" if given else f"setting {name}"
+        )
+        why = shown(first["msg"].removeprefix("Value error, "))
+        raise UsageError(f"{what} is not possible ({why}).", "Give another value.") from error
 
 
 def _toml_value(value: Any) -> str:
