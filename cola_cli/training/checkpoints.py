@@ -1,154 +1,176 @@
 """Checkpoints: a directory a step, safetensors and JSON only, committed by a record written last.
 
 checkpoints/step-00000200/
-  model-00000.safetensors  optimizer-00000.safetensors  [average-00000.safetensors]  state.json
+  tensors.safetensors      model.NAME, optimizer.NAME:STATE, average.NAME
+  state.json
   written-00000.json       name -> size and SHA-256 of the files of process 0
   COMMITTED.json           the same of every file above; without it there is no checkpoint
 
-With sharded parameters every process writes the rows it holds (model-00001 ...), and nobody the whole; the
-header of a file says where the rows belong, so any number of processes reads back what it needs.
+With sharded parameters `torch.distributed.checkpoint` writes instead: every process the part it holds
+(shard-00001-model-00001-of-00002.safetensors ...), and nobody the whole. It also reads both kinds, into
+tensors that are whole or sharded among any number of processes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cola_cli.artifacts.files import atomic_file, make_directory, sha256_file, write_atomic
+from cola_cli.artifacts.files import (
+    atomic_file,
+    make_directory,
+    sha256_file,
+    write_atomic,
+    writing_failed,
+)
 from cola_cli.artifacts.reading import read_json
 from cola_cli.errors import DamagedArtifact
+from cola_cli.training.distributed import ALONE, World
 
 COMMITTED = "COMMITTED.json"
+STATE = "state.json"
+TENSORS = "tensors.safetensors"
 RECORD_LIMIT = 64 << 20  # bytes
-STARTS = (
-    "starts"  # in the header of a file: JSON, name -> number of its first row in the whole tensor
-)
 # What a header or record of another shape makes of the code below.
 _FOREIGN = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 _STEP = re.compile(r"step-(\d{8,})$")
 
 
-@dataclass(frozen=True)
-class Group:
-    """Tensors of one file: whole ones, and rows of sharded ones with the number of the first."""
-
-    tensors: dict[str, Tensor]
-    starts: dict[str, int]
-
-
 class Checkpoint:
-    """A committed checkpoint, opened for reading; a file is checked against its digest on first use."""
+    """A committed checkpoint, opened for reading by all processes; each checks its share of the files.
 
-    def __init__(self, path: Path, step: int) -> None:
+    Raises DamagedArtifact when a file is not what was written.
+    """
+
+    def __init__(self, path: Path, step: int, world: World = ALONE) -> None:
         self.path = path
         self.step = step
-        self._checked: set[str] = set()
+        self._world = world
         try:
             self._files: dict[str, dict[str, Any]] = read_json(path / COMMITTED, RECORD_LIMIT)
             for name, record in self._files.items():
                 if Path(name).name != name or {*record} != {"bytes", "sha256"}:
                     raise ValueError(f"{name} is no record of a file in it")
-            self.state: dict[str, Any] = read_json(self._file("state.json"), RECORD_LIMIT)
+            self._check(STATE)
+            self.state: dict[str, Any] = read_json(path / STATE, RECORD_LIMIT)
             if not isinstance(self.state, dict):
                 raise ValueError("state.json holds no state")
         except (OSError, ValueError, *_FOREIGN) as error:
             raise _damaged(path / COMMITTED) from error
-        self._places: dict[str, dict[str, list[tuple[int, int, str]]]] = {}
+        files = sorted(name for name in self._files if name.endswith(".safetensors"))
+        for name in files[world.rank :: world.size]:
+            self._check(name)
+        strangers = {file.name for file in path.glob("*.safetensors")}.difference(files)
+        if strangers:
+            raise DamagedArtifact(
+                f"{path / min(strangers)} is no part of that checkpoint.", "Remove it."
+            )
 
     def names(self, group: str) -> list[str]:
-        """The names of the tensors of a group."""
-        return list(self._index(group))
+        """The names of the tensors of a group, without it."""
+        return [
+            name.removeprefix(f"{group}.")
+            for name in self._places()
+            if name.startswith(f"{group}.")
+        ]
 
-    def read(self, group: str, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows `start` to `stop` - 1 of a tensor, or all of it, on the CPU.
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Give tensors, whole or sharded, the values stored under their names; every process must call.
 
-        Raises DamagedArtifact when a file that holds them is not what was written.
+        Raises DamagedArtifact when a tensor, or a part of one, is not there.
         """
-        pieces = sorted(self._index(group).get(name, []))
-        if stop is None:
-            if len(pieces) == 1:
-                with self._open(pieces[0][2]) as file:
-                    whole: Tensor = file.get_tensor(name)
-                return whole
-            stop = sum(rows for _, rows, _ in pieces)
-        parts, at = [], start
-        for first, rows, path in pieces:
-            if first <= at < min(stop, first + rows):
-                end = min(stop, first + rows)
-                with self._open(path) as file:
-                    parts.append(file.get_slice(name)[at - first : end - first])
-                at = end
-        if at != stop or not parts:
-            raise _damaged(self.path / COMMITTED)
-        return torch.cat(parts)
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
 
-    def _index(self, group: str) -> dict[str, list[tuple[int, int, str]]]:
-        """Where the rows of each tensor lie: first row, rows, file."""
-        if group not in self._places:
-            places: dict[str, list[tuple[int, int, str]]] = {}
-            pattern = re.compile(re.escape(group) + r"-\d{5,}\.safetensors$")
-            for path in sorted(filter(pattern.match, self._files)):
-                with self._open(path, checked=False) as file:
-                    starts = json.loads((file.metadata() or {}).get(STARTS, "{}"))
-                    for name in file.keys():  # noqa: SIM118 - it is no dictionary
-                        rows = file.get_slice(name).get_shape()[:1]
-                        place = (int(starts.get(name, 0)), rows[0] if rows else 1, path)
-                        places.setdefault(name, []).append(place)
-            self._places[group] = places
-        return self._places[group]
-
-    @contextlib.contextmanager
-    def _open(self, name: str, checked: bool = True) -> Iterator[Any]:
-        path = self._file(name) if checked else self.path / name
+        places = self._places()
+        for name, tensor in tensors.items():
+            parts = places[name].chunks if name in places else []
+            # torch does not mind a hole
+            if sum(part.sizes.numel() for part in parts) != tensor.numel():
+                raise _damaged(self.path)
         try:
-            with safe_open(path, "pt") as file:
-                yield file
-        except (SafetensorError, OSError, ValueError, *_FOREIGN) as error:
-            raise _damaged(path) from error
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")
+                dcp.load(
+                    dict(tensors),
+                    storage_reader=dcp.HuggingFaceStorageReader(str(self.path)),
+                    process_group=self._world.files,
+                    no_dist=self._world.size == 1,
+                )
+        except CheckpointException as error:
+            raise _damaged(self.path) from error
 
-    def _file(self, name: str) -> Path:
-        path = self.path / name
-        record = self._files[name]
-        if name not in self._checked:
-            if path.is_symlink() or not path.is_file() or path.stat().st_size != record["bytes"]:
-                raise _damaged(path)
-            if sha256_file(path) != record["sha256"]:
-                raise _damaged(path)
-            self._checked.add(name)
-        return path
+    def _places(self) -> dict[str, Any]:
+        """Shape and parts of every tensor, from the headers of the files."""
+        from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+        try:
+            return HuggingFaceStorageReader(str(self.path)).read_metadata().state_dict_metadata
+        except (SafetensorError, OSError, ValueError, RuntimeError, *_FOREIGN) as error:
+            raise _damaged(self.path) from error
+
+    def _check(self, name: str) -> None:
+        """Compare a file with its record."""
+        path, record = self.path / name, self._files[name]
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != record["bytes"]:
+            raise _damaged(path)
+        if sha256_file(path) != record["sha256"]:
+            raise _damaged(path)
 
 
 def write(
-    directory: Path, step: int, groups: dict[str, Group], state: dict[str, Any] | None, rank: int
+    directory: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any] | None,
+    world: World,
 ) -> None:
-    """Write the files of one process into the checkpoint of `step`; it counts once it is committed."""
+    """Write the files of one process into the checkpoint of `step`; it counts once it is committed.
+
+    Sharded tensors are written by all processes together, whole ones by the first alone.
+    """
     path = directory / f"step-{step:08d}"
+    make_directory(path)
     names = []
-    for name, group in groups.items():
-        names.append(f"{name}-{rank:05d}.safetensors")
-        with atomic_file(path / names[-1]) as temporary:
-            tensors = {key: tensor.contiguous() for key, tensor in group.tensors.items()}
-            save_file(tensors, temporary, {STARTS: json.dumps(group.starts)})
+    if any(map(is_sharded, tensors.values())):
+        _write_shards(path, tensors, world)
+        names += [own.name for own in path.glob(f"shard-{world.rank + 1:05d}-*.safetensors")]
+    else:
+        names.append(TENSORS)
+        with atomic_file(path / TENSORS) as temporary:
+            save_file(tensors, temporary)
     if state is not None:
-        names.append("state.json")
-        write_atomic(path / names[-1], json.dumps(state, indent=2).encode())
+        names.append(STATE)
+        write_atomic(path / STATE, json.dumps(state, indent=2).encode())
     record = {
         name: {"bytes": (path / name).stat().st_size, "sha256": sha256_file(path / name)}
         for name in names
     }
-    write_atomic(path / f"written-{rank:05d}.json", json.dumps(record, indent=2).encode())
+    write_atomic(path / f"written-{world.rank:05d}.json", json.dumps(record, indent=2).encode())
+
+
+def _write_shards(path: Path, tensors: dict[str, Tensor], world: World) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    # torch syncs the files, the record beside them the directory
+    writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
+    try:
+        dcp.save(tensors, storage_writer=writer, process_group=world.files)
+    except CheckpointException as error:  # no Exception, so nothing else would tell
+        causes = [cause for cause, _ in error.failures.values()]
+        system = [cause for cause in causes if isinstance(cause, OSError)]
+        raise (writing_failed(path, system[0]) if system else causes[0]) from error
 
 
 def commit(directory: Path, step: int) -> None:
@@ -163,10 +185,10 @@ def commit(directory: Path, step: int) -> None:
 class Saver:
     """Writes checkpoints in a thread while training goes on; one at a time, in order."""
 
-    def __init__(self, directory: Path, keep_last: int, keep_every: int, rank: int) -> None:
+    def __init__(self, directory: Path, keep_last: int, keep_every: int, world: World) -> None:
         self._directory = directory
         self._keep = keep_last, keep_every
-        self._rank = rank
+        self._world = world
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._busy: Future[None] | None = None
         self._uncommitted: int | None = None
@@ -176,10 +198,10 @@ class Saver:
         remove(self._directory / f"step-{step:08d}")  # of a run that was killed before it committed
         make_directory(self._directory)
 
-    def write(self, step: int, groups: dict[str, Group], state: dict[str, Any] | None) -> None:
-        """Begin to write; `groups` and `state` must not change any more."""
+    def write(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any] | None) -> None:
+        """Begin to write; `tensors` and `state` must not change any more."""
         self._uncommitted = step
-        self._busy = self._thread.submit(write, self._directory, step, groups, state, self._rank)
+        self._busy = self._thread.submit(write, self._directory, step, tensors, state, self._world)
 
     @property
     def writing(self) -> bool:
@@ -216,10 +238,10 @@ def committed(directory: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def latest(directory: Path) -> Checkpoint | None:
+def latest(directory: Path, world: World = ALONE) -> Checkpoint | None:
     """The newest committed checkpoint. Raises DamagedArtifact when its bytes are not those written."""
     found = committed(directory)
-    return Checkpoint(found[-1][1], found[-1][0]) if found else None
+    return Checkpoint(found[-1][1], found[-1][0], world) if found else None
 
 
 def prune(directory: Path, keep_last: int, keep_every: int) -> None:
@@ -248,48 +270,19 @@ def remove_all(directory: Path) -> None:
 
 def _damaged(path: Path) -> DamagedArtifact:
     return DamagedArtifact(
-        f"the checkpoint file {path} is damaged.",
+        f"{path} is damaged.",
         "Remove that checkpoint's directory to go on from the one before it.",
     )
 
 
-def collect(tensors: dict[str, Tensor], leads: bool) -> Group:
-    """Copies on the CPU of what this process writes: its rows of sharded tensors; the first, whole ones."""
-    copies: dict[str, Tensor] = {}
-    starts: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        own, start = own_rows(tensor)
-        if start is None:
-            if not leads:
-                continue
-        elif len(own):
-            starts[name] = start
-        else:
-            continue
-        copies[name] = own.detach().to("cpu", copy=True)
-    return Group(copies, starts)
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether processes hold different parts of it (`fully_shard`)."""
+    return hasattr(tensor, "to_local")
 
 
-def own_rows(tensor: Any) -> tuple[Tensor, int | None]:
-    """The rows of a sharded tensor that this process holds and the number of the first; None: it is whole.
-
-    `fully_shard` cuts the first dimension into equal runs of rows, the last ones shorter.
-    """
-    if not hasattr(tensor, "to_local"):
-        return tensor, None
-    mesh = tensor.device_mesh
-    share = -(-tensor.shape[0] // mesh.size())
-    return tensor.to_local(), min(mesh.get_local_rank() * share, tensor.shape[0])
-
-
-def fill(tensor: Tensor, checkpoint: Checkpoint, group: str, name: str) -> None:
-    """Give a tensor, or the rows of it that this process holds, the values of a checkpoint."""
-    own, start = own_rows(tensor)
-    with torch.no_grad():
-        if start is None:
-            own.copy_(checkpoint.read(group, name))
-        elif len(own):
-            own.copy_(checkpoint.read(group, name, start, start + len(own)))
+def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, of sharded tensors this process's part."""
+    return {n: tensor.detach().to("cpu", copy=True).contiguous() for n, tensor in tensors.items()}
 
 
 def whole(tensors: dict[str, Tensor], leads: bool) -> dict[str, Tensor]:
@@ -314,23 +307,23 @@ def optimizer_tensors(
     }
 
 
-def load_optimizer_tensors(
-    optimizers: list[torch.optim.Optimizer], names: dict[Tensor, str], checkpoint: Checkpoint
-) -> None:
-    """Put back what `optimizer_tensors` gave."""
+def empty_optimizer_tensors(
+    optimizers: list[torch.optim.Optimizer], names: dict[Tensor, str], saved: list[str]
+) -> dict[str, Tensor]:
+    """The tensors `optimizer_tensors` would give, made as the names in `saved` say, to be filled."""
     keys: dict[str, list[str]] = {}
-    for flat in checkpoint.names("optimizer"):
+    for flat in saved:
         name, _, key = flat.rpartition(":")
         keys.setdefault(name, []).append(key)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                name = names[parameter]
-                for key in keys.get(name, ()):
-                    if key == "step":  # AdamW's count of updates, where the parameter is
-                        step = checkpoint.read("optimizer", f"{name}:{key}")
-                        optimizer.state[parameter][key] = step.to(parameter.device)
-                        continue
-                    moment = torch.zeros_like(parameter)
-                    fill(moment, checkpoint, "optimizer", f"{name}:{key}")
-                    optimizer.state[parameter][key] = moment
+                for key in keys.get(names[parameter], ()):
+                    # AdamW counts its updates where the parameter is
+                    counts = key == "step"
+                    optimizer.state[parameter][key] = (
+                        torch.zeros((), device=parameter.device)
+                        if counts
+                        else torch.zeros_like(parameter)
+                    )
+    return optimizer_tensors(optimizers, names)

@@ -15,11 +15,15 @@ from cola_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together. Rank 0 writes."""
+    """The processes that train together. Rank 0 writes.
+
+    files: the group in which they agree on checkpoints while they train on; None: there is one process.
+    """
 
     rank: int
     size: int
     device: torch.device
+    files: dist.ProcessGroup | None = None
 
     @property
     def leads(self) -> bool:
@@ -55,6 +59,9 @@ class World:
             dist.barrier()
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+
+
 def pick_device(name: str) -> torch.device:
     """The device of a --device flag; `auto` is a GPU if there is one. Raises UsageError if it is absent."""
     if name == "auto":
@@ -83,6 +90,6 @@ def joined(device: str) -> Iterator[World]:
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), size, chosen)
+        yield World(dist.get_rank(), size, chosen, dist.new_group(backend="gloo"))
     finally:
         dist.destroy_process_group()

@@ -75,7 +75,7 @@ class Training:
         self.metrics = Metrics(directory / "metrics.parquet")
         self.progress = Progress()
         self.saver = checkpoints.Saver(
-            directory / CHECKPOINTS, train.keep_last, train.keep_every, world.rank
+            directory / CHECKPOINTS, train.keep_last, train.keep_every, world
         )
         self._saved_state: dict[str, Any] = {}  # of the newest checkpoint
         self.bf16 = train.precision == "bf16" or (
@@ -357,23 +357,16 @@ class Training:
             self.metrics.flush()
             self.saver.begin(self.progress.step)
         self.world.wait()
-        moments = checkpoints.optimizer_tensors(self.optimizers, self._names)
-        tensors: dict[str, dict[str, Tensor]] = {
-            "model": dict(self.objective.named_parameters()),
-            "optimizer": moments,
-        }
-        if self._average:
-            names = (self._names[parameter] for parameter in self.parameters)
-            tensors["average"] = dict(zip(names, self._average, strict=True))
         leads = self.world.leads
         if leads or self.sharded:
-            groups = {name: checkpoints.collect(group, leads) for name, group in tensors.items()}
+            moments = checkpoints.optimizer_tensors(self.optimizers, self._names)
+            tensors = checkpoints.snapshot(self._tensors(moments))
             figures = {"metrics": self.metrics.digest(self.progress.step)}
-            self.saver.write(self.progress.step, groups, state | figures if leads else None)
+            self.saver.write(self.progress.step, tensors, state | figures if leads else None)
         self._saved_state = state
 
     def _restore(self) -> None:
-        found = checkpoints.latest(self.directory / CHECKPOINTS)
+        found = checkpoints.latest(self.directory / CHECKPOINTS, self.world)
         if found is None:
             return
         digest = found.state.pop("metrics")
@@ -381,11 +374,18 @@ class Training:
         self._saved_state = copy.deepcopy(found.state)
         self.reporter.note(f"going on from step {self.progress.step}")
         self.metrics.resume(self.progress.step, digest)
-        for name, weight in self.objective.named_parameters():
-            checkpoints.fill(weight, found, "model", name)
-        checkpoints.load_optimizer_tensors(self.optimizers, self._names, found)
+        moments = checkpoints.empty_optimizer_tensors(
+            self.optimizers, self._names, found.names("optimizer")
+        )
+        found.load(self._tensors(moments))
+
+    def _tensors(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All that training changes, by its name in a checkpoint."""
+        tensors = {f"model.{n}": p.detach() for n, p in self.objective.named_parameters()}
+        tensors |= {f"optimizer.{name}": moment for name, moment in moments.items()}
         for parameter, average in zip(self.parameters, self._average, strict=False):
-            checkpoints.fill(average, found, "average", self._names[parameter])
+            tensors[f"average.{self._names[parameter]}"] = average
+        return tensors
 
     def averaged(self) -> None:
         """Replace the weights by their running average, if there is one, for good."""

@@ -78,6 +78,7 @@ def _make_artifacts(folder: Path) -> None:
     from cola_cli.stages.train_prior import train_prior
     from cola_cli.stages.train_vae import train_vae
     from cola_cli.training import checkpoints
+    from cola_cli.training.distributed import ALONE
     from cola_cli.training.networks import load_prior, load_vae
     from tests.stages.conftest import make_tokens, prior_settings, vae_settings
 
@@ -95,16 +96,13 @@ def _make_artifacts(folder: Path) -> None:
         prior.file("tokenizer.json").read_bytes(),
         max_shard_bytes=40_000,
     )
-    weights = {"linear.weight": torch.arange(6.0).reshape(2, 3), "linear.bias": torch.zeros(2)}
-    moments = {"linear.weight:exp_avg": torch.ones(2, 3), "linear.bias:step": torch.tensor(4.0)}
-    groups = {"model": weights, "optimizer": moments}
-    checkpoints.write(
-        folder / "checkpoints",
-        STEP,
-        {name: checkpoints.Group(tensors, {}) for name, tensors in groups.items()},
-        {"step": STEP},
-        rank=0,
-    )
+    tensors = {
+        "model.linear.weight": torch.arange(6.0).reshape(2, 3),
+        "model.linear.bias": torch.zeros(2),
+        "optimizer.linear.weight:exp_avg": torch.ones(2, 3),
+        "optimizer.linear.bias:step": torch.tensor(4.0),
+    }
+    checkpoints.write(folder / "checkpoints", STEP, tensors, {"step": STEP}, ALONE)
     checkpoints.commit(folder / "checkpoints", STEP)
 
 

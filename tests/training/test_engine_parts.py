@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from cola_cli.artifacts.files import sha256_file, write_atomic
 from cola_cli.errors import DamagedArtifact
 from cola_cli.settings.engine import Mask, Optimizer
 from cola_cli.settings.prior import Timesteps
 from cola_cli.training import checkpoints, draws, optimizers
+from cola_cli.training.distributed import ALONE
 from cola_cli.training.flops import causal_pairs
 from cola_cli.training.metrics import Metrics
 from cola_cli.training.prior import draw_clean, draw_timesteps, linear_prediction_loss, location
@@ -165,9 +168,18 @@ def test_the_paper_decays_everything_and_the_other_rule_only_matrices() -> None:
 
 
 def _save(folder: Path, step: int) -> None:
-    group = checkpoints.Group({"w": torch.full((3,), float(step))}, {})
-    checkpoints.write(folder, step, {"model": group}, {"step": step}, 0)
+    tensors = {"model.w": torch.full((3,), float(step)), "optimizer.w:step": torch.tensor(4.0)}
+    checkpoints.write(folder, step, tensors, {"step": step}, ALONE)
     checkpoints.commit(folder, step)
+
+
+def _load(folder: Path, *shape: int) -> torch.Tensor:
+    """The tensor `model.w` of the newest checkpoint."""
+    found = checkpoints.latest(folder)
+    assert found is not None
+    weight = torch.zeros(shape)
+    found.load({"model.w": weight})
+    return weight
 
 
 def test_checkpoints_come_back_as_they_were_and_old_ones_go(tmp_path: Path) -> None:
@@ -178,38 +190,49 @@ def test_checkpoints_come_back_as_they_were_and_old_ones_go(tmp_path: Path) -> N
     newest = checkpoints.latest(tmp_path)
     assert newest is not None
     assert newest.state == {"step": 7}
-    assert newest.read("model", "w").tolist() == [7.0, 7.0, 7.0]
+    assert newest.names("optimizer") == ["w:step"]
+    assert _load(tmp_path, 3).tolist() == [7.0, 7.0, 7.0]
     assert not list(tmp_path.rglob("*.p*t")) + list(tmp_path.rglob("*.pkl"))
 
 
-def test_rows_written_by_several_processes_are_read_by_any_number(tmp_path: Path) -> None:
+def _write_part(folder: Path, name: str, rows: torch.Tensor, start: int) -> None:
+    """A file as torch writes what one process holds of `model.w`."""
+    offsets = {"model.w": {"saved_offsets": [start] + [0] * (rows.dim() - 1)}}
+    (folder / "step-00000001").mkdir(exist_ok=True)
+    path = folder / "step-00000001" / name
+    save_file({"model.w": rows}, path, {"DCP_SHARDING_INFO": json.dumps(offsets)})
+    record = {name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}}
+    (path.parent / f"written-{name}.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("starts", [(0, 3, 6), (0, 4, 6)], ids=["whole", "with a hole"])
+def test_parts_are_put_together_and_a_hole_is_an_error(
+    tmp_path: Path, starts: tuple[int, ...]
+) -> None:
     whole = torch.randn(7, 3)
-    for rank, (start, stop) in enumerate(((0, 3), (3, 6), (6, 7))):
-        group = checkpoints.Group({"w": whole[start:stop]}, {"w": start})
-        state = {"step": 1} if rank == 0 else None
-        checkpoints.write(tmp_path, 1, {"model": group}, state, rank)
-        assert checkpoints.latest(tmp_path) is None
+    for start, stop in zip(starts, (3, 6, 7), strict=True):
+        _write_part(tmp_path, f"shard-{start}.safetensors", whole[start:stop], start)
+    write_atomic(tmp_path / "step-00000001" / "state.json", b'{"step": 1}')
+    state = tmp_path / "step-00000001" / "state.json"
+    record = {"state.json": {"bytes": state.stat().st_size, "sha256": sha256_file(state)}}
+    (state.parent / "written-state.json").write_text(json.dumps(record))
+    assert checkpoints.latest(tmp_path) is None
     checkpoints.commit(tmp_path, 1)
-    found = checkpoints.latest(tmp_path)
-    assert found is not None
-    assert found.read("model", "w").equal(whole)
-    for start in range(7):
-        for stop in range(start + 1, 8):
-            assert found.read("model", "w", start, stop).equal(whole[start:stop])
-    for wrong in (("model", "w", 5, 8), ("model", "v"), ("model", "v", 0, 1)):
+    if starts[1] == 3:
+        assert _load(tmp_path, 7, 3).equal(whole)
+        for shape in ((8, 3), (7, 2)):
+            with pytest.raises(DamagedArtifact):
+                _load(tmp_path, *shape)
+    else:
         with pytest.raises(DamagedArtifact):
-            found.read(*wrong)
+            _load(tmp_path, 7, 3)
 
 
-def test_a_missing_piece_of_a_checkpoint_is_an_error_not_a_hole(tmp_path: Path) -> None:
-    for rank, start in enumerate((0, 4)):  # rows 2 and 3 are nowhere
-        group = checkpoints.Group({"w": torch.ones(2, 3)}, {"w": start})
-        checkpoints.write(tmp_path, 1, {"model": group}, {"step": 1} if rank == 0 else None, rank)
-    checkpoints.commit(tmp_path, 1)
-    found = checkpoints.latest(tmp_path)
-    assert found is not None
-    with pytest.raises(DamagedArtifact):
-        found.read("model", "w")
+def test_a_file_that_is_no_part_of_a_checkpoint_is_named(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    save_file({"model.w": torch.zeros(3)}, tmp_path / "step-00000001" / "a.safetensors")
+    with pytest.raises(DamagedArtifact, match=r"a\.safetensors is no part"):
+        _load(tmp_path, 3)
 
 
 def test_an_uncommitted_checkpoint_does_not_count(tmp_path: Path) -> None:
@@ -223,21 +246,15 @@ def test_an_uncommitted_checkpoint_does_not_count(tmp_path: Path) -> None:
     assert not (tmp_path / "step-00000002").exists()
 
 
-@pytest.mark.parametrize("name", ["model-00000.safetensors", "state.json", checkpoints.COMMITTED])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", checkpoints.COMMITTED])
 def test_a_flipped_byte_in_a_checkpoint_is_named(tmp_path: Path, name: str) -> None:
     _save(tmp_path, 1)
     path = tmp_path / "step-00000001" / name
     data = bytearray(path.read_bytes())
     data[0] ^= 0x04
     path.write_bytes(data)
-
-    def read() -> None:
-        newest = checkpoints.latest(tmp_path)
-        assert newest is not None
-        newest.read("model", "w")
-
     with pytest.raises(DamagedArtifact, match=name):
-        read()
+        checkpoints.latest(tmp_path)
 
 
 def test_metrics_forget_what_came_after_the_checkpoint(tmp_path: Path) -> None:
