@@ -27,13 +27,14 @@ LIMIT_SECONDS = 120.0
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
 # A full disk stays full: what needs space fails from there on, removing does not.
 NEEDS_SPACE = ("write", "open", "mkdir", "rename")
-# What stages import on first use, in Arrow and Typer too: a third of the time of a child.
+# What stages import on first use, in Arrow, torch and Typer too: a third of the time of a child.
 LATE = (
     "numpy.ma",
     "pyarrow.compute",
     "pyarrow.dataset",
     "pydantic.type_adapter",
     "pydoc",
+    "torch.distributed.checkpoint",
     "zstandard",
 )
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
