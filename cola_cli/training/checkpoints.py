@@ -265,7 +265,11 @@ def remove_all(directory: Path) -> None:
     """Remove every checkpoint, and the directory."""
     for path in directory.glob("step-*"):
         remove(path)
-    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        if directory.exists():
+            shutil.rmtree(directory)
+    except OSError as error:
+        raise writing_failed(directory, error) from error
 
 
 def _damaged(path: Path) -> DamagedArtifact:
