@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def wrap(objective: Objective, train: Train, world: World) -> nn.Module:
         from torch.distributed import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        # nothing here writes into what a part returns
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
         # Each part moves to the device when it is sharded, so no device ever holds the whole.
         mesh = init_device_mesh(world.device.type, (world.size,))
         for block in blocks(objective):
