@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--again",
         type=Path,
         metavar="JSON",
-        help="only what failed in an earlier run of all faults",
+        help="only what failed in an earlier run, or was not tried there",
     )
     asked = parser.parse_args(arguments)
 
@@ -98,7 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
         files = {stage: files_of(campaign.home / FOLDER[stage]) for stage in ORDER}
         target = asked.page or (None if chosen else PAGE)
         if target:
-            write_section(FAULTS, page(campaign, results, possible, seconds_since(begin)), target)
+            duration = seconds_since(begin)
+            if kept:
+                duration += f" for {total - len(kept):,} of them, the others in an earlier run"
+            write_section(FAULTS, page(campaign, results, possible, duration), target)
     lost, unclear = ([r for r in results if getattr(r.verdict, n)] for n in ("lost", "unclear"))
     if asked.json:
         document = {
