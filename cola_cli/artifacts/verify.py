@@ -132,5 +132,6 @@ def _drop(directory: Path, name: str) -> None:
     path = directory / name
     path.unlink(missing_ok=True)
     if path.parent.name == PARTS:
-        for partner in path.parent.glob(f"{path.stem}.*"):
+        number = path.name.partition(".")[0]  # 00000 of 00000.json and 00000.jsonl.zst
+        for partner in path.parent.glob(f"{number}.*"):
             partner.unlink()

@@ -104,7 +104,9 @@ def load_tokenizer(path: Path) -> TextTokenizer:
         tokenizer = TextTokenizer(Tokenizer.from_str(text))
         tokenizer.decode(tokenizer.encode(PROBE))  # some have no token for what they do not know
         return tokenizer
-    except Exception as error:  # the library raises plain Exception
+    except BaseException as error:  # the library raises plain Exception; its panics are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(f"{path} is not a tokenizer ({reason(error)}).", remedy) from error
 
 

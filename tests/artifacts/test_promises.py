@@ -308,6 +308,20 @@ def test_repair_drops_the_damage_and_the_next_run_makes_just_that_again(tmp_path
     assert (tmp_path / "tokens/parts/00000.bin").stat().st_mtime_ns == kept
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl.zst"])
+def test_after_a_repair_nothing_is_damaged(tmp_path: Path, suffix: str) -> None:
+    with Output.open(tmp_path / "t", "tokens", identity()).writing() as writer:
+        for index in range(3):
+            with writer.part(index, suffix=suffix) as part:
+                part.path.write_bytes(b"content")
+        writer.finish()
+    for index in (0, 1):  # in a finished artifact, then in the unfinished one that repair leaves
+        (tmp_path / f"t/parts/0000{index}{suffix}").write_bytes(b"c0ntent")
+        assert repair(tmp_path / "t") == [f"parts/0000{index}{suffix}"]
+        assert verify(tmp_path / "t").findings == []
+        assert not list((tmp_path / "t/parts").glob(f"0000{index}*"))
+
+
 def test_repair_leaves_foreign_files_and_the_next_run_does_not_claim_them(tmp_path: Path) -> None:
     whole = make(tmp_path / "tokens")
     for name in ("notes.txt", "parts/notes.txt"):

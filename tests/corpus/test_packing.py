@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_a_foreign_tokenizer_gets_the_special_tokens_it_lacks(tmp_path: Path) ->
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(text)
+    with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer"):
+        load_tokenizer(path)
+
+
+def test_a_tokenizer_that_panics_is_refused(tmp_path: Path) -> None:
+    """The library's panics are no exceptions."""
+    path = tmp_path / "tokenizer.json"
+    document = json.loads(train_tokenizer(SENTENCES, 300).to_bytes())
+    document["model"]["continuing_subword_prefix"] = "../x"
+    path.write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer"):
         load_tokenizer(path)
 
