@@ -12,10 +12,14 @@ class ColaError(Exception):
     """One sentence on what is wrong (with file, line or row, and value) and one on what to do."""
 
     exit_code = 1
+    longest = 1000  # characters of the problem: names in foreign files may be megabytes long
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)
         self.problem = printable(problem)
+        if len(self.problem) > self.longest:
+            half = self.longest // 2
+            self.problem = f"{self.problem[:half]} ... {self.problem[-half:]}"
         self.remedy = printable(remedy)
 
     def __str__(self) -> str:
@@ -35,6 +39,7 @@ class OutputConflict(ColaError):
     """The output location holds something else, or another process is writing there."""
 
     exit_code = 3
+    longest = 100_000  # every setting that differs is named
 
 
 class InputError(ColaError):

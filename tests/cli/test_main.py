@@ -17,6 +17,7 @@ import typer.main
 
 from cola_cli.cli import schema
 from cola_cli.cli.main import PANEL_OF, app
+from cola_cli.errors import InputError, OutputConflict
 from cola_cli.settings.resolve import TABLES
 from tests.conftest import ENTRY, Run, cola_command
 
@@ -191,3 +192,13 @@ def test_an_unknown_schema_suggests_the_nearest(cola: Run) -> None:
 def test_a_directory_that_is_no_artifact_is_bad_input(cola: Run, tmp_path: Path) -> None:
     result = cola("inspect", tmp_path, expect=4)
     assert "is not an artifact" in result.stderr
+
+
+def test_a_long_name_in_a_foreign_file_makes_no_long_message() -> None:
+    name = "\x00" + "x" * 1_000_000
+    problem = InputError(f"a/file.json: there is no {name!r}.", "Correct it.").problem
+    assert problem.startswith("a/file.json: there is no")
+    assert problem.endswith("x'.")
+    assert len(problem) < 1100
+    # but a conflict names every setting
+    assert len(OutputConflict(problem * 9).problem) > 9000
