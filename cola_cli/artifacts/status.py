@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts.artifact import PARTS
+from cola_cli.artifacts.artifact import CHECKPOINTS, PARTS
 from cola_cli.artifacts.lock import holder_of
 from cola_cli.artifacts.manifest import Manifest, read_manifest
 from cola_cli.artifacts.verify import find_artifacts
@@ -141,7 +141,7 @@ def _progress(surveyed: _Surveyed, directory: Path) -> str:
     if isinstance(train, dict) and isinstance(train.get("steps"), int):
         saved = [
             int(path.parent.name.removeprefix("step-"))
-            for path in (directory / "checkpoints").glob("step-*/COMMITTED.json")
+            for path in (directory / CHECKPOINTS).glob("step-*/COMMITTED.json")
             if path.parent.name.removeprefix("step-").isdigit()
         ]
         done = train["steps"] if manifest.files else max(saved, default=0)

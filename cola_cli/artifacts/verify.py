@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cola_cli.artifacts.artifact import PARTS, check_file, content_files, read_part_record
+from cola_cli.artifacts.artifact import (
+    CHECKPOINTS,
+    METRICS,
+    PARTS,
+    check_file,
+    content_files,
+    read_part_record,
+)
 from cola_cli.artifacts.files import remove_temporaries, sync_directory
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import (
@@ -82,6 +90,10 @@ def repair(directory: Path) -> list[str]:
             return []
         own = {record.path for record in manifest.files}
         damaged = {finding.path for finding in findings}
+        if METRICS in damaged:  # a checkpoint goes on with the metrics up to it
+            for record in (directory / CHECKPOINTS).glob("step-*/COMMITTED.json"):
+                record.unlink()
+            shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
         if own & damaged:
             # parts have records of their own; of the other files those that are whole need not be made again
             kept = [

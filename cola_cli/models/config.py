@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TIMESTEP_CHANNELS = 256  # width of the sinusoidal timestep embedding
-# Of any dimension or count: no network comes near, and a damaged config may say anything.
-SIZE_LIMIT = 1 << 24
+# No network comes near, and a damaged config may say anything.
+SIZE_LIMIT = 1 << 24  # of any dimension
+LAYER_LIMIT = 1 << 12
+FACTOR_LIMIT = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,11 @@ class TextVAEConfig:
     shifting_factor: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive(self, "vocab_size", "dim", "latent_dim", "patch_size", "heads", "block_size")
+        _require(self, 1, SIZE_LIMIT, "vocab_size", "dim", "ffn_dim", "latent_dim", "patch_size")
+        _require(self, 1, SIZE_LIMIT, "heads", "block_size")
+        _require(self, 0, LAYER_LIMIT, "encoder_layers", "decoder_layers")
+        _require(self, 0, FACTOR_LIMIT, "norm_eps", "rope_theta")
+        _require(self, -FACTOR_LIMIT, FACTOR_LIMIT, "scaling_factor", "shifting_factor")
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim {self.dim} must be divisible by 2 x heads ({2 * self.heads})")
         if self.ffn_dim % 2:
@@ -81,7 +87,10 @@ class PriorConfig:
     block_size: int = 16
 
     def __post_init__(self) -> None:
-        _positive(self, "latent_dim", "dim", "heads", "head_dim", "expand_ratio", "block_size")
+        _require(self, 1, SIZE_LIMIT, "latent_dim", "dim", "heads", "head_dim", "expand_ratio")
+        _require(self, 1, SIZE_LIMIT, "block_size")
+        _require(self, 0, LAYER_LIMIT, "layers")
+        _require(self, 0, FACTOR_LIMIT, "norm_eps")
         if self.rope_dim % 2 or not 0 <= self.rope_dim <= self.head_dim:
             raise ValueError(f"rope_dim {self.rope_dim} must be even and at most {self.head_dim}")
 
@@ -116,7 +125,9 @@ class TransformerConfig:
     rope_theta: float = 10_000.0
 
     def __post_init__(self) -> None:
-        _positive(self, "vocab_size", "layers", "dim", "ffn_dim", "heads", "head_dim")
+        _require(self, 1, SIZE_LIMIT, "vocab_size", "dim", "ffn_dim", "heads", "head_dim")
+        _require(self, 1, LAYER_LIMIT, "layers")
+        _require(self, 0, FACTOR_LIMIT, "norm_eps", "rope_theta")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even")
 
@@ -156,7 +167,7 @@ def matched_sizes(prior: PriorConfig) -> dict[str, int]:
     return sizes | {"layers": max(1, round(prior.parameter_count() / layer))}
 
 
-def _positive(config: object, *names: str) -> None:
+def _require(config: object, least: float, most: float, *names: str) -> None:
     for name in names:
-        if not 1 <= getattr(config, name) <= SIZE_LIMIT:
-            raise ValueError(f"{name} must be from 1 to {SIZE_LIMIT}, not {getattr(config, name)}")
+        if not least <= getattr(config, name) <= most:
+            raise ValueError(f"{name} must be from {least} to {most}, not {getattr(config, name)}")

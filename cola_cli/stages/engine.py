@@ -12,18 +12,17 @@ from torch import nn
 
 from cola_cli import runtime
 from cola_cli.artifacts import Artifact, Output, Writer
+from cola_cli.artifacts.artifact import CHECKPOINTS, METRICS
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings.engine import Optimizer, Train
 from cola_cli.stages.outcome import Outcome
 from cola_cli.training import checkpoints
 from cola_cli.training.distributed import World, joined
-from cola_cli.training.loop import CHECKPOINTS, Training
+from cola_cli.training.loop import Training
 from cola_cli.training.metrics import TIMES, Metrics
 from cola_cli.training.networks import network_files, write_network
 from cola_cli.training.objectives import Objective
-
-METRICS = "metrics.parquet"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cola_cli import interruption
+from cola_cli.artifacts.artifact import CHECKPOINTS, METRICS
 from cola_cli.corpus.sequences import Sequences, Shuffled
 from cola_cli.errors import ColaError, Interrupted, UsageError
 from cola_cli.reporting import Reporter
@@ -27,7 +28,6 @@ from cola_cli.training.objectives import Objective
 from cola_cli.training.reader import Step, Steps, make_step, scaled, to_device
 from cola_cli.training.wrapping import mark_dynamic, recompute_blocks, wrap
 
-CHECKPOINTS = "checkpoints"
 NORM_MEMORY = 0.98  # of the running average of the gradient norm, against which a spike is judged
 NORM_STEPS = 20  # steps before a spike can be told
 FLUSH_SECONDS = 20.0
@@ -72,7 +72,7 @@ class Training:
         self.shuffled = Shuffled(sequences, train.data_seed, train.shuffle_window)
         self.validation = validation
         self.directory = directory
-        self.metrics = Metrics(directory / "metrics.parquet")
+        self.metrics = Metrics(directory / METRICS)
         self.progress = Progress()
         self.saver = checkpoints.Saver(
             directory / CHECKPOINTS, train.keep_last, train.keep_every, world

@@ -322,6 +322,22 @@ def test_after_a_repair_nothing_is_damaged(tmp_path: Path, suffix: str) -> None:
         assert not list((tmp_path / "t/parts").glob(f"0000{index}*"))
 
 
+def test_repair_of_the_metrics_takes_the_checkpoints_that_go_on_with_them(tmp_path: Path) -> None:
+    saved = tmp_path / "t/checkpoints/step-00000004"
+    with Output.open(tmp_path / "t", "vae", identity()).writing() as writer:
+        writer.write("metrics.parquet", b"figures")
+        writer.write("vae/model.safetensors", b"weights")
+        writer.keep("metrics.parquet", "vae/model.safetensors")
+        saved.mkdir(parents=True)
+        (saved / "COMMITTED.json").write_text("{}")
+    (tmp_path / "t/vae/model.safetensors").write_bytes(b"we1ghts")
+    assert repair(tmp_path / "t") == ["vae/model.safetensors"]
+    assert saved.exists()  # the weights are in it
+    (tmp_path / "t/metrics.parquet").write_bytes(b"f1gures")
+    assert repair(tmp_path / "t") == ["metrics.parquet"]
+    assert not saved.exists()
+
+
 def test_repair_leaves_foreign_files_and_the_next_run_does_not_claim_them(tmp_path: Path) -> None:
     whole = make(tmp_path / "tokens")
     for name in ("notes.txt", "parts/notes.txt"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Artifact
-from cola_cli.artifacts.artifact import check_file, recorded_parts
+from cola_cli.artifacts.artifact import METRICS, check_file, recorded_parts
 from cola_cli.artifacts.manifest import FileRecord, Manifest, flatten, read_manifest
 from cola_cli.artifacts.status import survey
 from cola_cli.errors import ColaError, InputError
@@ -200,7 +200,7 @@ def _metrics(place: Path, manifest: Manifest) -> dict[str, Curve]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = place / "metrics.parquet"
+    path = place / METRICS
     if manifest.status == "complete":
         artifact = Artifact.open(place)
         if not artifact.has(path.name):
