@@ -263,6 +263,15 @@ class Writer:
             path = self.path / name
             size, digest = path.stat().st_size, sha256_file(path)
             self.kept[name] = FileRecord(path=name, bytes=size, sha256=digest)
+        self._record_kept()
+
+    def discard(self, *names: str) -> None:
+        """Take files out of the record that are going to be written anew, not by this writer alone."""
+        if self.kept.keys() & {*names}:
+            self.kept = {name: kept for name, kept in self.kept.items() if name not in names}
+            self._record_kept()
+
+    def _record_kept(self) -> None:
         files = [self.kept[name] for name in sorted(self.kept)]
         self._manifest = self._manifest.model_copy(update={"files": files})
         write_manifest(self.path, self._manifest)

@@ -66,6 +66,8 @@ def run_training(
         files = (METRICS, *network_files(*trained))
         whole = writer is not None and writer.kept.keys() >= set(files)
         if not world.largest(int(whole))[0]:
+            if writer is not None:
+                writer.discard(*files)
             _train(output.path, source, networks, train, optim, reporter, world, writer)
         world.wait()
         if writer is None:

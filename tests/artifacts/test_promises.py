@@ -351,6 +351,19 @@ def test_repair_leaves_foreign_files_and_the_next_run_does_not_claim_them(tmp_pa
     assert (tmp_path / "tokens/parts/notes.txt").read_text() == "mine"
 
 
+def test_a_file_that_is_being_made_anew_is_not_damaged(tmp_path: Path) -> None:
+    with Output.open(tmp_path / "t", "tokens", identity()).writing() as writer:
+        writer.write("a.json", b"one")
+        writer.write("b.json", b"two")
+        writer.keep("a.json", "b.json")
+    with Output.open(tmp_path / "t", "tokens", identity()).writing() as writer:
+        writer.discard("a.json", "c.json")
+        (tmp_path / "t/a.json").write_bytes(b"o")  # as far as it has come
+    assert verify(tmp_path / "t").findings == []
+    with Output.open(tmp_path / "t", "tokens", identity()).writing() as writer:
+        assert set(writer.kept) == {"b.json"}
+
+
 def test_files_kept_by_an_interrupted_run_are_kept_unless_they_are_damaged(tmp_path: Path) -> None:
     def begin() -> set[str]:
         with Output.open(tmp_path / "t", "tokens", identity()).writing() as writer:
