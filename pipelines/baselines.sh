@@ -15,7 +15,7 @@ options=(--preset "${PRESET:-tiny}")
 [ -z "${SETTINGS:-}" ] || options+=(--config "$SETTINGS")
 limit=()
 [ -z "${LIMIT:-}" ] || limit=(--limit "$LIMIT")
-[ -f "$run/words.txt" ] || bash pipelines/quickstart.sh "$run"
+grep -qs '"status": "complete"' "$run/prior/manifest.json" || bash pipelines/quickstart.sh "$run"
 
 # Without preset and settings: the baselines take the prior's.
 "$cola" train ar "$run/tokens" --match "$run/prior" -o "$run/ar"
