@@ -330,8 +330,10 @@ def _settings(
                 "Correct it.",
             )
     try:
+        # JSON may write a float as an integer of any size
+        settings |= {n: float(settings[n]) for n, t in names.items() if type(absent[t]) is float}
         (TextVAEConfig if "vocab_size" in settings else PriorConfig)(**settings)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: {reason(error)}.", "Correct it.") from error
     return settings
 

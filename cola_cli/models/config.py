@@ -8,7 +8,6 @@ TIMESTEP_CHANNELS = 256  # width of the sinusoidal timestep embedding
 # No network comes near, and a damaged config may say anything.
 SIZE_LIMIT = 1 << 24  # of any dimension
 LAYER_LIMIT = 1 << 12
-FACTOR_LIMIT = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,6 @@ class TextVAEConfig:
         _require(self, 1, SIZE_LIMIT, "vocab_size", "dim", "ffn_dim", "latent_dim", "patch_size")
         _require(self, 1, SIZE_LIMIT, "heads", "block_size")
         _require(self, 0, LAYER_LIMIT, "encoder_layers", "decoder_layers")
-        _require(self, 0, FACTOR_LIMIT, "norm_eps", "rope_theta")
-        _require(self, -FACTOR_LIMIT, FACTOR_LIMIT, "scaling_factor", "shifting_factor")
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim {self.dim} must be divisible by 2 x heads ({2 * self.heads})")
         if self.ffn_dim % 2:
@@ -90,7 +87,6 @@ class PriorConfig:
         _require(self, 1, SIZE_LIMIT, "latent_dim", "dim", "heads", "head_dim", "expand_ratio")
         _require(self, 1, SIZE_LIMIT, "block_size")
         _require(self, 0, LAYER_LIMIT, "layers")
-        _require(self, 0, FACTOR_LIMIT, "norm_eps")
         if self.rope_dim % 2 or not 0 <= self.rope_dim <= self.head_dim:
             raise ValueError(f"rope_dim {self.rope_dim} must be even and at most {self.head_dim}")
 
@@ -127,7 +123,6 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         _require(self, 1, SIZE_LIMIT, "vocab_size", "dim", "ffn_dim", "heads", "head_dim")
         _require(self, 1, LAYER_LIMIT, "layers")
-        _require(self, 0, FACTOR_LIMIT, "norm_eps", "rope_theta")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even")
 
@@ -167,7 +162,7 @@ def matched_sizes(prior: PriorConfig) -> dict[str, int]:
     return sizes | {"layers": max(1, round(prior.parameter_count() / layer))}
 
 
-def _require(config: object, least: float, most: float, *names: str) -> None:
+def _require(config: object, least: int, most: int, *names: str) -> None:
     for name in names:
         if not least <= getattr(config, name) <= most:
             raise ValueError(f"{name} must be from {least} to {most}, not {getattr(config, name)}")
