@@ -316,7 +316,7 @@ def _rows_at_a_time(file: CorpusFile, metadata: Any, text_field: str) -> int:
         for number in range(metadata.num_columns)
         if metadata.schema.column(number).path == text_field
     ]
-    largest = largest_page(Path(file.name), metadata, columns) if metadata.num_rows else 0
+    largest = largest_page(Path(file.name), columns) if metadata.num_rows else 0
     if largest > PAGE_LIMIT:
         raise InputError(
             f"{file} has a page of {largest >> 20:,} MiB unpacked.",

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cola_cli.artifacts import Artifact
-from cola_cli.artifacts.pages import require_group
+from cola_cli.artifacts.pages import column_chunks, require_group
 from cola_cli.artifacts.reading import parse_json, reason
 from cola_cli.errors import DamagedArtifact, InputError
 
@@ -112,8 +112,9 @@ class Sequences:
                 if file.metadata.num_rows != record.rows:
                     raise ValueError(f"it has {file.metadata.num_rows} rows, not {record.rows}")
                 groups, skipped = _groups(file, start, stop)
+                chunks = column_chunks(path)
                 for group in groups:
-                    require_group(file.metadata, group)
+                    require_group(chunks[group], file.metadata.schema)
                 table = file.read_row_groups(groups).slice(start - skipped, stop - start)
             rows = rows_of(table, int(self._starts[part]) + start)
             if len(rows) != stop - start:

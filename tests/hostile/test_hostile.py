@@ -107,8 +107,7 @@ def test_the_largest_page_is_what_its_header_says(
         use_dictionary=False,
         data_page_version=version,
     )
-    with pq.ParquetFile(path) as file:
-        largest = pages.largest_page(path, file.metadata, [0])
+    largest = pages.largest_page(path, [0])
     values = sum(map(len, texts)) + 4 * len(texts)
     assert values <= largest <= values + 16  # levels of definition beside them
 
@@ -116,19 +115,28 @@ def test_the_largest_page_is_what_its_header_says(
 def test_a_row_group_that_claims_more_than_memory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"tokens": pa.array([[1, 2]] * 3)}), path)
-    with pq.ParquetFile(path) as file:
-        pages.require_group(file.metadata, 0)
+    schema = pq.ParquetFile(path).metadata.schema
+    ((chunk,),) = pages.column_chunks(path)
+    pages.require_group([chunk], schema)
+    for values in (10**9, -1):
+        with pytest.raises(ValueError, match=f"claims {values} values"):
+            pages.require_group([chunk._replace(values=values)], schema)
 
-        class Claims:
-            num_columns = 1
-            schema = file.metadata.schema
 
-            def row_group(self, group: int) -> object:
-                column = type("Column", (), {"num_values": 10**9})
-                return type("Group", (), {"column": lambda self, number: column})()
-
-        with pytest.raises(ValueError, match="claims 1000000000 values"):
-            pages.require_group(Claims(), 0)
+def test_the_columns_of_a_footer_are_those_that_arrow_sees(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    numbers = pa.array([[i, i + 1] for i in range(5000)])
+    texts = pa.array([f"text {i % 7}" for i in range(5000)])
+    pq.write_table(pa.table({"n": numbers, "t": texts}), path, row_group_size=1000)
+    metadata = pq.ParquetFile(path).metadata
+    found = pages.column_chunks(path)
+    assert len(found) == metadata.num_row_groups == 5
+    for group, chunks in enumerate(found):
+        columns = [metadata.row_group(group).column(i) for i in range(metadata.num_columns)]
+        for chunk, column in zip(chunks, columns, strict=True):
+            places = (column.dictionary_page_offset, column.data_page_offset)
+            place = min(offset for offset in places if offset)
+            assert chunk == (column.num_values, place, column.total_compressed_size)
 
 
 def test_a_gzip_bomb_in_one_line_is_refused_in_little_memory(tmp_path: Path) -> None:
