@@ -52,9 +52,9 @@ def sha256_stream(stream: Any) -> str:
     return digest.hexdigest()
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames and removals inside `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make the bytes of a file, or the renames and removals inside a directory, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -80,7 +80,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
-        sync_directory(path.parent)
+        sync(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if failure := _system_error(error):
@@ -109,7 +109,7 @@ def make_directory(directory: Path) -> None:
     make_directory(directory.parent)
     try:
         directory.mkdir(exist_ok=True)
-        sync_directory(directory.parent)
+        sync(directory.parent)
     except OSError as error:
         raise writing_failed(directory, error) from error
 

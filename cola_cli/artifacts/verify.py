@@ -15,7 +15,7 @@ from cola_cli.artifacts.artifact import (
     content_files,
     read_part_record,
 )
-from cola_cli.artifacts.files import remove_temporaries, sync_directory
+from cola_cli.artifacts.files import remove_temporaries, sync
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import (
     FileRecord,
@@ -106,7 +106,7 @@ def repair(directory: Path) -> list[str]:
             )
         for finding in findings:
             _drop(directory, finding.path)
-        sync_directory(directory)
+        sync(directory)
     return [finding.path for finding in findings]
 
 

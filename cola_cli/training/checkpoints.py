@@ -30,11 +30,12 @@ from cola_cli.artifacts.files import (
     atomic_file,
     make_directory,
     sha256_file,
+    sync,
     write_atomic,
     writing_failed,
 )
 from cola_cli.artifacts.reading import read_json
-from cola_cli.errors import DamagedArtifact
+from cola_cli.errors import DamagedArtifact, Interrupted
 from cola_cli.training.distributed import ALONE, World
 
 COMMITTED = "COMMITTED.json"
@@ -107,7 +108,10 @@ class Checkpoint:
                     process_group=self._world.files,
                     no_dist=self._world.size == 1,
                 )
-        except CheckpointException as error:
+        except CheckpointException as error:  # torch puts whatever was raised into one, signals too
+            for cause, _ in error.failures.values():
+                if isinstance(cause, Interrupted):
+                    raise cause from None
             raise _damaged(self.path) from error
 
     def _places(self) -> dict[str, Any]:
@@ -145,6 +149,8 @@ def write(
     if any(map(is_sharded, tensors.values())):
         _write_shards(path, tensors, world)
         names += [own.name for own in path.glob(f"shard-{world.rank + 1:05d}-*.safetensors")]
+        for name in names:  # torch syncs before the last bytes have left its buffer
+            sync(path / name)
     else:
         names.append(TENSORS)
         with atomic_file(path / TENSORS) as temporary:
@@ -163,7 +169,6 @@ def _write_shards(path: Path, tensors: dict[str, Tensor], world: World) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    # torch syncs the files, the record beside them the directory
     writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
     try:
         dcp.save(tensors, storage_writer=writer, process_group=world.files)

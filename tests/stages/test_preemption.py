@@ -35,6 +35,12 @@ COMPILING = ("torch._inductor.graph", "GraphLowering.", "run", 1)
 PHASES = [
     ("start-up", ("cola_cli.runtime", "", "prepare_torch", 1), 143, 0),
     ("training", ("cola_cli.training.loop", "Training.", "_update", 3), 130, 3),
+    (
+        "resuming",
+        ("torch.distributed.checkpoint", "HuggingFaceStorageReader.", "read_data", 1),
+        143,
+        3,
+    ),
     ("validation", ("cola_cli.training.loop", "Training.", "_draw_validation", 1), 143, 8),
     ("saving", ("cola_cli.training.checkpoints", "", "write", 2), 130, 10),
     ("writing the networks", ("cola_cli.stages.engine", "", "write_network", 1), 143, 24),

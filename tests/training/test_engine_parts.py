@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
@@ -233,6 +235,42 @@ def test_a_file_that_is_no_part_of_a_checkpoint_is_named(tmp_path: Path) -> None
     save_file({"model.w": torch.zeros(3)}, tmp_path / "step-00000001" / "a.safetensors")
     with pytest.raises(DamagedArtifact, match=r"a\.safetensors is no part"):
         _load(tmp_path, 3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names open files by /proc")
+def test_shards_are_synced_to_their_last_byte_and_torch_alone_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    synced: dict[str, int] = {}
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced[name] = os.fstat(descriptor).st_size
+        fsync(descriptor)
+
+    values = {"model.w": torch.randn(7, 3), "optimizer.w:step": torch.tensor(4.0)}
+    monkeypatch.setattr(os, "fsync", noted)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = dist.init_device_mesh("cpu", (1,))
+        sharded = distribute_tensor(values["model.w"], mesh, [Shard(0)])
+        checkpoints.write(tmp_path, 1, values | {"model.w": sharded}, {"step": 1}, ALONE)
+    finally:
+        dist.destroy_process_group()
+    checkpoints.commit(tmp_path, 1)
+    (shard,) = (tmp_path / "step-00000001").glob("*.safetensors")
+    assert shard.name.startswith("shard-")
+    assert synced[shard.name] == shard.stat().st_size
+    assert {file.suffix for file in shard.parent.iterdir()} == {".json", ".safetensors"}
+    read = {name: torch.zeros_like(value) for name, value in values.items()}
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.load(read, storage_reader=dcp.HuggingFaceStorageReader(str(shard.parent)))
+    assert all(read[name].equal(value) for name, value in values.items())
+    assert _load(tmp_path, 7, 3).equal(values["model.w"])
 
 
 def test_an_uncommitted_checkpoint_does_not_count(tmp_path: Path) -> None:
