@@ -39,7 +39,7 @@ class Watching:
         self.handles.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
         self.threads.append(threading.active_count())
         self.checkpoints.append(len(list(self.folder.glob("checkpoints/step-*"))))
-        if len(self.handles) % 50 == 0:
+        if len(self.handles) % 10 == 0:
             gc.collect()
             self.memory.append(tracemalloc.get_traced_memory()[0])
 
@@ -82,8 +82,10 @@ def test_two_hundred_checkpoints_leave_disk_handles_threads_and_memory_bounded(
     # a file or three more are open while one is written; a leak would be a hundred by the last quarter
     assert min(watching.handles[-warm:]) <= max(watching.handles[:warm])
     assert max(watching.threads[warm:]) <= max(watching.threads[:warm])
-    # 50 steps make 50 checkpoints: a leak of one would be a thousand times the allowance
-    assert watching.memory[-1] - watching.memory[0] < 256 << 10
+    # the least of many, as a file that is being written has a buffer of megabytes; a leak of a checkpoint
+    # at each of a hundred steps would be a thousand times the allowance
+    early, late = watching.memory[1:10], watching.memory[10:]
+    assert min(late) - min(early) < 256 << 10
     assert len(watching.notes) < 10
     assert all(note.isprintable() and len(note) < 200 for note in watching.notes)
     artifact = Artifact.open(tmp_path / "vae", "vae")
