@@ -39,7 +39,6 @@ from cola_cli.version import __version__
 
 PARTS = "parts"
 METRICS = "metrics.parquet"
-CHECKPOINTS = "checkpoints"
 RECORD_LIMIT = 64 << 20  # bytes
 RESTORE = "Restore it from a copy, or run the stage again with --overwrite."
 _PART = re.compile(r"\d{5,}\.(?!json$).+")  # the data of a part; other files are somebody else's

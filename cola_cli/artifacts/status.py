@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts.artifact import CHECKPOINTS, PARTS
+from cola_cli.artifacts.artifact import PARTS
 from cola_cli.artifacts.lock import holder_of
 from cola_cli.artifacts.manifest import Manifest, read_manifest
+from cola_cli.artifacts.saved_steps import CHECKPOINTS, committed
 from cola_cli.artifacts.verify import find_artifacts
 from cola_cli.errors import ColaError
 
@@ -139,11 +140,7 @@ def _progress(surveyed: _Surveyed, directory: Path) -> str:
     manifest = surveyed.manifests[directory]
     train: Any = manifest.settings.get("train")
     if isinstance(train, dict) and isinstance(train.get("steps"), int):
-        saved = [
-            int(path.parent.name.removeprefix("step-"))
-            for path in (directory / CHECKPOINTS).glob("step-*/COMMITTED.json")
-            if path.parent.name.removeprefix("step-").isdigit()
-        ]
+        saved = [step for step, _ in committed(directory / CHECKPOINTS)]
         done = train["steps"] if manifest.files else max(saved, default=0)
         return f"step {done:,} of {train['steps']:,}"
     parts = len(list((directory / PARTS).glob("*.json")))

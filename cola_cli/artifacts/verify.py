@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cola_cli.artifacts.artifact import (
-    CHECKPOINTS,
     METRICS,
     PARTS,
     check_file,
@@ -24,6 +22,7 @@ from cola_cli.artifacts.manifest import (
     read_manifest,
     write_manifest,
 )
+from cola_cli.artifacts.saved_steps import CHECKPOINTS, remove_all
 from cola_cli.errors import DamagedArtifact, InputError
 
 
@@ -91,9 +90,7 @@ def repair(directory: Path) -> list[str]:
         own = {record.path for record in manifest.files}
         damaged = {finding.path for finding in findings}
         if METRICS in damaged:  # a checkpoint goes on with the metrics up to it
-            for record in (directory / CHECKPOINTS).glob("step-*/COMMITTED.json"):
-                record.unlink()
-            shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+            remove_all(directory / CHECKPOINTS)
         if own & damaged:
             # parts have records of their own; of the other files those that are whole need not be made again
             kept = [

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cola_cli.artifacts.reading import parse_json, reason, shown
 from cola_cli.errors import InputError
 from cola_cli.interop.tensors import read_tensors
-from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.models.config import Config, PriorConfig, TextVAEConfig, with_floats
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import rotary_frequencies
 from cola_cli.models.text_vae import TextVAE
@@ -189,10 +189,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def read_configs(root: Path) -> tuple[TextVAEConfig, PriorConfig]:
     """The shapes of the VAE and the prior below `root`, checked against each other."""
-    vae = TextVAEConfig(
-        **_settings(root / VAE / "config.json", VAE_SETTINGS, VAE_ABSENT, VAE_FIXED)
-    )
-    prior = PriorConfig(**_settings(root / PRIOR / "config.json", PRIOR_SETTINGS, PRIOR_ABSENT, {}))
+    vae = _config(root / VAE / "config.json", TextVAEConfig, VAE_SETTINGS, VAE_ABSENT, VAE_FIXED)
+    prior = _config(root / PRIOR / "config.json", PriorConfig, PRIOR_SETTINGS, PRIOR_ABSENT, {})
     _check_prior(root / PRIOR / "config.json", prior)
     if prior.latent_dim != vae.latent_dim:
         raise InputError(
@@ -295,9 +293,13 @@ def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tupl
     return first, second
 
 
-def _settings(
-    path: Path, names: dict[str, str], absent: dict[str, Any], fixed: dict[str, tuple[Any, ...]]
-) -> dict[str, Any]:
+def _config(
+    path: Path,
+    kind: type[Config],
+    names: dict[str, str],
+    absent: dict[str, Any],
+    fixed: dict[str, tuple[Any, ...]],
+) -> Config:
     try:
         if path.stat().st_size > CONFIG_LIMIT:
             raise ValueError("it is too large")
@@ -330,12 +332,9 @@ def _settings(
                 "Correct it.",
             )
     try:
-        # JSON may write a float as an integer of any size
-        settings |= {n: float(settings[n]) for n, t in names.items() if type(absent[t]) is float}
-        (TextVAEConfig if "vocab_size" in settings else PriorConfig)(**settings)
+        return with_floats(kind(**settings))
     except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: {reason(error)}.", "Correct it.") from error
-    return settings
 
 
 def _check_prior(path: Path, config: PriorConfig) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 TIMESTEP_CHANNELS = 256  # width of the sinusoidal timestep embedding
 # No network comes near, and a damaged config may say anything.
 SIZE_LIMIT = 1 << 24  # of any dimension
 LAYER_LIMIT = 1 << 12
+
+Config = TypeVar("Config", "TextVAEConfig", "PriorConfig", "TransformerConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,16 @@ def matched_sizes(prior: PriorConfig) -> dict[str, int]:
     }
     layer = TransformerConfig(vocab_size=1, causal=True, **sizes).layer_parameter_count()
     return sizes | {"layers": max(1, round(prior.parameter_count() / layer))}
+
+
+def with_floats(config: Config) -> Config:
+    """The config with floats that are floats: JSON may write one as an integer of any size.
+
+    Raises OverflowError where no float is so large.
+    """
+    names = [field.name for field in fields(config) if field.type == "float"]
+    floats: dict[str, Any] = {name: float(getattr(config, name)) for name in names}
+    return replace(config, **floats)
 
 
 def _require(config: object, least: int, most: int, *names: str) -> None:

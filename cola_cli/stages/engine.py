@@ -12,7 +12,8 @@ from torch import nn
 
 from cola_cli import runtime
 from cola_cli.artifacts import Artifact, Output, Writer
-from cola_cli.artifacts.artifact import CHECKPOINTS, METRICS
+from cola_cli.artifacts.artifact import METRICS
+from cola_cli.artifacts.saved_steps import CHECKPOINTS, remove_all
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings.engine import Optimizer, Train
@@ -76,7 +77,7 @@ def run_training(
             writer.keep(*files)  # a run that is killed from here on need not train again
         for name in copied:
             writer.write(name, source.file(name).read_bytes())
-        checkpoints.remove_all(output.path / CHECKPOINTS)
+        remove_all(output.path / CHECKPOINTS)
         statistics = {"parameters": parameters} | keep | _figures(output.path)
         writer.finish(statistics)
         return Outcome(output.path, True, statistics)

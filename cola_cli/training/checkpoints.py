@@ -14,10 +14,9 @@ tensors that are whole or sharded among any number of processes.
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,15 @@ from cola_cli.artifacts.files import (
     writing_failed,
 )
 from cola_cli.artifacts.reading import read_json
+from cola_cli.artifacts.saved_steps import COMMITTED, committed, prune, remove
 from cola_cli.errors import DamagedArtifact, Interrupted
 from cola_cli.training.distributed import ALONE, World
 
-COMMITTED = "COMMITTED.json"
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
 RECORD_LIMIT = 64 << 20  # bytes
 # What a header or record of another shape makes of the code below.
 _FOREIGN = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
-_STEP = re.compile(r"step-(\d{8,})$")
 
 
 class Checkpoint:
@@ -80,9 +78,7 @@ class Checkpoint:
     def names(self, group: str) -> list[str]:
         """The names of the tensors of a group, without it."""
         return [
-            name.removeprefix(f"{group}.")
-            for name in self._places()
-            if name.startswith(f"{group}.")
+            name.removeprefix(f"{group}.") for name in self._places if name.startswith(f"{group}.")
         ]
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -93,7 +89,7 @@ class Checkpoint:
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
 
-        places = self._places()
+        places = self._places
         for name, tensor in tensors.items():
             parts = places[name].chunks if name in places else []
             # torch does not mind a hole
@@ -114,6 +110,7 @@ class Checkpoint:
                     raise cause from None
             raise _damaged(self.path) from error
 
+    @cached_property
     def _places(self) -> dict[str, Any]:
         """Shape and parts of every tensor, from the headers of the files."""
         from torch.distributed.checkpoint import HuggingFaceStorageReader
@@ -233,48 +230,10 @@ class Saver:
         prune(self._directory, *self._keep)
 
 
-def committed(directory: Path) -> list[tuple[int, Path]]:
-    """Step and path of every committed checkpoint, oldest first."""
-    found = []
-    for path in directory.glob("step-*"):
-        match = _STEP.search(path.name)
-        if match and (path / COMMITTED).is_file():
-            found.append((int(match[1]), path))
-    return sorted(found)
-
-
 def latest(directory: Path, world: World = ALONE) -> Checkpoint | None:
     """The newest committed checkpoint. Raises DamagedArtifact when its bytes are not those written."""
     found = committed(directory)
     return Checkpoint(found[-1][1], found[-1][0], world) if found else None
-
-
-def prune(directory: Path, keep_last: int, keep_every: int) -> None:
-    """Remove uncommitted left-overs and all but the last `keep_last` and every `keep_every`-th step."""
-    found = committed(directory)
-    kept = {path for _, path in found[-keep_last:]}
-    if keep_every:
-        kept |= {path for step, path in found if step % keep_every == 0}
-    for path in directory.glob("step-*"):
-        if path not in kept:
-            remove(path)
-
-
-def remove(path: Path) -> None:
-    """Remove one checkpoint. Its record goes first, so a kill leaves an uncommitted one."""
-    (path / COMMITTED).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def remove_all(directory: Path) -> None:
-    """Remove every checkpoint, and the directory."""
-    for path in directory.glob("step-*"):
-        remove(path)
-    try:
-        if directory.exists():
-            shutil.rmtree(directory)
-    except OSError as error:
-        raise writing_failed(directory, error) from error
 
 
 def _damaged(path: Path) -> DamagedArtifact:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cola_cli import interruption
-from cola_cli.artifacts.artifact import CHECKPOINTS, METRICS
+from cola_cli.artifacts.artifact import METRICS
+from cola_cli.artifacts.saved_steps import CHECKPOINTS
 from cola_cli.corpus.sequences import Sequences, Shuffled
 from cola_cli.errors import ColaError, Interrupted, UsageError
 from cola_cli.reporting import Reporter

@@ -14,7 +14,7 @@ from cola_cli.artifacts import Artifact, Writer
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.artifacts.reading import read_json, reason, shown
 from cola_cli.errors import DamagedArtifact
-from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
+from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig, with_floats
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import rotary_frequencies
 from cola_cli.models.text_vae import TextVAE
@@ -92,9 +92,7 @@ def _config(artifact: Artifact, name: str, kind: Any) -> Any:
         for field in dataclasses.fields(kind):
             if type(getattr(config, field.name)) not in NUMBERS[str(field.type)]:
                 raise ValueError(f"{field.name} is no {field.type}")
-        # JSON may write a float as an integer of any size
-        floats = [field.name for field in dataclasses.fields(kind) if field.type == "float"]
-        return dataclasses.replace(config, **{n: float(getattr(config, n)) for n in floats})
+        return with_floats(config)
     except (ValueError, TypeError, OverflowError) as error:
         raise DamagedArtifact(
             f"{path} is no configuration of a network ({reason(error)}).",

@@ -1,0 +1,51 @@
+"""The checkpoints of an unfinished training as directories: which of them count, and how they are removed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from cola_cli.artifacts.files import writing_failed
+
+CHECKPOINTS = "checkpoints"
+COMMITTED = "COMMITTED.json"  # written last: without it there is no checkpoint
+_STEP = re.compile(r"step-(\d{8,})$")
+
+
+def committed(directory: Path) -> list[tuple[int, Path]]:
+    """Step and path of every committed checkpoint, oldest first."""
+    found = []
+    for path in directory.glob("step-*"):
+        match = _STEP.search(path.name)
+        if match and (path / COMMITTED).is_file():
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def prune(directory: Path, keep_last: int, keep_every: int) -> None:
+    """Remove uncommitted left-overs and all but the last `keep_last` and every `keep_every`-th step."""
+    found = committed(directory)
+    kept = {path for _, path in found[-keep_last:]}
+    if keep_every:
+        kept |= {path for step, path in found if step % keep_every == 0}
+    for path in directory.glob("step-*"):
+        if path not in kept:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove one checkpoint. Its record goes first, so a kill leaves an uncommitted one."""
+    (path / COMMITTED).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_all(directory: Path) -> None:
+    """Remove every checkpoint, and the directory."""
+    for path in directory.glob("step-*"):
+        remove(path)
+    try:
+        if directory.exists():
+            shutil.rmtree(directory)
+    except OSError as error:
+        raise writing_failed(directory, error) from error
