@@ -16,11 +16,13 @@ from cola_cli.flow.guidance import guided, is_guided
 from cola_cli.flow.path import interpolate, renoise
 from cola_cli.flow.solvers import chosen_grid, evaluation_times, evaluations_per_step, step
 from cola_cli.models.prior import Prior
-from cola_cli.sampling.cache import KeyValueCache, RunAttention, runs
+from cola_cli.sampling.cache import KeyValueCache
 from cola_cli.sampling.lean import LeanPrior
 from cola_cli.sampling.noise import REPAINT, generator
 from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Row
+from cola_cli.sampling.run_attention import Entries, NativeAttention, RunAttention
+from cola_cli.sampling.streams import Streams
 
 # velocity(z, evaluation) of the rows' blocks z (rows, block_size, d)
 Velocity = Callable[[Tensor, int], Tensor]
@@ -104,9 +106,9 @@ class _Pass:
 
     commits: list[Row]
     alone: list[int]  # rows that also have an unconditional entry
-    table: Tensor
-    attend: RunAttention
-    clean: Tensor | None  # (entries, block_size, 1): positions at t = 0
+    again: Tensor | None  # the places of their conditional entries
+    attend: RunAttention | NativeAttention
+    clean: Tensor | None  # (committed + noisy, block_size, 1): positions at t = 0
 
 
 class RunDenoiser:
@@ -124,9 +126,15 @@ class RunDenoiser:
         self.lean = LeanPrior(prior, times)
         # called with t and the blocks as they are, before each step
         self.shown: Callable[[float, Tensor], None] | None = None
+        self._streams = Streams()
 
     def denoise(self, rows: list[Row], noise: Tensor) -> Tensor:
         """The rows' next blocks (rows, block_size, d) float32 from noise; commits what was pending."""
+        if self.shown or self._device.type != "cpu":
+            return self._denoise(rows, noise)
+        return self._streams.run(self._denoise, rows, noise)
+
+    def _denoise(self, rows: list[Row], noise: Tensor) -> Tensor:
         pins = find_pins(rows, self._block, self._channels, self._device)
         passes: dict[tuple[bool, bool], _Pass] = {}
 
@@ -150,35 +158,37 @@ class RunDenoiser:
         fills = [row.fill + (block if row.pending is not None else 0) for row in rows]
         alone = [index for index, fill in enumerate(fills) if guides and fill]
         starts = [row.position - block for row in commits] + [row.position for row in rows]
-        starts += [0] * len(alone)  # rotary positions are relative, and a block alone has its own
         positions = torch.tensor(starts, device=self._device).unsqueeze(1)
         positions = positions + torch.arange(block, device=self._device)  # (entries, block)
         count = len(commits)
-        attend = RunAttention(
-            self._cache,
-            runs([row.slot for row in commits], [row.fill for row in commits]),
-            runs([row.slot for row in rows], fills, start=count),
-            slice(count + len(rows), len(starts)),
+        again = torch.tensor(alone, device=self._device) + count if alone else None
+        slots = [row.slot for row in (*commits, *rows)]
+        before = [row.fill for row in commits] + fills
+        entries = Entries(slots, before, positions, again)
+        lean, cache = self.lean, self._cache
+        attend = (
+            NativeAttention(lean.kernel, lean, cache, entries)
+            if lean.kernel
+            else RunAttention(lean, cache, entries)
         )
         clean = torch.zeros(len(starts), block, 1, dtype=torch.bool, device=self._device)
         clean[:count] = True
         pinned = pins is not None and self.trajectory.clean_pins
         if pins and pinned:
-            clean[count : count + len(rows)] = pins.where
-            clean[count + len(rows) :] = pins.where[alone]
+            clean[count:] = pins.where
         any_clean = clean if commits or pinned else None
-        return _Pass(commits, alone, self.lean.rotation(positions), attend, any_clean)
+        return _Pass(commits, alone, again, attend, any_clean)
 
     def _velocity(self, rows: list[Row], z: Tensor, evaluation: int, entries: _Pass) -> Tensor:
         """The guided velocity of the rows' blocks; commits what is pending on the way."""
         committed = [row.pending for row in entries.commits if row.pending is not None]
-        pieces = [torch.stack(committed)] if committed else []
-        pieces.append(z)
-        if entries.alone:
-            pieces.append(z if len(entries.alone) == len(rows) else z[entries.alone])
-        x = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        x = torch.cat((torch.stack(committed), z)) if committed else z
         v = self.lean(
-            rounded(x, self._released), evaluation, entries.clean, entries.table, entries.attend
+            rounded(x, self._released),
+            evaluation,
+            entries.clean,
+            entries.attend,
+            entries.again,
         )
         for row in entries.commits:
             row.fill += self._block

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from cola_cli.models.prior import Block, Prior
 from cola_cli.models.rotary import wide
+from cola_cli.sampling.native import block_attention
 
-# attend(layer, q, k, v) -> out, all (entries, n, H, head_dim); q and k are normalised and rotated.
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# attend(layer, qkv (E, n, 3, H, head_dim)) -> (E, n, H * head_dim)
+Attend = Callable[[int, Tensor], Tensor]
 
 
 class Dense(NamedTuple):
@@ -38,19 +39,12 @@ class Dense(NamedTuple):
         return F.gelu(y, approximate="tanh") if gelu else y
 
 
-class Norm(NamedTuple):
-    """A LayerNorm's parameters."""
-
-    weight: Tensor
-    bias: Tensor
-
-
 class Layer(NamedTuple):
     """The weights of one block but its modulation."""
 
     qkv: Dense
-    q_norm: Norm
-    k_norm: Norm
+    q_norm: Tensor  # (2, head_dim): weight and bias
+    k_norm: Tensor
     attention_out: Dense
     mlp_in: Dense
     mlp_out: Dense
@@ -69,12 +63,16 @@ class LeanPrior:
         self.config = prior.config
         self._prior = prior
         weight = prior.latent_in.weight
-        self._before, self._after = before_attention, after_attention
+        self._before, self._split, self._after = before_attention, split, after_attention
         self._compiled = False
         if weight.is_cuda:
             self.compile()
         pack = can_pack(weight)
-        self._layers = [_layer(block, pack) for block in prior.each_block()]
+        self._latent_in = _dense(prior.latent_in, pack)
+        self._latent_out = _dense(prior.latent_out, pack)
+        self.layers = [_layer(block, pack) for block in prior.each_block()]
+        config = prior.config
+        self.kernel = block_attention(weight, config.block_size, config.head_dim, config.norm_eps)
         table = prior.modulation(torch.cat((times, times.new_zeros(1))))  # t = 0 is the last
         blocks = table.blocks[:, :, 0, :, 0].permute(2, 0, 1, 3).clone()  # (times, layers, 6, D)
         blocks[:, :, 1::3] += 1
@@ -87,6 +85,7 @@ class LeanPrior:
     def compile(self, **options: Any) -> None:
         """Compile what lies between the attentions; `options` are those of torch.compile."""
         self._before = torch.compile(before_attention, fullgraph=True, **options)
+        self._split = torch.compile(split, fullgraph=True, **options)
         self._after = torch.compile(after_attention, fullgraph=True, **options)
         self._compiled = True
 
@@ -102,38 +101,61 @@ class LeanPrior:
         parts = torch.stack((cos, sin), -1).view(*positions.shape, 1, -1, 2)
         return parts if self._compiled else torch.view_as_complex(parts)
 
+    def split(self, layer: int, qkv: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, normalised and rotated, and values, (E, n, H, head_dim) each.
+
+        qkv (E, n, 3, H, head_dim); table: see `rotation`.
+        """
+        return self._split(qkv, self.layers[layer], table, self.config.norm_eps)
+
     def __call__(
-        self, z: Tensor, evaluation: int, clean: Tensor | None, table: Tensor, attend: Attend
+        self,
+        z: Tensor,
+        evaluation: int,
+        clean: Tensor | None,
+        attend: Attend,
+        again: Tensor | None = None,
     ) -> Tensor:
         """z (E, n, d) -> velocity (E, n, d), float32.
 
-        At `clean` (E, n, 1) bool, t is 0 instead of the evaluation's time.
+        At `clean` (E, n, 1) bool, t is 0 instead of the evaluation's time. `again` (A,) are entries that come
+        a second time behind the others, from the first attention on: then that takes E entries and
+        gives E + A, and so does this.
         """
-        config, latent_in = self.config, self._prior.latent_in
-        x = F.linear(z.to(latent_in.weight.dtype), latent_in.weight, latent_in.bias)
-        for layer, weights in enumerate(self._layers):
+        config = self.config
+        x = self._latent_in(z.to(self._latent_in.weight.dtype))
+        for layer, weights in enumerate(self.layers):
             m: Modulations = self._modulations[evaluation][layer]
             if clean is not None:
                 m = _where(clean, self._modulations[-1][layer], m)
-            q, k, v = self._before(x, m[0], m[1], weights, table, config.heads, config.norm_eps)
-            out = attend(layer, q, k, v).flatten(2)
+            out = attend(layer, self._before(x, m[0], m[1], weights, config.heads, config.norm_eps))
+            if layer == 0 and again is not None:
+                x = repeated(x, again)
+                if clean is not None:
+                    clean = repeated(clean, again)
+                    m = [repeated(part, again) for part in m]
             x = self._after(x, out, m[2], m[3], m[4], m[5], weights, config.norm_eps)
         last: Modulations = self._output[evaluation]
         if clean is not None:
             last = _where(clean, self._output[-1], last)
         shift, factor = last
         x = modulated(x, shift, factor, config.norm_eps)
-        return F.linear(x, self._prior.latent_out.weight, self._prior.latent_out.bias).float()
+        return self._latent_out(x).float()
 
 
 def before_attention(
-    x: Tensor, shift: Tensor, factor: Tensor, layer: Layer, table: Tensor, heads: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (E, n, H, head_dim) of x (E, n, D)."""
+    x: Tensor, shift: Tensor, factor: Tensor, layer: Layer, heads: int, eps: float
+) -> Tensor:
+    """Queries, keys and values as they leave their product, (E, n, 3, H, head_dim), of x (E, n, D)."""
     qkv = layer.qkv(modulated(x, shift, factor, eps))
-    q, k, v = qkv.view(*x.shape[:2], 3, heads, -1).unbind(2)
-    q = rotated(torch.layer_norm(q, q.shape[-1:], *layer.q_norm, eps), table)
-    k = rotated(torch.layer_norm(k, k.shape[-1:], *layer.k_norm, eps), table)
+    return qkv.view(*x.shape[:2], 3, heads, -1)
+
+
+def split(qkv: Tensor, layer: Layer, table: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """See `LeanPrior.split`."""
+    q, k, v = qkv.unbind(2)
+    q = rotated(torch.layer_norm(q, q.shape[-1:], layer.q_norm[0], layer.q_norm[1], eps), table)
+    k = rotated(torch.layer_norm(k, k.shape[-1:], layer.k_norm[0], layer.k_norm[1], eps), table)
     return q, k, v
 
 
@@ -183,25 +205,31 @@ def can_pack(weight: Tensor) -> bool:
     )
 
 
+def repeated(x: Tensor, again: Tensor) -> Tensor:
+    """x (E, ...) with its entries `again` (A,) behind it, (E + A, ...)."""
+    return torch.cat((x, x[again]))
+
+
 def _where(clean: Tensor, zero: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
     return [torch.where(clean, a, b) for a, b in zip(zero, own, strict=True)]
 
 
-def _layer(block: Block, pack: bool) -> Layer:
-    def dense(linear: nn.Linear) -> Dense:
-        weight = linear.weight.detach()
-        if pack:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        return Dense(weight, None if linear.bias is None else linear.bias.detach(), pack)
+def _dense(linear: nn.Linear, pack: bool) -> Dense:
+    weight = linear.weight.detach()
+    if pack:
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return Dense(weight, None if linear.bias is None else linear.bias.detach(), pack)
 
-    def norm(own: nn.LayerNorm) -> Norm:
-        return Norm(own.weight.detach(), own.bias.detach())
+
+def _layer(block: Block, pack: bool) -> Layer:
+    def norm(own: nn.LayerNorm) -> Tensor:
+        return torch.stack((own.weight.detach(), own.bias.detach()))
 
     return Layer(
-        dense(block.qkv),
+        _dense(block.qkv, pack),
         norm(block.q_norm),
         norm(block.k_norm),
-        dense(block.attention_out),
-        dense(block.mlp_in),
-        dense(block.mlp_out),
+        _dense(block.attention_out, pack),
+        _dense(block.mlp_in, pack),
+        _dense(block.mlp_out, pack),
     )

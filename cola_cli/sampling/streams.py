@@ -1,0 +1,56 @@
+"""Parts of a batch on threads of their own.
+
+On a CPU two halves of a batch side by side, a thread each, are faster than one after the other with two
+threads in every operation: nobody waits at the end of each operation, and what lies between operations
+is done in parallel too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from cola_cli.sampling.rows import Row
+
+Work = Callable[[list[Row], Tensor], Tensor]  # (rows, noise (rows, ...)) -> (rows, ...)
+
+
+class Streams:
+    """Runs work on parts of its rows at once, as many as share torch's threads without rest."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(self, work: Work, rows: list[Row], noise: Tensor) -> Tensor:
+        """What `work` makes of all rows. Raises what it raised, after all parts have ended."""
+        threads = torch.get_num_threads()
+        count = stream_count(len(rows), threads)
+        if count == 1:
+            return work(rows, noise)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(threads, "stream")
+        share = threads // count
+
+        @torch.inference_mode()
+        def part(start: int, stop: int) -> Tensor:
+            torch.set_num_threads(share)  # of operations begun on this thread
+            return work(rows[start:stop], noise[start:stop])
+
+        ends = [len(rows) * index // count for index in range(count + 1)]
+        parts = [self._pool.submit(part, *limits) for limits in pairwise(ends)]
+        wait(parts)
+        torch.set_num_threads(threads)  # also the number that threads yet to come begin with
+        return torch.cat([done.result() for done in parts])
+
+
+def stream_count(rows: int, threads: int) -> int:
+    """The most parts of `rows` that use all threads all but an eighth of the time."""
+    return max(
+        count
+        for count in range(1, threads + 1)
+        if threads % count == 0 and -(-rows // count) * count * 8 <= 9 * rows
+    )
