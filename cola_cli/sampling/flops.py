@@ -82,6 +82,9 @@ def _evaluation(prior: PriorConfig, history: int, guided: bool) -> float:
     """The velocity of a block behind `history` latents, and of the block alone when guided."""
     block = prior.block_size
     alone = _prior_pass(prior, block, block * block) if guided else 0.0
+    if guided:  # up to their first attention both blocks are one
+        inner = prior.heads * prior.head_dim
+        alone -= 2.0 * block * prior.dim * (3 * inner + prior.latent_dim)
     return _prior_pass(prior, block, block * (history + block)) + alone
 
 
