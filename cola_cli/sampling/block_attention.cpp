@@ -130,19 +130,26 @@ inline void normalised(const float* x, const float* weight, const float* bias, c
 struct Blocks {
   const float *qkv, *query_norm, *key_norm, *turns;
   float *keys, *values, *alone;
-  const int64_t *source, *slot, *fill;
+  const int64_t *slot, *fill;
   float* out;
   int64_t entries, n, heads, d, length;
   float eps;
 };
 
-// Where the keys and values of an entry's head begin
-inline float* kept(const Blocks& b, float* cache, int64_t entry, int64_t head) {
-  return cache + (b.slot[entry] * b.heads + head) * b.length * b.d;
-}
+// Where the keys and values lie that an entry's head sees, and how many are there before its own.
+struct Seen {
+  float *keys, *values;
+  int64_t before;
+};
 
-inline float* own(const Blocks& b, int64_t entry, int64_t head, int64_t which) {
-  return b.alone + ((-1 - b.slot[entry]) * b.heads + head) * 2 * b.n * b.d + which * b.n * b.d;
+inline Seen seen(const Blocks& b, int64_t entry, int64_t head) {
+  const int64_t slot = b.slot[entry], own = b.n * b.d;
+  if (slot < 0) {
+    float* alone = b.alone + ((-1 - slot) * b.heads + head) * 2 * own;
+    return {alone, alone + own, 0};
+  }
+  const int64_t start = (slot * b.heads + head) * b.length * b.d;
+  return {b.keys + start, b.values + start, b.fill[entry]};
 }
 
 template <int W>
@@ -157,11 +164,10 @@ void attend(const Blocks& b) {
 #pragma omp for schedule(dynamic, 4)
     for (int64_t job = 0; job < jobs; job++) {
       const int64_t entry = job / b.heads, head = job % b.heads;
-      const bool cached = b.slot[entry] >= 0;
-      float* keys = cached ? kept(b, b.keys, entry, head) + b.fill[entry] * b.d : own(b, entry, head, 0);
-      float* values = cached ? kept(b, b.values, entry, head) + b.fill[entry] * b.d : own(b, entry, head, 1);
+      const Seen at = seen(b, entry, head);
+      float *keys = at.keys + at.before * b.d, *values = at.values + at.before * b.d;
       for (int64_t i = 0; i < b.n; i++) {
-        const int64_t place = b.source[entry] * b.n + i;
+        const int64_t place = entry * b.n + i;
         const float* key = b.qkv + (place * 3 + 1) * width + head * b.d;
         normalised(key, b.key_norm, b.key_norm + b.d, b.turns + place * b.d, b.eps, b.d, keys + i * b.d);
         std::memcpy(values + i * b.d, key + width, b.d * sizeof(float));
@@ -170,21 +176,19 @@ void attend(const Blocks& b) {
 #pragma omp for schedule(dynamic, 4)
     for (int64_t job = 0; job < jobs; job++) {
       const int64_t entry = job / b.heads, head = job % b.heads;
-      const bool cached = b.slot[entry] >= 0;
-      const float* keys = cached ? kept(b, b.keys, entry, head) : own(b, entry, head, 0);
-      const float* values = cached ? kept(b, b.values, entry, head) : own(b, entry, head, 1);
-      const int64_t count = cached ? b.fill[entry] + b.n : b.n;
+      const Seen at = seen(b, entry, head);
+      const int64_t count = at.before + b.n;
       const float scale = 1.0f / std::sqrt((float)b.d);
       for (int64_t i = 0; i < b.n; i++) {
-        const int64_t place = b.source[entry] * b.n + i;
+        const int64_t place = entry * b.n + i;
         const float* raw = b.qkv + place * 3 * width + head * b.d;
         normalised(raw, b.query_norm, b.query_norm + b.d, b.turns + place * b.d, b.eps, b.d, row);
         for (int64_t j = 0; j < b.d; j++) query[j * b.n + i] = row[j] * scale;
       }
-      product<W>(Left{keys, b.d, 1}, query, b.n, scores, b.n, count, b.n, b.d);
+      product<W>(Left{at.keys, b.d, 1}, query, b.n, scores, b.n, count, b.n, b.d);
       softmax<W>(scores, count, b.n, inverse);
       float* out = b.out + entry * b.n * width + head * b.d;
-      product<WIDEST>(Left{scores, 1, b.n}, values, b.d, out, width, b.n, b.d, count);
+      product<WIDEST>(Left{scores, 1, b.n}, at.values, b.d, out, width, b.n, b.d, count);
       for (int64_t i = 0; i < b.n; i++)
         for (int64_t j = 0; j < b.d; j++) out[i * width + j] *= inverse[i];
     }
@@ -196,9 +200,9 @@ void attend(const Blocks& b) {
 extern "C" void cola_block_attention(
     const float* qkv, const float* query_norm, const float* key_norm, const float* turns,
     float* keys, float* values, float* alone,
-    const int64_t* source, const int64_t* slot, const int64_t* fill, float* out,
+    const int64_t* slot, const int64_t* fill, float* out,
     int64_t entries, int64_t n, int64_t heads, int64_t d, int64_t length, float eps) {
-  const Blocks blocks{qkv, query_norm, key_norm, turns, keys, values, alone, source, slot, fill, out,
+  const Blocks blocks{qkv, query_norm, key_norm, turns, keys, values, alone, slot, fill, out,
                       entries, n, heads, d, length, eps};
   if (WIDEST >= 16 && n % 16 == 0) attend<16>(blocks);
   else if (WIDEST >= 8 && n % 8 == 0) attend<8>(blocks);

@@ -1,8 +1,8 @@
-"""Static caches of keys and values, and causal attention over them without padding.
+"""Static caches of keys and values, and attention over them without padding.
 
 Keys are stored normalised and rotated, values as they are; each is written once, in place. A row owns a
 slot. Rows of equal fill in neighbouring slots are served by one attention call on a view of the cache;
-nothing is gathered, masked or copied for rows of other lengths. See `run_attention` for the prior's passes.
+nothing is gathered, masked or copied for rows of other lengths.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cola_cli.models.attention import block_causal_mask
+from cola_cli.sampling.native import BlockAttention
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,64 @@ class KeyValueCache:
         keys[:, :, run.fill : end] = k
         values[:, :, run.fill : end] = v
         return keys[:, :, :end], values[:, :, :end]
+
+
+class RunAttention:
+    """Attention of one pass of the prior: entries [committed blocks | noisy blocks | blocks alone].
+
+    A committed block is stored for good, a noisy one behind it (the next pass overwrites it). A block alone,
+    the unconditional one, sees only itself.
+    """
+
+    def __init__(self, cache: KeyValueCache, commits: list[Run], noisy: list[Run], alone: slice):
+        self._cache = cache
+        self._cached = [*commits, *noisy]
+        self._alone = alone
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (entries, block, H, head_dim) -> the same shape."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        pieces = []
+        for run in self._cached:
+            entries = slice(run.start, run.stop)
+            keys, values = self._cache.store(layer, run, k[entries], v[entries])
+            pieces.append(F.scaled_dot_product_attention(q[entries], keys, values))
+        alone = self._alone
+        if alone.stop > alone.start:
+            pieces.append(F.scaled_dot_product_attention(q[alone], k[alone], v[alone]))
+        # the kernels write (entries, block, H, head_dim), so that only joining copies
+        outs = [piece.transpose(1, 2) for piece in pieces]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+class NativeAttention:
+    """What `RunAttention` does and, before it, norms and rotation, by one compiled function."""
+
+    def __init__(
+        self,
+        kernel: BlockAttention,
+        norms: Sequence[tuple[Tensor, Tensor]],
+        cache: KeyValueCache,
+        slots: list[int],
+        fills: list[int],
+        turns: Tensor,
+    ) -> None:
+        """norms: of queries and keys in each layer; slots and fills: of the entries that have a cache, those
+        alone follow; turns: the rotary table of all."""
+        self._kernel, self._norms, self._cache, self._turns = kernel, norms, cache, turns
+        entries, block, _, half = turns.shape
+        alone = entries - len(slots)
+        self._slots = torch.tensor([*slots, *(-1 - place for place in range(alone))])
+        self._fills = torch.tensor([*fills, *[0] * alone])
+        self._alone = torch.empty(alone, cache.keys[0].shape[1], 2, block, 2 * half)
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        """qkv (entries, block, 3, H, head_dim) -> (entries, block, H, head_dim)."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        return self._kernel(
+            qkv, *self._norms[layer], self._turns, keys, values, self._alone,
+            self._slots, self._fills,
+        )  # fmt: skip
 
 
 class CausalAttention:

@@ -16,12 +16,11 @@ from cola_cli.flow.guidance import guided, is_guided
 from cola_cli.flow.path import interpolate, renoise
 from cola_cli.flow.solvers import chosen_grid, evaluation_times, evaluations_per_step, step
 from cola_cli.models.prior import Prior
-from cola_cli.sampling.cache import KeyValueCache
-from cola_cli.sampling.lean import LeanPrior
+from cola_cli.sampling.cache import KeyValueCache, NativeAttention, RunAttention, runs
+from cola_cli.sampling.lean import LeanPrior, repeated
 from cola_cli.sampling.noise import REPAINT, generator
 from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Row
-from cola_cli.sampling.run_attention import Entries, NativeAttention, RunAttention
 from cola_cli.sampling.streams import Streams
 
 # velocity(z, evaluation) of the rows' blocks z (rows, block_size, d)
@@ -107,6 +106,7 @@ class _Pass:
     commits: list[Row]
     alone: list[int]  # rows that also have an unconditional entry
     again: Tensor | None  # the places of their conditional entries
+    table: Tensor | None  # of the committed and noisy entries; none where `attend` has it
     attend: RunAttention | NativeAttention
     clean: Tensor | None  # (committed + noisy, block_size, 1): positions at t = 0
 
@@ -162,22 +162,34 @@ class RunDenoiser:
         positions = positions + torch.arange(block, device=self._device)  # (entries, block)
         count = len(commits)
         again = torch.tensor(alone, device=self._device) + count if alone else None
-        slots = [row.slot for row in (*commits, *rows)]
-        before = [row.fill for row in commits] + fills
-        entries = Entries(slots, before, positions, again)
-        lean, cache = self.lean, self._cache
-        attend = (
-            NativeAttention(lean.kernel, lean, cache, entries)
-            if lean.kernel
-            else RunAttention(lean, cache, entries)
-        )
+        clean_slots, clean_fills = [row.slot for row in commits], [row.fill for row in commits]
+        slots = [row.slot for row in rows]
+        turns = self.lean.rotation(positions)
+        attend: RunAttention | NativeAttention
+        if self.lean.kernel is None:
+            attend = RunAttention(
+                self._cache,
+                runs(clean_slots, clean_fills),
+                runs(slots, fills, start=count),
+                slice(len(starts), len(starts) + len(alone)),
+            )
+        else:
+            attend = NativeAttention(
+                self.lean.kernel,
+                self.lean.norms,
+                self._cache,
+                clean_slots + slots,
+                clean_fills + fills,
+                turns if again is None else repeated(turns, again),
+            )
         clean = torch.zeros(len(starts), block, 1, dtype=torch.bool, device=self._device)
         clean[:count] = True
         pinned = pins is not None and self.trajectory.clean_pins
         if pins and pinned:
             clean[count:] = pins.where
         any_clean = clean if commits or pinned else None
-        return _Pass(commits, alone, again, attend, any_clean)
+        table = turns if self.lean.kernel is None else None
+        return _Pass(commits, alone, again, table, attend, any_clean)
 
     def _velocity(self, rows: list[Row], z: Tensor, evaluation: int, entries: _Pass) -> Tensor:
         """The guided velocity of the rows' blocks; commits what is pending on the way."""
@@ -187,6 +199,7 @@ class RunDenoiser:
             rounded(x, self._released),
             evaluation,
             entries.clean,
+            entries.table,
             entries.attend,
             entries.again,
         )

@@ -1,7 +1,8 @@
 """Floating-point operations that generation needs, in closed form, for one prompt.
 
 Counted is what the samplers here do: caches hold what was computed once, the clean block goes through the
-prior with the next one, and a guided evaluation takes the block a second time, alone.
+prior with the next one, and a guided evaluation takes the block a second time, alone, from its first
+attention on (a GPU's fixed shapes take it whole).
 """
 
 from __future__ import annotations
@@ -81,11 +82,12 @@ def _prefill(vae: TextVAEConfig, prior: PriorConfig, prefix: int) -> float:
 def _evaluation(prior: PriorConfig, history: int, guided: bool) -> float:
     """The velocity of a block behind `history` latents, and of the block alone when guided."""
     block = prior.block_size
-    alone = _prior_pass(prior, block, block * block) if guided else 0.0
-    if guided:  # up to their first attention both blocks are one
-        inner = prior.heads * prior.head_dim
-        alone -= 2.0 * block * prior.dim * (3 * inner + prior.latent_dim)
-    return _prior_pass(prior, block, block * (history + block)) + alone
+    own = _prior_pass(prior, block, block * (history + block))
+    if not guided:
+        return own
+    # up to their first attention both blocks are one
+    shared = 2.0 * block * prior.dim * (3 * prior.heads * prior.head_dim + prior.latent_dim)
+    return own + _prior_pass(prior, block, block * block) - shared
 
 
 def _prior_pass(prior: PriorConfig, positions: int, pairs: int) -> float:

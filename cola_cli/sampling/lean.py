@@ -19,8 +19,9 @@ from cola_cli.models.prior import Block, Prior
 from cola_cli.models.rotary import wide
 from cola_cli.sampling.native import block_attention
 
-# attend(layer, qkv (E, n, 3, H, head_dim)) -> (E, n, H * head_dim)
-Attend = Callable[[int, Tensor], Tensor]
+# attend(layer, q, k, v) -> out, all (entries, n, H, head_dim); q and k are normalised and rotated. One that
+# does that by itself is called as attend(layer, qkv), qkv (entries, n, 3, H, head_dim).
+Attend = Callable[..., Tensor]
 
 
 class Dense(NamedTuple):
@@ -63,14 +64,15 @@ class LeanPrior:
         self.config = prior.config
         self._prior = prior
         weight = prior.latent_in.weight
-        self._before, self._split, self._after = before_attention, split, after_attention
+        self._before, self._after = before_attention, after_attention
         self._compiled = False
         if weight.is_cuda:
             self.compile()
         pack = can_pack(weight)
         self._latent_in = _dense(prior.latent_in, pack)
         self._latent_out = _dense(prior.latent_out, pack)
-        self.layers = [_layer(block, pack) for block in prior.each_block()]
+        self._layers = [_layer(block, pack) for block in prior.each_block()]
+        self.norms = [(layer.q_norm, layer.k_norm) for layer in self._layers]
         config = prior.config
         self.kernel = block_attention(weight, config.block_size, config.head_dim, config.norm_eps)
         table = prior.modulation(torch.cat((times, times.new_zeros(1))))  # t = 0 is the last
@@ -85,7 +87,6 @@ class LeanPrior:
     def compile(self, **options: Any) -> None:
         """Compile what lies between the attentions; `options` are those of torch.compile."""
         self._before = torch.compile(before_attention, fullgraph=True, **options)
-        self._split = torch.compile(split, fullgraph=True, **options)
         self._after = torch.compile(after_attention, fullgraph=True, **options)
         self._compiled = True
 
@@ -101,39 +102,35 @@ class LeanPrior:
         parts = torch.stack((cos, sin), -1).view(*positions.shape, 1, -1, 2)
         return parts if self._compiled else torch.view_as_complex(parts)
 
-    def split(self, layer: int, qkv: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, normalised and rotated, and values, (E, n, H, head_dim) each.
-
-        qkv (E, n, 3, H, head_dim); table: see `rotation`.
-        """
-        return self._split(qkv, self.layers[layer], table, self.config.norm_eps)
-
     def __call__(
         self,
         z: Tensor,
         evaluation: int,
         clean: Tensor | None,
+        table: Tensor | None,
         attend: Attend,
         again: Tensor | None = None,
     ) -> Tensor:
         """z (E, n, d) -> velocity (E, n, d), float32.
 
-        At `clean` (E, n, 1) bool, t is 0 instead of the evaluation's time. `again` (A,) are entries that come
-        a second time behind the others, from the first attention on: then that takes E entries and
-        gives E + A, and so does this.
+        At `clean` (E, n, 1) bool, t is 0 instead of the evaluation's time. Without a rotary table `attend`
+        normalises and rotates. `again` (A,) are entries that come a second time behind the others: what is
+        before the first attention is computed once, then there are E + A entries, in the result too.
         """
         config = self.config
         x = self._latent_in(z.to(self._latent_in.weight.dtype))
-        for layer, weights in enumerate(self.layers):
+        for layer, weights in enumerate(self._layers):
             m: Modulations = self._modulations[evaluation][layer]
             if clean is not None:
                 m = _where(clean, self._modulations[-1][layer], m)
-            out = attend(layer, self._before(x, m[0], m[1], weights, config.heads, config.norm_eps))
+            parts = self._before(x, m[0], m[1], weights, table, config.heads, config.norm_eps)
             if layer == 0 and again is not None:
-                x = repeated(x, again)
+                x, *parts = (repeated(part, again) for part in (x, *parts))
+                table = None if table is None else repeated(table, again)
                 if clean is not None:
                     clean = repeated(clean, again)
                     m = [repeated(part, again) for part in m]
+            out = attend(layer, *parts).flatten(2)
             x = self._after(x, out, m[2], m[3], m[4], m[5], weights, config.norm_eps)
         last: Modulations = self._output[evaluation]
         if clean is not None:
@@ -144,15 +141,21 @@ class LeanPrior:
 
 
 def before_attention(
-    x: Tensor, shift: Tensor, factor: Tensor, layer: Layer, heads: int, eps: float
-) -> Tensor:
-    """Queries, keys and values as they leave their product, (E, n, 3, H, head_dim), of x (E, n, D)."""
-    qkv = layer.qkv(modulated(x, shift, factor, eps))
-    return qkv.view(*x.shape[:2], 3, heads, -1)
+    x: Tensor,
+    shift: Tensor,
+    factor: Tensor,
+    layer: Layer,
+    table: Tensor | None,
+    heads: int,
+    eps: float,
+) -> Sequence[Tensor]:
+    """Queries, keys and values (E, n, H, head_dim) of x (E, n, D).
 
-
-def split(qkv: Tensor, layer: Layer, table: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """See `LeanPrior.split`."""
+    Without a table, as they leave their product: one (E, n, 3, H, head_dim).
+    """
+    qkv = layer.qkv(modulated(x, shift, factor, eps)).view(*x.shape[:2], 3, heads, -1)
+    if table is None:
+        return (qkv,)
     q, k, v = qkv.unbind(2)
     q = rotated(torch.layer_norm(q, q.shape[-1:], layer.q_norm[0], layer.q_norm[1], eps), table)
     k = rotated(torch.layer_norm(k, k.shape[-1:], layer.k_norm[0], layer.k_norm[1], eps), table)

@@ -15,17 +15,19 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cola_cli.artifacts.files import atomic_file
+from cola_cli.errors import ColaError
+
 SOURCE = Path(__file__).with_name("block_attention.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
 BUILD_SECONDS = 120
-TENSORS, SIZES = 11, 5  # the arguments of cola_block_attention, a float behind them
+TENSORS, SIZES = 10, 5  # the arguments of cola_block_attention, a float behind them
 
 
 class BlockAttention:
@@ -44,22 +46,20 @@ class BlockAttention:
         keys: Tensor,
         values: Tensor,
         alone: Tensor,
-        source: Tensor,
         slot: Tensor,
         fill: Tensor,
     ) -> Tensor:
-        """What entries (E,) see, (E, n, H * d); their keys and values are stored on the way.
+        """What entries see, (E, n, H, d); their keys and values are stored on the way.
 
-        qkv (P, n, 3, H, d) before norms and rotation; query_norm and key_norm (2, d), weight and bias; turns
-        (P, n, 1, d / 2) complex; keys and values (slots, H, length, d). An entry's queries, keys and values
-        are those of place `source`. With slot >= 0 its keys and values go behind the first `fill` of
-        that slot, and it sees both, with slot -1 - i only its own, which go to alone[i] (H, 2, n, d).
-        All entries have stored before one looks.
+        qkv (E, n, 3, H, d) before norms and rotation; query_norm and key_norm (2, d), weight and bias; turns
+        (E, n, 1, d / 2) complex; keys and values (slots, H, length, d). With slot >= 0 an entry's keys and
+        values go behind the first `fill` of that slot, and it sees both; with slot -1 - i it sees
+        only its own, which go to alone[i] (H, 2, n, d). All entries have stored before one looks.
         """
-        _, n, _, heads, head_dim = qkv.shape
-        out = qkv.new_empty(len(source), n, heads * head_dim)
-        tensors = (qkv, query_norm, key_norm, turns, keys, values, alone, source, slot, fill, out)
-        sizes = (len(source), n, heads, head_dim, keys.shape[2])
+        entries, n, _, heads, head_dim = qkv.shape
+        out = qkv.new_empty(entries, n, heads, head_dim)
+        tensors = (qkv, query_norm, key_norm, turns, keys, values, alone, slot, fill, out)
+        sizes = (entries, n, heads, head_dim, keys.shape[2])
         self._function(*[tensor.data_ptr() for tensor in tensors], *sizes, self._eps)
         return out
 
@@ -81,7 +81,8 @@ def library_function() -> Callable[..., None] | None:
     flags = (*FLAGS, *(["-fopenmp"] if sys.platform == "linux" else []))
     try:
         library = ctypes.CDLL(str(built(compiler, flags, cache_directory())))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # also: no home directory
+    except (ColaError, OSError, RuntimeError, subprocess.SubprocessError):
+        # no compiler that works, no home directory, or none to write in
         return None
     function = library.cola_block_attention
     function.argtypes = [*[ctypes.c_void_p] * TENSORS, *[ctypes.c_int64] * SIZES, ctypes.c_float]
@@ -101,19 +102,15 @@ def cache_directory() -> Path:
 
 
 def built(compiler: str, flags: tuple[str, ...], directory: Path) -> Path:
-    """The library, built now if need be. Raises OSError or subprocess.SubprocessError if that fails."""
+    """The library, built now if need be. Raises ColaError or subprocess.SubprocessError if that fails."""
     source = SOURCE.read_bytes()
     identity = "\n".join((compiler, *flags, platform.machine(), _processor()))
     digest = hashlib.sha256(source + identity.encode()).hexdigest()
     library = directory / f"block_attention-{digest[:16]}.so"
-    if library.exists():
-        return library
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory) as scratch:  # others may build it meanwhile
-        unfinished = Path(scratch) / library.name
-        command = [compiler, *flags, str(SOURCE), "-o", str(unfinished)]
-        subprocess.run(command, check=True, capture_output=True, timeout=BUILD_SECONDS)
-        unfinished.replace(library)
+    if not library.exists():
+        with atomic_file(library) as temporary:
+            command = [compiler, *flags, str(SOURCE), "-o", str(temporary)]
+            subprocess.run(command, check=True, capture_output=True, timeout=BUILD_SECONDS)
     return library
 
 

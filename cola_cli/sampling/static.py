@@ -31,13 +31,9 @@ class MaskedAttention:
     """
 
     def __init__(
-        self, lean: LeanPrior, cache: KeyValueCache, fill: Tensor, noisy: Tensor, keys: int,
-        table: Tensor, guides: bool,
-    ) -> None:  # fmt: skip
-        """table: the rotary one of all entries."""
-        self._lean, self._table = lean, table
+        self, cache: KeyValueCache, fill: Tensor, noisy: Tensor, keys: int, block: int, guides: bool
+    ) -> None:
         self._cache, self._keys, self._guides = cache, keys, guides
-        block = lean.config.block_size
         self._rows = len(fill)
         steps = torch.arange(block, device=fill.device)
         self._starts = [(start[:, None] + steps)[:, None, :, None] for start in (fill, noisy)]
@@ -46,12 +42,8 @@ class MaskedAttention:
         self._mask = seen.repeat_interleave(block, 1).unsqueeze(1)  # (B, 1, 2 block, keys)
         self._block = block
 
-    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
-        """qkv (entries, block, 3, H, head_dim) -> (entries, block, H * head_dim).
-
-        Without commits, only noisy and alone.
-        """
-        q, k, v = self._lean.split(layer, qkv, self._table[-len(qkv) :])
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (entries, block, H, head_dim) -> the same shape; without commits, only noisy and alone."""
         rows, block = self._rows, self._block
         entries = len(q) // rows - (1 if self._guides else 0)  # 2 with commits, 1 without
         keys = self._cache.keys[layer][:rows, :, : self._keys]
@@ -71,7 +63,7 @@ class MaskedAttention:
             alone = slice(entries * rows, None)
             q, k, v = (part[alone].transpose(1, 2) for part in (q, k, v))
             outs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
-        return torch.cat(outs).flatten(2)
+        return torch.cat(outs)
 
 
 class _Bucket:
@@ -101,14 +93,13 @@ class _Bucket:
         fill, noisy, before, position = self.counts
         block, device = self.noise.shape[1], self.noise.device
         steps = torch.arange(block, device=device)
-        starts = torch.cat((before, position, torch.zeros_like(position)))
-        table = self._lean.rotation(starts[:, None] + steps)
+        starts = torch.stack((before, position, torch.zeros_like(position)))  # (3, rows)
+        table = self._lean.rotation(starts.flatten()[:, None] + steps)
+        table = table.unflatten(0, (3, -1))
         history = (noisy > 0)[:, None, None]
         attention = {
-            guides: MaskedAttention(
-                self._lean, self._cache, fill, noisy, self._keys, table[:entries], guides
-            )
-            for guides, entries in ((False, 2 * self._rows), (True, 3 * self._rows))
+            guides: MaskedAttention(self._cache, fill, noisy, self._keys, block, guides)
+            for guides in (False, True)
         }
         pins = self.pins if self._trajectory.clean_pins else None
         scale = self._trajectory.options.guidance
@@ -122,8 +113,14 @@ class _Bucket:
                 none = torch.zeros_like(self.noise[..., :1], dtype=torch.bool)
                 held = none if pins is None else pins.where
                 clean = torch.cat([~none] * commits + [held] * (len(parts) - commits))
-            z = rounded(torch.cat(parts), self._released)
-            v = self._lean(z, evaluation, clean, attention[guides])
+            first = 0 if commits else 1
+            v = self._lean(
+                rounded(torch.cat(parts), self._released),
+                evaluation,
+                clean,
+                table[first : first + len(parts)].flatten(0, 1),
+                attention[guides],
+            )
             velocities = v.split(self._rows)
             conditional = velocities[1 if commits else 0]
             if not guides:

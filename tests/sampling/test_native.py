@@ -51,6 +51,7 @@ def test_it_is_attention_over_what_is_stored_and_the_own_block(
     # slot 1 commits behind 3 and is noisy behind that; slot 0 is noisy behind 70; both come again alone
     source, slot, fill = [0, 1, 2, 1, 2], [1, 0, 1, -1, -2], [3, 70, 3 + n, 0, 0]
     qkv, angles = drawn(3, n, 3, heads, head_dim) * 3, drawn(3, n, head_dim // 2) * 5
+    qkv, angles = qkv[source], angles[source]
     norms = drawn(2, 2, head_dim)
     keys, values = drawn(2, 2, heads, 80 + 2 * n, head_dim)
     was = keys.clone(), values.clone()
@@ -64,7 +65,8 @@ def test_it_is_attention_over_what_is_stored_and_the_own_block(
         keys,
         values,
         torch.empty(2, heads, 2, n, head_dim),
-        *(torch.tensor(part) for part in (source, slot, fill)),
+        torch.tensor(slot),
+        torch.tensor(fill),
     )
     entries = [
         [normalised(x, norm, turn) for x, norm in ((own[:, 0], norms[0]), (own[:, 1], norms[1]))]
@@ -73,16 +75,16 @@ def test_it_is_attention_over_what_is_stored_and_the_own_block(
     ]
     stored = [part.double().transpose(1, 2) for part in was]  # (slots, length, H, d)
     for index in range(5):
-        q, k, v = entries[source[index]]
+        q, k, v = entries[index]
         if slot[index] >= 0:
             end = fill[index] + n
             for cache, new in zip(stored, (k, v), strict=True):
                 cache[slot[index], fill[index] : end] = new
     for index in range(5):
-        q, k, v = entries[source[index]]
+        q, k, v = entries[index]
         if slot[index] >= 0:
             k, v = (cache[slot[index], : fill[index] + n] for cache in stored)
-        expected = attention(q, k, v).flatten(1)
+        expected = attention(q, k, v)
         torch.testing.assert_close(out[index].double(), expected, atol=2e-5, rtol=1e-4)
     for found, cache in zip((keys, values), stored, strict=True):
         torch.testing.assert_close(found.double().transpose(1, 2), cache, atol=2e-5, rtol=1e-4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import statistics
 import threading
 import tracemalloc
 from pathlib import Path
@@ -81,12 +80,13 @@ def test_two_hundred_checkpoints_leave_disk_handles_threads_and_memory_bounded(
     # those kept, those at every hundredth step, one being written
     assert max(watching.checkpoints) <= KEEP_LAST + CHECKPOINTS // KEEP_EVERY + 2
     warm = CHECKPOINTS // 4
-    # a file or three more are open while one is written; a leak would be a hundred by the last quarter
-    assert min(watching.handles[-warm:]) <= max(watching.handles[:warm])
+    # a file or three more are open while one is written, so the least of many samples counts
+    assert min(watching.handles[-warm:]) <= min(watching.handles[:warm])
     assert max(watching.threads[warm:]) <= max(watching.threads[:warm])
-    # ten leaked checkpoints would be a hundred times the allowance; imports and buffers come only once
-    growth = [after - before for before, after in itertools.pairwise(watching.memory)]
-    assert statistics.median(growth) < 128 << 10
+    # a leak of 150 checkpoints would be a thousand times the allowance; an import or a buffer comes once
+    late = watching.memory[warm // 10 - 1 :]
+    growth = [after - before for before, after in itertools.pairwise(late)]
+    assert sum(growth) - max(growth) < 256 << 10
     assert len(watching.notes) < 10
     assert all(note.isprintable() and len(note) < 200 for note in watching.notes)
     artifact = Artifact.open(tmp_path / "vae", "vae")
