@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 
 from cola_cli.artifacts.files import sha256_file
-from cola_cli.runtime import prepare_torch
+from cola_cli.machine.threads import prepare_torch
 
 # Tests compare the bytes of networks trained in this process and in others: the same threads and the same
 # rounding everywhere, decided before anything imports torch. One thread, as tests run beside one another.

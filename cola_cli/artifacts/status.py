@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts.artifact import PARTS
+from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, committed
 from cola_cli.artifacts.lock import holder_of
 from cola_cli.artifacts.manifest import Manifest, read_manifest
-from cola_cli.artifacts.saved_steps import CHECKPOINTS, committed
 from cola_cli.artifacts.verify import find_artifacts
 from cola_cli.errors import ColaError
 

@@ -13,6 +13,7 @@ from cola_cli.artifacts.artifact import (
     content_files,
     read_part_record,
 )
+from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
 from cola_cli.artifacts.files import remove_temporaries, sync
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import (
@@ -22,7 +23,6 @@ from cola_cli.artifacts.manifest import (
     read_manifest,
     write_manifest,
 )
-from cola_cli.artifacts.saved_steps import CHECKPOINTS, remove_all
 from cola_cli.errors import DamagedArtifact, InputError
 
 

@@ -34,14 +34,14 @@ def vae(
     from cola_cli.artifacts.files import write_atomic
     from cola_cli.artifacts.manifest import read_manifest
     from cola_cli.errors import InputError
-    from cola_cli.runtime import prepare_torch
+    from cola_cli.machine.threads import prepare_torch
 
     prepare_torch(threads)
     import torch
 
     from cola_cli.corpus.sequences import Sequences
     from cola_cli.evaluation.vae_diagnostics import accuracy_plot, diagnose
-    from cola_cli.training.networks import load_vae
+    from cola_cli.weights.artifact import load_vae
 
     opened = Artifact.open(model, read_manifest(model).kind)
     if not opened.has("vae/model.safetensors"):

@@ -24,7 +24,7 @@ def score(
 
     Example: cola eval score mmlu answers.jsonl.zst --json
     """
-    from cola_cli.evaluation.figures import figures
+    from cola_cli.evaluation.metrics import figures
     from cola_cli.evaluation.outputs import read_items
     from cola_cli.evaluation.scoring import require_task
     from cola_cli.evaluation.scoring import score as judge

@@ -33,8 +33,8 @@ def export(
     import torch
 
     from cola_cli.artifacts import Artifact
-    from cola_cli.interop.export import write_checkpoint
-    from cola_cli.training.networks import load_prior, load_vae
+    from cola_cli.weights.artifact import load_prior, load_vae
+    from cola_cli.weights.export import write_checkpoint
 
     source = Artifact.open(artifact, "prior")
     tokenizer = source.file("tokenizer.json").read_bytes() if source.has("tokenizer.json") else None

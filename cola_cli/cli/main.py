@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cola_cli import interruption
 from cola_cli.cli import (
     diagnose,
     encode,
@@ -21,7 +20,6 @@ from cola_cli.cli import (
     inspect,
     report,
     sample,
-    scaling,
     schema,
     score,
     sql,
@@ -30,7 +28,9 @@ from cola_cli.cli import (
     train,
     verify,
 )
+from cola_cli.cli import study as scaling
 from cola_cli.cli.console import errors_shown
+from cola_cli.machine import interruption
 from cola_cli.version import __version__
 
 # The commands in the order in which they are met, as `cola --help` shows them.

@@ -29,7 +29,7 @@ def report(
     Example: cola report runs/demo runs/wider -o report.html
     """
     from cola_cli.artifacts.files import write_atomic
-    from cola_cli.evaluation.report.page import report_page, require_page_place
+    from cola_cli.report.page import report_page, require_page_place
 
     require_page_place(output)
     page = report_page(runs).encode()

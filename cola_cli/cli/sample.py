@@ -187,14 +187,14 @@ def _to_stdout(
     json: bool,
     watch: bool,
 ) -> None:
-    from cola_cli.runtime import prepare_torch
+    from cola_cli.machine.threads import prepare_torch
     from cola_cli.stages.sample import open_model, sample_stream
 
     report.note(f"using {prepare_torch(threads)}")
     model = open_model(path, settings, device)
     if watch and not json and sys.stdout.isatty():
+        from cola_cli.api import Cola
         from cola_cli.cli.watch import watch_denoising
-        from cola_cli.model import Cola
 
         if not isinstance(model, Cola):
             raise UsageError(

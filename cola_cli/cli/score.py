@@ -36,7 +36,7 @@ def score(
 
     Example: cola score runs/demo/prior --text "We the people" --draws 4
     """
-    from cola_cli.runtime import prepare_torch
+    from cola_cli.machine.threads import prepare_torch
 
     if (text is None) == (file is None) or (prefix is not None and text is None):
         raise UsageError("give either --text (and --prefix) or --file.", 'Such as --text "...".')

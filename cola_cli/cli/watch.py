@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from cola_cli.api import Cola
     from cola_cli.corpus.tokenizer import TextTokenizer
-    from cola_cli.model import Cola
     from cola_cli.sampling.prompts import Prompt
     from cola_cli.settings.sample import SampleSettings
 

@@ -17,9 +17,9 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from cola_cli.artifacts.pages import largest_page
 from cola_cli.artifacts.reading import VALUES_LIMIT, is_encodable, parse_json, reason, shown
 from cola_cli.corpus.files import READ_BYTES, CorpusFile, file_format, packing
+from cola_cli.corpus.parquet_footer import largest_page
 from cola_cli.errors import ColaError, InputError
 
 DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line

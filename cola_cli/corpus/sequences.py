@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cola_cli.artifacts import Artifact
-from cola_cli.artifacts.pages import column_chunks, require_group
 from cola_cli.artifacts.reading import parse_json, reason
+from cola_cli.corpus.parquet_footer import column_chunks, require_group
 from cola_cli.errors import DamagedArtifact, InputError
 
 CHUNK = 1024  # rows that stay together until the window is permuted

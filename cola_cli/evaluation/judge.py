@@ -16,9 +16,9 @@ from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.corpus.tokenizer import load_tokenizer
 from cola_cli.errors import InputError, UsageError
-from cola_cli.evaluation.text_figures import Passage
+from cola_cli.evaluation.text_metrics import Passage
 from cola_cli.reporting import Reporter
-from cola_cli.training.networks import load_transformer
+from cola_cli.weights.artifact import load_transformer
 
 BATCH_TOKENS = 2048  # positions in a pass; with 128,000 logits each, 1 GB
 MAUVE_LEAST = 100  # texts; with fewer, its histograms have less than ten bins

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cola_cli.api import Cola
 from cola_cli.errors import InputError
 from cola_cli.flow.likelihood import Divergence, elbo, iwae, log_density, normal_log_density
-from cola_cli.model import Cola
 from cola_cli.models.attention import BlockCausal
 
 

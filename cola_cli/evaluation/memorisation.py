@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cola_cli.artifacts import Artifact
 from cola_cli.errors import DamagedArtifact
-from cola_cli.evaluation.text_figures import ngrams
+from cola_cli.evaluation.text_metrics import ngrams
 from cola_cli.reporting import Reporter
 
 TRAIN = "train"

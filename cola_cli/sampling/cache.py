@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cola_cli.models.attention import block_causal_mask
-from cola_cli.sampling.native import BlockAttention
+from cola_cli.sampling.fast.cpu_attention import BlockAttention
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from cola_cli.flow.path import interpolate, renoise
 from cola_cli.flow.solvers import chosen_grid, evaluation_times, evaluations_per_step, step
 from cola_cli.models.prior import Prior
 from cola_cli.sampling.cache import KeyValueCache, NativeAttention, RunAttention, runs
-from cola_cli.sampling.lean import LeanPrior, repeated
+from cola_cli.sampling.fast.fused_prior import LeanPrior, repeated
+from cola_cli.sampling.fast.side_by_side import Streams
 from cola_cli.sampling.noise import REPAINT, generator
 from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Row
-from cola_cli.sampling.streams import Streams
 
 # velocity(z, evaluation) of the rows' blocks z (rows, block_size, d)
 Velocity = Callable[[Tensor, int], Tensor]

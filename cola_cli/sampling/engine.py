@@ -15,15 +15,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from cola_cli.cost.memory import PORTION, length_bucket, row_bucket
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.cache import CausalAttention, KeyValueCache, runs
 from cola_cli.sampling.denoise import RunDenoiser, rounded
-from cola_cli.sampling.memory import PORTION, length_bucket, row_bucket
+from cola_cli.sampling.fast.cuda_graph import StaticDenoiser
 from cola_cli.sampling.noise import TOKENS, block_noise, generator
 from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Generation, Request, Row
-from cola_cli.sampling.static import StaticDenoiser
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised
 
 T = TypeVar("T")

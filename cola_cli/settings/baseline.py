@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cola_cli.settings.engine import Optimizer, Train
 from cola_cli.settings.resolve import Settings
+from cola_cli.settings.training import Optimizer, Train
 
 
 class TransformerModel(Settings):

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from cola_cli.settings.engine import Mask, Optimizer, Train
 from cola_cli.settings.resolve import Settings
+from cola_cli.settings.training import Mask, Optimizer, Train
 
 
 class TextVAEModel(Settings):

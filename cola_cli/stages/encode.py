@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_cli import interruption, runtime
 from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
 from cola_cli.artifacts.artifact import recorded_parts, write_part
 from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.errors import InputError
+from cola_cli.machine import interruption
+from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
@@ -63,18 +64,18 @@ def encode(
     output = Output.open(output_path, "latents", identity, settings.model_dump(), overwrite)
     if output.up_to_date:
         return up_to_date(output)
-    chosen = runtime.prepare_torch(threads, output.recorded_environment.get("threads"))
+    chosen = prepare_torch(threads, output.recorded_environment.get("threads"))
 
     import torch
 
-    from cola_cli.training.distributed import joined
-    from cola_cli.training.networks import load_vae
+    from cola_cli.machine.processes import joined
+    from cola_cli.weights.artifact import load_vae
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     with joined(device) as world:
         shard = (world.rank, world.size) if world.size > 1 else shard
         reporter.note(str(chosen))
-        environment = runtime.describe_environment(chosen) | {"device": str(world.device)}
+        environment = describe_environment(chosen) | {"device": str(world.device)}
         if shard[1] > 1:
             refuse_overwriting(overwrite)
             begin_together(output, environment, output.path / MANIFEST_NAME)
@@ -267,8 +268,8 @@ def _statistics(
 
 def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
     """What encoding would take. Touches nothing."""
-    from cola_cli.training import flops
-    from cola_cli.training.networks import vae_config
+    from cola_cli.cost import training as flops
+    from cola_cli.weights.artifact import vae_config
 
     tokens = Artifact.open(tokens_path, "tokens")
     vae_artifact = Artifact.open(vae_path, "vae")

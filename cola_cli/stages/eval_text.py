@@ -14,9 +14,9 @@ from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.corpus.sequences import Sequences, split_documents
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
 from cola_cli.errors import InputError, UsageError
-from cola_cli.evaluation.text_figures import Passage, cut_passages, text_figures
+from cola_cli.evaluation.text_metrics import Passage, cut_passages, text_figures
+from cola_cli.machine.threads import choose_threads, prepare_torch
 from cola_cli.reporting import Reporter
-from cola_cli.runtime import choose_threads, prepare_torch
 
 if TYPE_CHECKING:
     from cola_cli.corpus.files import CorpusFile
@@ -130,7 +130,7 @@ def _open_judge(path: Path | None, device: str, threads: int | None) -> Judge | 
         return None
     prepare_torch(threads)
     from cola_cli.evaluation.judge import open_judge
-    from cola_cli.training.distributed import pick_device
+    from cola_cli.machine.processes import pick_device
 
     return open_judge(path, pick_device(device))
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from cola_cli.artifacts import Artifact, Identity, Output, Writer
 from cola_cli.artifacts.artifact import file_digest, text_digest
 from cola_cli.errors import InputError
-from cola_cli.evaluation.figures import Figures, figures, paired_difference
+from cola_cli.evaluation.metrics import Figures, figures, paired_difference
 from cola_cli.evaluation.scoring import Item, Verdict, require_task, score
 from cola_cli.evaluation.tasks import Question
+from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.reporting import Reporter
-from cola_cli.runtime import describe_environment, prepare_torch
 from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings import result_settings
 from cola_cli.settings.evaluate import EvaluateSettings
@@ -23,7 +23,7 @@ from cola_cli.stages.sample import Sample, encoded_prompt, open_model, sample_st
 from cola_cli.stages.sample import model_fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
-    from cola_cli.model import LanguageModel
+    from cola_cli.api import LanguageModel
 
 STAGE = "eval"
 SUFFIX = ".jsonl.zst"
@@ -138,7 +138,7 @@ def _passes(model: LanguageModel, settings: EvaluateSettings) -> dict[str, Any]:
     """Steps and guidance where they have a meaning: a baseline has no guidance, and LLaDA's steps are
     its passes over a continuation.
     """
-    from cola_cli.model import Baseline
+    from cola_cli.api import Baseline
 
     if not isinstance(model, Baseline):
         return {"steps": settings.steps, "guidance": settings.guidance}

@@ -22,7 +22,7 @@ def import_checkpoint(
     Raises InputError naming a missing, surplus or misshapen tensor or a config that disagrees,
     DamagedArtifact for a file that is not whole.
     """
-    from cola_cli.interop.released import find_root, tokenizer_file
+    from cola_cli.weights.released import find_root, tokenizer_file
 
     root = find_root(folder)
     if (folder / "manifest.json").exists():
@@ -38,8 +38,8 @@ def import_checkpoint(
     if output.up_to_date:
         return up_to_date(output)
 
-    from cola_cli.interop.released import read_checkpoint
-    from cola_cli.training.networks import write_network
+    from cola_cli.weights.artifact import write_network
+    from cola_cli.weights.released import read_checkpoint
 
     checkpoint = read_checkpoint(folder)
     with output.writing() as writer:

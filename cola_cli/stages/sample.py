@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from cola_cli.artifacts import Artifact, Identity, Output, Writer
 from cola_cli.artifacts.artifact import file_digest, text_digest
 from cola_cli.errors import InputError, UsageError
+from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.reporting import Reporter
-from cola_cli.runtime import describe_environment, prepare_torch
 from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings import result_settings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
 
 if TYPE_CHECKING:
-    from cola_cli.model import LanguageModel
+    from cola_cli.api import LanguageModel
     from cola_cli.sampling.rows import Request
 
 STAGE = "sample"
@@ -51,8 +51,8 @@ def open_model(path: Path, settings: SampleSettings, device: str) -> LanguageMod
     """Load the model for sampling; it must come with a tokenizer."""
     import torch
 
-    from cola_cli.model import load_any
-    from cola_cli.training.distributed import pick_device
+    from cola_cli.api import load_any
+    from cola_cli.machine.processes import pick_device
 
     chosen = pick_device(device)
     name = settings.dtype
@@ -194,10 +194,10 @@ def plan_sampling(
         artifact = Artifact.open(path)
         if artifact.manifest.kind in MODELS[1:]:
             return _plan_baseline(artifact, settings)
+    from cola_cli.api import read_configs, read_tokenizer
+    from cola_cli.cost.memory import Load, cache_bytes, workspace_bytes
     from cola_cli.flow.solvers import chosen_grid, evaluation_times
-    from cola_cli.model import read_configs, read_tokenizer
-    from cola_cli.sampling.memory import Load, cache_bytes, workspace_bytes
-    from cola_cli.training.distributed import pick_device
+    from cola_cli.machine.processes import pick_device
 
     vae, prior, context = read_configs(path)
     tokenizer = read_tokenizer(path)
@@ -226,7 +226,7 @@ def plan_sampling(
 
 
 def _plan_baseline(artifact: Artifact, settings: SampleSettings) -> dict[str, int]:
-    from cola_cli.training.networks import transformer_config
+    from cola_cli.weights.artifact import transformer_config
 
     config = transformer_config(artifact)
     width = 2 if settings.dtype == "bfloat16" else 4

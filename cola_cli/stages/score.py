@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cola_cli.api import Cola
 from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import find_files
 from cola_cli.errors import InputError
 from cola_cli.flow.likelihood import Divergence
-from cola_cli.model import Cola
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.sample import open_model
 

@@ -31,8 +31,8 @@ from cola_cli.artifacts.artifact import file_digest, recorded_parts, text_digest
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import ColaError, InputError
+from cola_cli.machine.threads import available_cores
 from cola_cli.reporting import Reporter
-from cola_cli.runtime import available_cores
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
@@ -40,7 +40,7 @@ from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwrit
 
 if TYPE_CHECKING:
     from cola_cli.corpus.files import CorpusFile
-    from cola_cli.training.distributed import World
+    from cola_cli.machine.processes import World
 
 SPLITS = ("train", "validation")
 TOKENIZER = "tokenizer.json"
@@ -154,7 +154,7 @@ def _joined() -> Iterator[World | None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield None
         return
-    from cola_cli.training.distributed import joined
+    from cola_cli.machine.processes import joined
 
     with joined("cpu") as world:
         yield world

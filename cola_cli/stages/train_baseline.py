@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.cost import plan
+from cola_cli.cost import training as flops
 from cola_cli.errors import UsageError
 from cola_cli.models.config import PriorConfig, TransformerConfig, matched_sizes
 from cola_cli.reporting import Reporter
@@ -13,7 +15,6 @@ from cola_cli.settings import result_settings
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.training import flops, plan
 
 Baseline = Literal["autoregressive", "llada"]
 STAGES: dict[Baseline, str] = {"autoregressive": "train ar", "llada": "train llada"}
@@ -35,7 +36,7 @@ def matched_settings(prior_path: Path) -> dict[str, Any]:
 
     Raises InputError when the path is no prior artifact.
     """
-    from cola_cli.training.networks import prior_config
+    from cola_cli.weights.artifact import prior_config
 
     prior = Artifact.open(prior_path, "prior")
     recorded = prior.manifest.settings
@@ -45,7 +46,7 @@ def matched_settings(prior_path: Path) -> dict[str, Any]:
 
 def match_report(prior_path: Path, config: TransformerConfig) -> dict[str, Any]:
     """How well a baseline matches a prior: parameters as the paper counts them, and their ratio."""
-    from cola_cli.training.networks import prior_config
+    from cola_cli.weights.artifact import prior_config
 
     prior = prior_config(Artifact.open(prior_path, "prior")).parameter_count()
     core = config.core_parameter_count()
@@ -111,16 +112,16 @@ def train_baseline(
     if output.up_to_date:
         return up_to_date(output)
 
-    from cola_cli.stages.engine import Networks, run_training
-    from cola_cli.training.networks import TRANSFORMER
+    from cola_cli.stages.train import Networks, run_training
+    from cola_cli.weights.artifact import TRANSFORMER
 
     statistics = tokens.manifest.statistics
     length = statistics["seq_len"]
 
     def networks() -> Networks:
         from cola_cli.models.transformer import Transformer
-        from cola_cli.training.baselines import MaskedDiffusion, NextToken
-        from cola_cli.training.objectives import Objective
+        from cola_cli.training.objectives.baselines import MaskedDiffusion, NextToken
+        from cola_cli.training.objectives.objective import Objective
 
         network = Transformer(config)
         objective: Objective

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.cost import plan
+from cola_cli.cost import training as flops
 from cola_cli.errors import InputError, UsageError
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.training import flops, plan
 
 STAGE = "train prior"
 VAE_FILES = ("vae/config.json", "vae/model.safetensors")
@@ -42,7 +43,7 @@ def model_config(latents: Artifact, settings: PriorSettings) -> PriorConfig:
 
 def vae_config(latents: Artifact) -> TextVAEConfig:
     """The shape of the Text VAE that made these latents."""
-    from cola_cli.training.networks import vae_config
+    from cola_cli.weights.artifact import vae_config
 
     return vae_config(latents)
 
@@ -125,7 +126,7 @@ def train_prior(
     if output.up_to_date:
         return up_to_date(output)
 
-    from cola_cli.stages.engine import Networks, run_training
+    from cola_cli.stages.train import Networks, run_training
 
     statistics = latents.manifest.statistics
     joint = settings.mode == "joint"
@@ -138,8 +139,8 @@ def train_prior(
 
         from cola_cli.models.prior import Prior
         from cola_cli.models.text_vae import TextVAE
-        from cola_cli.training.networks import load_vae
-        from cola_cli.training.prior import FlowMatching, JointTraining
+        from cola_cli.training.objectives.flow_matching import FlowMatching, JointTraining
+        from cola_cli.weights.artifact import load_vae
 
         made_by = vae_config(latents)
         variance = np.add(statistics["channel_variance"], statistics["posterior_variance"])

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.cost import plan
+from cola_cli.cost import training as flops
 from cola_cli.errors import UsageError
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.vae import VAESettings
 from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.training import flops, plan
 
 STAGE = "train vae"
 
@@ -78,11 +79,11 @@ def train_vae(
     if output.up_to_date:
         return up_to_date(output)
 
-    from cola_cli.stages.engine import Networks, run_training
+    from cola_cli.stages.train import Networks, run_training
 
     def networks() -> Networks:
         from cola_cli.models.text_vae import TextVAE
-        from cola_cli.training.text_vae import TextVAEObjective, fix_log_variance
+        from cola_cli.training.objectives.text_vae import TextVAEObjective, fix_log_variance
 
         vae = TextVAE(config)
         length = tokens.manifest.statistics["seq_len"]

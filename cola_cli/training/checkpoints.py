@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cola_cli.artifacts.checkpoint_folders import COMMITTED, committed, prune, remove
 from cola_cli.artifacts.files import (
     atomic_file,
     make_directory,
@@ -34,9 +35,8 @@ from cola_cli.artifacts.files import (
     writing_failed,
 )
 from cola_cli.artifacts.reading import read_json
-from cola_cli.artifacts.saved_steps import COMMITTED, committed, prune, remove
 from cola_cli.errors import DamagedArtifact, Interrupted
-from cola_cli.training.distributed import ALONE, World
+from cola_cli.machine.processes import ALONE, World
 
 STATE = "state.json"
 TENSORS = "tensors.safetensors"

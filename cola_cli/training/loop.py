@@ -14,20 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cola_cli import interruption
 from cola_cli.artifacts.artifact import METRICS
-from cola_cli.artifacts.saved_steps import CHECKPOINTS
+from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS
 from cola_cli.corpus.sequences import Sequences, Shuffled
+from cola_cli.cost import training as flops
 from cola_cli.errors import ColaError, Interrupted, UsageError
+from cola_cli.machine import interruption
+from cola_cli.machine.processes import World
+from cola_cli.machine.threads import peak_memory
 from cola_cli.reporting import Reporter
-from cola_cli.runtime import peak_memory
-from cola_cli.settings.engine import Optimizer, Train
-from cola_cli.training import checkpoints, draws, flops, optimizers, schedule
-from cola_cli.training.distributed import World
+from cola_cli.settings.training import Optimizer, Train
+from cola_cli.training import checkpoints, optimizers, randomness, schedule
 from cola_cli.training.metrics import VALIDATION, Metrics
-from cola_cli.training.objectives import Objective
+from cola_cli.training.objectives.objective import Objective
+from cola_cli.training.parallelize import mark_dynamic, recompute_blocks, wrap
 from cola_cli.training.reader import Step, Steps, make_step, scaled, to_device
-from cola_cli.training.wrapping import mark_dynamic, recompute_blocks, wrap
 
 NORM_MEMORY = 0.98  # of the running average of the gradient norm, against which a spike is judged
 NORM_STEPS = 20  # steps before a spike can be told
@@ -276,7 +277,7 @@ class Training:
                 rows, places = self.validation.read(start, start + 1), [start]
                 rows.lengths[:] = 0
             made.append(
-                make_step(self.objective, rows, places, 0, train.seed, size, draws.VALIDATION)
+                make_step(self.objective, rows, places, 0, train.seed, size, randomness.VALIDATION)
             )
         return made
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cola_cli.settings.engine import Optimizer as OptimizerSettings
+from cola_cli.settings.training import Optimizer as OptimizerSettings
 
 # Coefficients of the quintic Newton-Schulz iteration that takes every singular value near 1 in five steps.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

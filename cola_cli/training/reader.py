@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from cola_cli.corpus.sequences import Rows, Shuffled
-from cola_cli.training import draws
-from cola_cli.training.distributed import World
-from cola_cli.training.objectives import Batch, Draws, Objective
+from cola_cli.machine.processes import World
+from cola_cli.training import randomness
+from cola_cli.training.objectives.objective import Batch, Draws, Objective
 
 AHEAD = 2  # steps prepared in advance
 WAITING = "cola::wait_for_reader"  # what the profiler calls the time that training waits for data
@@ -39,11 +39,11 @@ def make_step(
     step: int,
     seed: int,
     micro_batch: int,
-    stream: int = draws.TRAINING,
+    stream: int = randomness.TRAINING,
 ) -> Step:
     """Draw for `rows`, which are at `places` of the global batch, and cut into micro-batches."""
-    randoms = draws.generators(seed, stream, step, places)
-    validation = stream == draws.VALIDATION
+    randoms = randomness.generators(seed, stream, step, places)
+    validation = stream == randomness.VALIDATION
     drawn: list[Draws] = []
     for start in range(0, len(rows), micro_batch):
         part = slice(start, start + micro_batch)

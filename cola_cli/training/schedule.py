@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cola_cli.settings.engine import Mask, Optimizer
+from cola_cli.settings.training import Mask, Optimizer
 
 
 def learning_rate(step: int, settings: Optimizer, steps: int) -> float:

@@ -23,14 +23,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from cola_cli import runtime
+from cola_cli.machine import threads
 
-THREADS = runtime.prepare_torch()
+THREADS = threads.prepare_torch()
 
-from cola_cli.evaluation.text_figures import text_figures
+from cola_cli.api import Cola, load
+from cola_cli.evaluation.text_metrics import text_figures
 from cola_cli.flow.guidance import is_guided
 from cola_cli.flow.solvers import chosen_grid, evaluation_times
-from cola_cli.model import Cola, load
 from cola_cli.sampling.prompts import read_prompts
 from cola_cli.sampling.rows import Generation
 

@@ -24,9 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from cola_cli import runtime
+from cola_cli.machine import threads
 
-THREADS = runtime.prepare_torch()
+THREADS = threads.prepare_torch()
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Request
-from tests.bench import plain_sample
-from tests.bench.plain_sample import Weights
+from tests.oracles import plain_sample
+from tests.oracles.plain_sample import Weights
 
 Clock = Callable[[], float]  # seconds
 

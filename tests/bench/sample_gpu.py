@@ -28,7 +28,7 @@ from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Request
-from tests.bench.graphed_ar import GraphedAutoregressive
+from tests.oracles.graphed_ar import GraphedAutoregressive
 
 VOCABULARY, PROMPT = 100_278, 64
 

@@ -20,27 +20,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from cola_cli import runtime
+from cola_cli.machine import threads
 
-runtime.prepare_torch()
+threads.prepare_torch()
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
+from cola_cli.cost import training as flops
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.vae import VAESettings
-from cola_cli.training import flops
-from cola_cli.training.objectives import Batch, Objective
-from cola_cli.training.prior import FlowMatching, JointTraining
+from cola_cli.training.objectives.flow_matching import FlowMatching, JointTraining
+from cola_cli.training.objectives.objective import Batch, Objective
+from cola_cli.training.objectives.text_vae import TextVAEObjective
 from cola_cli.training.reader import make_step, scaled, to_device
-from cola_cli.training.text_vae import TextVAEObjective
-from tests.bench import plain_train
 from tests.bench.reader import encoder_size, read_and_encode
+from tests.oracles import plain_train
 
 # (sequences, latents, prior)
 SHAPES = {

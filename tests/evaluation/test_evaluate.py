@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from cola_cli.artifacts.artifact import file_digest, text_digest
-from cola_cli.evaluation.figures import paired_difference
+from cola_cli.evaluation.metrics import paired_difference
 from cola_cli.evaluation.tasks import Question, built_in_template, read_questions
 from cola_cli.reporting import Silent
 from cola_cli.settings.evaluate import EvaluateSettings

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_cli.errors import InputError
-from cola_cli.evaluation.figures import bootstrap_interval, figures, paired_difference
+from cola_cli.evaluation.metrics import bootstrap_interval, figures, paired_difference
 from cola_cli.evaluation.outputs import read_items
 from cola_cli.evaluation.scoring import Item, choice_of, first_line, normalise, score
 from tests.conftest import Run

@@ -60,7 +60,7 @@ def prepare() -> None:
     """
     os.environ["OMP_NUM_THREADS"] = os.environ["COLA_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from cola_cli.runtime import prepare_torch
+    from cola_cli.machine.threads import prepare_torch
 
     prepare_torch(1)
     import torch
@@ -74,7 +74,7 @@ def prepare() -> None:
     for name in LATE:
         importlib.import_module(name)
     from cola_cli.cli.main import app
-    from cola_cli.training import flops
+    from cola_cli.cost import training as flops
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(1)

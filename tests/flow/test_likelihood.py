@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cola_cli.api import Cola
 from cola_cli.evaluation.likelihood import likelihood, prior_log_density, response_score
 from cola_cli.flow.likelihood import (
     elbo,
@@ -17,7 +18,6 @@ from cola_cli.flow.likelihood import (
     standard_normal_log_density,
     velocity_and_divergence,
 )
-from cola_cli.model import Cola
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cola_cli.model import Cola, load
+from cola_cli.api import Cola, load
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import Rotation
 

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cola_cli.flow.path import interpolate
-from cola_cli.interop.released import prior_to_released
 from cola_cli.models.attention import block_causal_mask, clean_and_noisy_mask
 from cola_cli.models.prior import Prior, timestep_sinusoid
 from cola_cli.models.rotary import rotation
@@ -25,7 +24,8 @@ from cola_cli.sampling.denoise import Trajectory
 from cola_cli.sampling.engine import Generation
 from cola_cli.sampling.noise import block_noise
 from cola_cli.sampling.tokens import choose, penalised, probabilities
-from cola_cli.training.prior import clean_and_noisy_velocity
+from cola_cli.training.objectives.flow_matching import clean_and_noisy_velocity
+from cola_cli.weights.released import prior_to_released
 from tests import golden
 
 BLOCK = 4

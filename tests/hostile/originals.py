@@ -71,15 +71,15 @@ def _make_artifacts(folder: Path) -> None:
     import torch
 
     from cola_cli.artifacts import Artifact
-    from cola_cli.interop.export import write_checkpoint
+    from cola_cli.machine.processes import ALONE
     from cola_cli.reporting import Silent
     from cola_cli.settings.encode import EncodeSettings
     from cola_cli.stages.encode import encode
     from cola_cli.stages.train_prior import train_prior
     from cola_cli.stages.train_vae import train_vae
     from cola_cli.training import checkpoints
-    from cola_cli.training.distributed import ALONE
-    from cola_cli.training.networks import load_prior, load_vae
+    from cola_cli.weights.artifact import load_prior, load_vae
+    from cola_cli.weights.export import write_checkpoint
     from tests.stages.conftest import make_tokens, prior_settings, vae_settings
 
     tokens = make_tokens(folder, documents=60)

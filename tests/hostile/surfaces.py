@@ -410,7 +410,7 @@ def _weights() -> list[Parser]:
 
 
 def _tensors(folder: Path) -> Any:
-    from cola_cli.interop.tensors import read_tensors
+    from cola_cli.weights.tensors import read_tensors
 
     return {name: tuple(tensor.shape) for name, tensor in read_tensors(folder).items()}
 
@@ -466,7 +466,7 @@ def _odd_tensors(folder: Path) -> Iterator[Case]:
 
 
 def _released(folder: Path) -> Any:
-    from cola_cli.interop.released import read_checkpoint
+    from cola_cli.weights.released import read_checkpoint
 
     found = read_checkpoint(folder)
     return found.vae.config, found.prior.config
@@ -474,7 +474,7 @@ def _released(folder: Path) -> Any:
 
 def _networks(folder: Path) -> Any:
     from cola_cli.artifacts import Artifact
-    from cola_cli.training.networks import load_prior, load_vae
+    from cola_cli.weights.artifact import load_prior, load_vae
 
     artifact = Artifact.open(folder, "prior")
     return load_vae(artifact).config, load_prior(artifact).config

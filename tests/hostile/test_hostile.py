@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cola_cli.artifacts import pages
 from cola_cli.corpus import documents
+from cola_cli.corpus import parquet_footer as pages
 from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import CorpusFile
 from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
 from cola_cli.errors import DamagedArtifact, InputError
 from cola_cli.sampling.prompts import read_prompts
-from cola_cli.training.networks import vae_config
+from cola_cli.weights.artifact import vae_config
 from tests.conftest import drawn_seed
 from tests.hostile.originals import make_originals
 from tests.hostile.parser import Parser

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cola_cli.api import Cola, load
 from cola_cli.flow.path import interpolate
-from cola_cli.model import Cola, load
 from cola_cli.models.attention import BlockCausal
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
-from cola_cli.training.prior import clean_and_noisy_velocity
+from cola_cli.training.objectives.flow_matching import clean_and_noisy_velocity
 from tests import golden
 
 # float32; the released code itself agrees with itself to about 3e-6 in other orders of summation

@@ -18,15 +18,15 @@ from cola_cli.settings import Settings, resolve
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.sample import SampleSettings
-from cola_cli.settings.study import read_study
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.settings.vae import VAESettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.sample import sample_to_artifact
-from cola_cli.stages.study_plan import plan_study
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train_prior import train_prior
 from cola_cli.stages.train_vae import train_vae
+from cola_cli.studies.plan import plan_study
+from cola_cli.studies.settings import read_study
 from tests.pipelines.test_quickstart import SAMPLE
 from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
 from tests.stages.conftest import made_up_text

@@ -9,14 +9,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cola_cli.model import Cola
+from cola_cli.api import Cola
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Request
-from tests import golden, reference
+from tests import golden
+from tests.oracles import plain_generate as reference
 
 VOCABULARY = 40
 LATENT = 4
@@ -181,7 +182,7 @@ def test_padding_strategies_begin_on_a_block_of_pure_noise() -> None:
             (torch.arange(offset, offset + 13), torch.arange(start, start + block))
         )
         blocks = positions // block
-        from tests.bench.plain_train import forward
+        from tests.oracles.plain_train import forward
 
         v = forward(
             model.prior.state_dict(),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cola_cli.model import Baseline
+from cola_cli.api import Baseline
 from cola_cli.models.config import TransformerConfig
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.masked_diffusion import shares

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cola_cli.model import Cola
+from cola_cli.api import Cola
 from tests import golden
 
 LATENTS = {"atol": 3e-4, "rtol": 0.0}

@@ -20,7 +20,7 @@ from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train_vae import train_vae
-from cola_cli.training.networks import load_vae
+from cola_cli.weights.artifact import load_vae
 from tests.conftest import Run, cola_command, content
 from tests.stages.conftest import SEQ_LEN, make_tokens, vae_settings
 from tests.stages.killing import assert_same_manifest, kill_until_done
@@ -152,7 +152,7 @@ def test_a_flipped_byte_in_the_tokens_is_named(made: Path, tmp_path: Path) -> No
 def test_ten_times_the_corpus_takes_no_more_memory(made: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cola_cli.reporting import Silent\n"
-        "from cola_cli.runtime import peak_memory\n"
+        "from cola_cli.machine.threads import peak_memory\n"
         "from cola_cli.settings.encode import EncodeSettings; from cola_cli.stages.encode import encode\n"
         "encode(*map(Path, sys.argv[1:]), EncodeSettings(), Silent(), 'cpu')\n"
         "print(peak_memory())"

@@ -33,7 +33,7 @@ from cola_cli.cli.main import main; main()
 COMPILING = ("torch._inductor.graph", "GraphLowering.", "run", 1)
 # phase, what is called then and how often before, the exit code, the step that is saved
 PHASES = [
-    ("start-up", ("cola_cli.runtime", "", "prepare_torch", 1), 143, 0),
+    ("start-up", ("cola_cli.machine.threads", "", "prepare_torch", 1), 143, 0),
     ("training", ("cola_cli.training.loop", "Training.", "_update", 3), 130, 3),
     (
         "resuming",
@@ -43,7 +43,7 @@ PHASES = [
     ),
     ("validation", ("cola_cli.training.loop", "Training.", "_draw_validation", 1), 143, 8),
     ("saving", ("cola_cli.training.checkpoints", "", "write", 2), 130, 10),
-    ("writing the networks", ("cola_cli.stages.engine", "", "write_network", 1), 143, 24),
+    ("writing the networks", ("cola_cli.stages.train", "", "write_network", 1), 143, 24),
 ]
 
 

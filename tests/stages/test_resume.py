@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cola_cli import interruption
 from cola_cli.errors import Interrupted
+from cola_cli.machine import interruption
 from cola_cli.reporting import Silent
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.vae import VAESettings

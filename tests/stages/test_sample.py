@@ -20,7 +20,7 @@ from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.stages.sample import read_samples
-from cola_cli.training.networks import write_network
+from cola_cli.weights.artifact import write_network
 from tests.conftest import Run, cola_command, content
 from tests.stages.terminal import HIDE, SHOW, on_a_terminal
 from tests.stages.test_tokenize import WORDS

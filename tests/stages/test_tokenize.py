@@ -208,7 +208,7 @@ def test_two_spellings_of_a_character_are_one_after_normalisation(
 READ_ALL = """
 import sys
 from pathlib import Path
-from cola_cli.runtime import peak_memory
+from cola_cli.machine.threads import peak_memory
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.tokenize import tokenize
 settings = TokenizeSettings(vocab_size=300, sample_bytes=1 << 16, workers=1)

@@ -20,9 +20,9 @@ from cola_cli.stages.sample import model_fingerprint
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train_baseline import Baseline, train_baseline
 from cola_cli.stages.train_prior import train_prior
-from cola_cli.training.baselines import MaskedDiffusion, NextToken
-from cola_cli.training.objectives import Objective
-from cola_cli.training.prior import FlowMatching
+from cola_cli.training.objectives.baselines import MaskedDiffusion, NextToken
+from cola_cli.training.objectives.flow_matching import FlowMatching
+from cola_cli.training.objectives.objective import Objective
 from tests.conftest import Run, content
 from tests.stages.conftest import OPTIM, TRAIN, made_up_text, prior_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done

@@ -18,9 +18,9 @@ from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train_prior import plan_prior, train_prior
 from cola_cli.stages.train_vae import train_vae
-from cola_cli.training.networks import load_prior, load_vae
-from cola_cli.training.objectives import Batch
-from cola_cli.training.prior import FlowMatching, clean_and_noisy_velocity
+from cola_cli.training.objectives.flow_matching import FlowMatching, clean_and_noisy_velocity
+from cola_cli.training.objectives.objective import Batch
+from cola_cli.weights.artifact import load_prior, load_vae
 from tests.conftest import Run, content
 from tests.stages.conftest import assignments, prior_settings, vae_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cola_cli import interruption
 from cola_cli.artifacts import Artifact
 from cola_cli.errors import ColaError, InputError, Interrupted, OutputConflict, UsageError
+from cola_cli.machine import interruption
 from cola_cli.reporting import Silent
 from cola_cli.stages.train_vae import train_vae
 from cola_cli.training.loop import Training

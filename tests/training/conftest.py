@@ -14,10 +14,10 @@ from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.vae import VAESettings
-from cola_cli.training.objectives import Batch, Objective
-from cola_cli.training.prior import FlowMatching, JointTraining
+from cola_cli.training.objectives.flow_matching import FlowMatching, JointTraining
+from cola_cli.training.objectives.objective import Batch, Objective
+from cola_cli.training.objectives.text_vae import TextVAEObjective
 from cola_cli.training.reader import make_step, scaled
-from cola_cli.training.text_vae import TextVAEObjective
 
 VOCABULARY, LENGTH, CHANNELS, BLOCK = 11, 12, 4, 4
 VAE = TextVAEConfig(

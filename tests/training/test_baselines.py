@@ -13,9 +13,9 @@ from torch import Tensor
 from cola_cli.corpus.sequences import Rows
 from cola_cli.models.config import PriorConfig, TransformerConfig, matched_sizes
 from cola_cli.models.transformer import Transformer
-from cola_cli.training import draws
-from cola_cli.training.baselines import MaskedDiffusion, NextToken
-from cola_cli.training.objectives import Objective
+from cola_cli.training import randomness
+from cola_cli.training.objectives.baselines import MaskedDiffusion, NextToken
+from cola_cli.training.objectives.objective import Objective
 from cola_cli.training.reader import make_step, scaled
 from tests.training.conftest import LENGTH, VOCABULARY, randomise, rows
 
@@ -108,9 +108,9 @@ def test_the_masked_diffusion_loss_and_its_gradients_are_the_explicit_sums() -> 
     found = objective(batch)["loss"]
     mask = model.config.mask_token_id
     total = torch.zeros((), dtype=torch.float64)
-    for row, random in enumerate(draws.generators(0, 0, 0, range(len(sequences)))):
-        t = 1e-3 + (1 - 1e-3) * draws.uniform([random], 1)[0, 0]
-        chances = draws.uniform([random], LENGTH)[0]
+    for row, random in enumerate(randomness.generators(0, 0, 0, range(len(sequences)))):
+        t = 1e-3 + (1 - 1e-3) * randomness.uniform([random], 1)[0, 0]
+        chances = randomness.uniform([random], LENGTH)[0]
         tokens = sequences.tokens[row].tolist()
         hidden = [i for i in range(sequences.lengths[row]) if chances[i] < t]
         logits = logits_by_hand(model, [mask if i in hidden else x for i, x in enumerate(tokens)])

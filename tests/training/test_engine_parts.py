@@ -16,14 +16,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cola_cli.artifacts.files import sha256_file, write_atomic
+from cola_cli.cost.training import causal_pairs
 from cola_cli.errors import DamagedArtifact
-from cola_cli.settings.engine import Mask, Optimizer
+from cola_cli.machine.processes import ALONE
 from cola_cli.settings.prior import Timesteps
-from cola_cli.training import checkpoints, draws, optimizers
-from cola_cli.training.distributed import ALONE
-from cola_cli.training.flops import causal_pairs
+from cola_cli.settings.training import Mask, Optimizer
+from cola_cli.training import checkpoints, optimizers, randomness
 from cola_cli.training.metrics import Metrics
-from cola_cli.training.prior import draw_clean, draw_timesteps, linear_prediction_loss, location
+from cola_cli.training.objectives.flow_matching import (
+    draw_clean,
+    draw_timesteps,
+    linear_prediction_loss,
+    location,
+)
 from cola_cli.training.schedule import learning_rate, mask_weight
 
 
@@ -58,18 +63,18 @@ def test_the_mask_loss_waits_and_then_ramps() -> None:
 
 def test_draws_depend_on_seed_step_and_row_alone() -> None:
     def noise(seed: int, step: int, rows: list[int]) -> np.ndarray:
-        return draws.normal(draws.generators(seed, draws.TRAINING, step, rows), 50)
+        return randomness.normal(randomness.generators(seed, randomness.TRAINING, step, rows), 50)
 
     whole = noise(1, 7, [0, 1, 2, 3])
     np.testing.assert_array_equal(whole[[1, 3]], noise(1, 7, [1, 3]))
     for other in (noise(2, 7, [0]), noise(1, 8, [0]), noise(1, 7, [5])):
         assert abs(np.corrcoef(whole[0], other[0])[0, 1]) < 0.5
-    validation = draws.normal(draws.generators(1, draws.VALIDATION, 7, [0]), 50)
+    validation = randomness.normal(randomness.generators(1, randomness.VALIDATION, 7, [0]), 50)
     assert not np.array_equal(validation[0], whole[0])
 
 
 def test_timesteps_follow_their_law() -> None:
-    randoms = draws.generators(0, 0, 0, range(50))
+    randoms = randomness.generators(0, 0, 0, range(50))
     t = draw_timesteps(randoms, 400, Timesteps(scale=0.5), 64)
     logits = np.log(t / (1 - t))
     assert logits.mean() == pytest.approx(1 + 0.5 * math.log(4), abs=0.02)
@@ -86,7 +91,7 @@ def test_the_location_rule_gives_the_papers_dashed_lines() -> None:
 
 
 def test_partly_clean_blocks_are_clean_on_the_left_and_never_whole() -> None:
-    clean = draw_clean(draws.generators(0, 0, 0, range(100)), 20, 8, 0.3).reshape(-1, 8)
+    clean = draw_clean(randomness.generators(0, 0, 0, range(100)), 20, 8, 0.3).reshape(-1, 8)
     parts = clean.sum(1)
     assert parts.max() == 7
     assert (parts > 0).mean() == pytest.approx(0.3, abs=0.04)

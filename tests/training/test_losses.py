@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cola_cli.training.objectives import Batch
-from tests.bench import plain_train
+from cola_cli.training.objectives.objective import Batch
+from tests.oracles import plain_train
 from tests.training import brute_force as brute
 from tests.training.conftest import (
     LENGTH,

@@ -1,0 +1,372 @@
+"""The Python interface: `cola_cli.load(path)` and what can be done with a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cola_cli.artifacts import Artifact
+from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
+from cola_cli.errors import InputError
+from cola_cli.models.attention import BlockCausal
+from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.models.prior import Prior
+from cola_cli.models.text_vae import Posterior, TextVAE
+from cola_cli.models.transformer import Transformer
+from cola_cli.sampling.autoregressive import AutoregressiveSampler
+from cola_cli.sampling.engine import Engine
+from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
+from cola_cli.sampling.options import SamplingOptions
+from cola_cli.sampling.rows import Generation, Request
+
+BATCH_SIZE = 64
+BASELINES = ("autoregressive", "llada")  # kinds of artifacts
+
+
+class Sampler(Protocol):
+    """What continues prompts."""
+
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
+        """Yield a request's generation so far, now and then and at its end; the last is not "running"."""
+        ...
+
+
+class LanguageModel(ABC):
+    """What can continue text: Cola DLM, or a baseline.
+
+    Attributes: tokenizer (or None), context (tokens of a training sequence, or None if unknown).
+    """
+
+    def __init__(self, tokenizer: TextTokenizer | None, context: int | None) -> None:
+        self.tokenizer, self.context = tokenizer, context
+
+    @property
+    @abstractmethod
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks, the one that generates last."""
+
+    @abstractmethod
+    def sampler(self, options: SamplingOptions, batch_size: int, pad_id: int | None) -> Sampler:
+        """What continues prompts with these options. Raises ValueError for options without meaning here."""
+
+    @property
+    def _weight(self) -> Tensor:
+        return next(self.networks[-1].parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self._weight.dtype
+
+    def generate(
+        self,
+        prompts: list[str],
+        max_new_tokens: int = 64,
+        batch_size: int = BATCH_SIZE,
+        **options: Any,
+    ) -> list[Generation]:
+        """Continue texts; `options` are those of SamplingOptions (steps, guidance, seed, ...).
+
+        Stops at, and cuts before, the tokenizer's end-of-text token unless `stop_ids` says otherwise. Each
+        Generation has .text beside .ids and .latents. Raises InputError when there is no tokenizer.
+        """
+        tokenizer = self.require_tokenizer()
+        options.setdefault("stop_ids", (tokenizer.end_of_text_id,))
+        found = self.generate_ids(
+            [tokenizer.encode(prompt) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            **options,
+        )
+        return [dataclasses.replace(one, text=tokenizer.decode(one.ids)) for one in found]
+
+    def generate_ids(
+        self,
+        prompts: list[list[int]],
+        *,
+        max_new_tokens: int | None,
+        pad_id: int | None = None,
+        noise: Tensor | None = None,
+        batch_size: int = BATCH_SIZE,
+        **options: Any,
+    ) -> list[Generation]:
+        """Continue token ids; `options` are those of SamplingOptions.
+
+        noise (B, blocks, block_size, d), or None to draw it from the seed and the prompt's place in the list.
+        With noise and max_new_tokens=None, exactly its blocks are generated and all their new tokens
+        returned. pad_id fills a prompt's last block where the VAE needs whole blocks. Raises ValueError for
+        options out of range and for noise of another shape or with too few blocks.
+        """
+        if noise is not None and len(noise) != len(prompts):
+            raise ValueError(f"noise is for {len(noise)} prompts, there are {len(prompts)}")
+        requests = [
+            Request(item, prompt, None if noise is None else noise[item])
+            for item, prompt in enumerate(prompts)
+        ]
+        settings = SamplingOptions(max_new_tokens=max_new_tokens, **_as_tuples(options))
+        found: dict[int, Generation] = {}
+        for request, generation in self.stream(requests, settings, batch_size, pad_id):
+            found[request.item] = generation
+        return [found[item] for item in range(len(prompts))]
+
+    def stream(
+        self,
+        requests: Iterable[Request],
+        options: SamplingOptions,
+        batch_size: int = BATCH_SIZE,
+        pad_id: int | None = None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[tuple[Request, Generation]]:
+        """Yield each request's generation so far, block by block; see `Sampler.run`.
+
+        When memory runs out, what is unfinished starts again in batches of half the size, which `warn` is
+        told; results do not depend on it. MemoryError is raised when a single prompt is too much.
+        """
+        if pad_id is None and self.tokenizer is not None:
+            pad_id = self.tokenizer.pad_id
+        waiting = iter(requests)
+        unfinished: dict[int, Request] = {}
+
+        def taken() -> Iterator[Request]:
+            yield from list(unfinished.values())
+            for request in waiting:
+                unfinished[request.item] = request
+                yield request
+
+        while True:
+            try:
+                for request, generation in self.sampler(options, batch_size, pad_id).run(taken()):
+                    if generation.finish != "running":
+                        del unfinished[request.item]
+                    yield request, generation
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if batch_size == 1:
+                    raise MemoryError from error
+            # here the error is gone, and with it the caches of the frames it came from
+            batch_size //= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            warn(f"memory ran out; going on with {batch_size} prompts at a time")
+
+    def require_tokenizer(self) -> TextTokenizer:
+        """The tokenizer. Raises InputError when the model came without one."""
+        if self.tokenizer is None:
+            raise InputError(
+                "this model has no tokenizer.json, so it cannot read or write text.",
+                "Put the tokenizer.json beside cola_dlm, or use token ids in Python.",
+            )
+        return self.tokenizer
+
+
+class Cola(LanguageModel):
+    """A Text VAE, a prior over its latents and, where the folder has one, a tokenizer."""
+
+    def __init__(
+        self,
+        vae: TextVAE,
+        prior: Prior,
+        tokenizer: TextTokenizer | None,
+        context: int | None = None,
+    ) -> None:
+        super().__init__(tokenizer, context)
+        self.vae, self.prior = vae, prior
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Text VAE and prior."""
+        return self.vae, self.prior
+
+    def sampler(self, options: SamplingOptions, batch_size: int, pad_id: int | None) -> Engine:
+        """The block-by-block engine."""
+        return Engine(self.vae, self.prior, options, batch_size, pad_id)
+
+    @torch.inference_mode()
+    def encode(self, ids: Tensor) -> Posterior:
+        """ids (B, L) int64 -> mean and log-variance (B, N, d), N = L / patch_size, as the VAE gives them.
+
+        The prior works on (mean - shifting_factor) * scaling_factor: see `vae.to_prior`.
+        Raises ValueError when L is no multiple of patch_size.
+        """
+        return self.vae.encode(ids.to(self.device))
+
+    @torch.inference_mode()
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, N, d) on the prior's scale -> logits (B, N * patch_size, vocab).
+
+        Latents go to the decoder as they are, as in the released code: scaling is not undone.
+        """
+        return self.vae.decode(z.to(self.device))
+
+    @torch.inference_mode()
+    def velocity(self, z_t: Tensor, t: float | Tensor, history: Tensor | None = None) -> Tensor:
+        """The conditional velocity dz/dt = E[z_1 - z_0 | z_t, history], (B, n, d).
+
+        z_t (B, n, d) may span several blocks, block-causal among themselves and after the clean history
+        (B, m, d), m a multiple of the block size. t in [0, 1], 0 clean and 1 noise: a float, (B,) or (B, n).
+        Raises ValueError for shapes that do not fit.
+        """
+        block = self.prior.config.block_size
+        batch, count = z_t.shape[:2]
+        past = 0 if history is None else history.shape[1]
+        if past % block:
+            raise ValueError(f"history has {past} latents, no multiple of the block size {block}")
+        times = torch.as_tensor(t, dtype=torch.float32, device=self.device)
+        if times.dim() == 1:
+            times = times.unsqueeze(1)
+        times = times.expand(batch, count)
+        z = z_t.to(self.device)
+        if history is not None:
+            z = torch.cat((history.to(z), z), dim=1)
+            times = torch.cat((times.new_zeros(batch, past), times), dim=1)
+        positions = torch.arange(past + count, device=self.device)
+        attend = BlockCausal(past + count, block, self.device)
+        modulation = self.prior.modulation(times)
+        return self.prior(z, modulation, self.prior.rotation(positions), attend)[:, past:]
+
+
+class Baseline(LanguageModel):
+    """A transformer over tokens, autoregressive (`network.config.causal`) or masked-diffusion."""
+
+    def __init__(
+        self, network: Transformer, tokenizer: TextTokenizer | None, context: int | None = None
+    ) -> None:
+        super().__init__(tokenizer, context)
+        self.network = network
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The transformer."""
+        return (self.network,)
+
+    def sampler(self, options: SamplingOptions, batch_size: int, pad_id: int | None) -> Sampler:
+        """Token by token, or masks filled in."""
+        kind = AutoregressiveSampler if self.network.config.causal else MaskedDiffusionSampler
+        return kind(self.network, options, batch_size)
+
+
+def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Cola:
+    """Open a model: a prior artifact, the folder that holds `cola_dlm/`, or that folder itself.
+
+    dtype: of the weights; None keeps the stored one. Raises InputError when the path holds no model,
+    DamagedArtifact when its files are not whole.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise InputError(
+            f"{folder} does not exist.", "Name a prior artifact or a checkpoint folder."
+        )
+    if (folder / "manifest.json").exists():
+        model = _from_artifact(Artifact.open(folder, "prior"))
+    else:
+        model = _from_checkpoint(folder)
+    for network in model.networks:
+        _place(network, device, dtype)
+    return model
+
+
+def load_baseline(
+    path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
+) -> Baseline:
+    """Open a baseline: an artifact of `cola train ar` or `cola train llada`; as `load` otherwise."""
+    from cola_cli.weights.artifact import load_transformer
+
+    artifact = Artifact.open(path)
+    if artifact.manifest.kind not in BASELINES:
+        raise InputError(
+            f"{path} is a {artifact.manifest.kind} artifact, no baseline.",
+            "Name what `cola train ar` or `cola train llada` made.",
+        )
+    context = artifact.manifest.statistics.get("seq_len")
+    baseline = Baseline(load_transformer(artifact), _tokenizer(artifact), context)
+    _place(baseline.network, device, dtype)
+    return baseline
+
+
+def load_any(path: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+    """Open whatever can continue text."""
+    if (path / "manifest.json").exists() and Artifact.open(path).manifest.kind in BASELINES:
+        return load_baseline(path, device, dtype)
+    return load(path, device, dtype)
+
+
+def read_configs(path: Path) -> tuple[TextVAEConfig, PriorConfig, int | None]:
+    """The shapes of a model's VAE and prior, and its context if known, without loading weights."""
+    if not (path / "manifest.json").exists():
+        from cola_cli.weights import released
+
+        return *released.read_configs(released.find_root(path)), None
+    from cola_cli.weights.artifact import prior_config, vae_config
+
+    artifact = Artifact.open(path, "prior")
+    context = artifact.manifest.statistics.get("seq_len")
+    return vae_config(artifact), prior_config(artifact), context
+
+
+def read_tokenizer(path: Path) -> TextTokenizer | None:
+    """A model's tokenizer, if it has one, without loading weights."""
+    if (path / "manifest.json").exists():
+        return _tokenizer(Artifact.open(path))
+    from cola_cli.weights import released
+
+    found = released.tokenizer_file(released.find_root(path))
+    return load_tokenizer(found) if found else None
+
+
+def _from_artifact(artifact: Artifact) -> Cola:
+    from cola_cli.weights.artifact import load_prior, load_vae
+
+    context = artifact.manifest.statistics.get("seq_len")
+    return Cola(load_vae(artifact), load_prior(artifact), _tokenizer(artifact), context)
+
+
+def _tokenizer(artifact: Artifact) -> TextTokenizer | None:
+    if not artifact.has("tokenizer.json"):
+        return None
+    return load_tokenizer(artifact.file("tokenizer.json"))
+
+
+def _from_checkpoint(folder: Path) -> Cola:
+    from cola_cli.weights.released import read_checkpoint
+
+    checkpoint = read_checkpoint(folder)
+    tokenizer = load_tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
+    return Cola(checkpoint.vae, checkpoint.prior, tokenizer)
+
+
+def _place(network: nn.Module, device: str, dtype: torch.dtype | None) -> None:
+    """Move the weights; buffers (rotary frequencies) keep float32, whatever the weights are."""
+    network.requires_grad_(False).eval()
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
+    for name, buffer in network.named_buffers():
+        setattr(network, name, buffer.to(device))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # on the CPU torch raises a plain RuntimeError that names its allocator, or C++'s
+    signs = ("DefaultCPUAllocator", "bad_alloc")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in str(error) for sign in signs
+    )
+
+
+def _as_tuples(options: dict[str, Any]) -> dict[str, Any]:
+    sequences = ("stop_ids", "grid", "guidance_interval")
+    return {
+        name: tuple(value) if name in sequences and isinstance(value, Sequence) else value
+        for name, value in options.items()
+    }

@@ -1,0 +1,181 @@
+"""cola scaling: studies of models along compute or along a setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cola_cli.cli import options
+from cola_cli.cli.console import print_json, print_result, reporter, table
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The TOML file of a study.")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Directory of the study's artifacts.")]
+Made = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a study that was run.")]
+Overlay = Annotated[
+    Path | None, typer.Option("--config", help="TOML laid over the study, table by table.")
+]
+Corpus = Annotated[
+    list[str] | None, typer.Option("--corpus", help="Texts instead of the study's corpus.")
+]
+
+
+def plan(
+    study: StudyFile,
+    output: Folder,
+    config: Overlay = None,
+    corpus: Corpus = None,
+    preset: options.Preset = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show every run before anything starts: parameters, tokens, operations in full and as 6 N D.
+
+    Example: cola scaling plan pipelines/studies/scaling.toml -o runs/scaling
+    """
+    from cola_cli.studies.run import plan_rows
+    from cola_cli.studies.settings import read_study
+
+    rows = plan_rows(read_study(study, config, corpus or (), preset), output)
+    if json:
+        print_json({"runs": rows})
+        return
+    table("runs", list(rows[0]), [["-" if v is None else v for v in row.values()] for row in rows])
+
+
+def run(
+    study: StudyFile,
+    output: Folder,
+    config: Overlay = None,
+    corpus: Corpus = None,
+    preset: options.Preset = None,
+    commands: Annotated[
+        bool,
+        typer.Option("--commands", help="Print the shell commands of what is missing; do nothing."),
+    ] = False,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train and measure what is missing of a study; stop it and run it again as you like.
+
+    Example: cola scaling run pipelines/studies/scaling.toml -o runs/scaling
+    """
+    from cola_cli.studies.run import command, missing_steps, run_study
+    from cola_cli.studies.settings import read_study
+
+    found = read_study(study, config, corpus or (), preset)
+    if commands:
+        for step in missing_steps(found, output):
+            print(command(step))
+        return
+    count, made = run_study(found, output, reporter(quiet), device, threads)
+    line = f"{output}: {made} of {count} commands had something to do" if made else ""
+    result = {"path": str(output), "commands": count, "made": made}
+    print_result([line or f"{output}: up to date"], result, json)
+
+
+Axis = Annotated[
+    str | None,
+    typer.Option("--x", help="flops, total_flops (with VAE and latents), paper_flops or tokens."),
+]
+
+
+def table_(
+    run: Made,
+    x: Axis = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As tables of Markdown.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Every metric at every point with its interval over the seeds, and the fitted power laws.
+
+    Example: cola scaling table runs/scaling
+    """
+    from cola_cli.studies.results import law_rows, notes, place_rows, study_results
+    from cola_cli.studies.run import recorded_study
+
+    study = recorded_study(run)
+    metrics = study.study.metrics
+    results = study_results(study, run)
+    if json:
+        sweeps = [
+            {
+                "sweep": one.sweep.name,
+                "places": place_rows(one, metrics),
+                "laws": law_rows(one, metrics, x),
+                "real_text": one.levels,
+                "missing": one.missing,
+            }
+            for one in results
+        ]
+        print_json({"sweeps": sweeps, "notes": notes(study, results)})
+        return
+    draw = _markdown if markdown else table
+    for one in results:
+        rows = [_shown(row, metrics) for row in place_rows(one, metrics)]
+        if one.levels:
+            level = {name: _number(one.levels.get(name)) for name in metrics}
+            rows.append(dict.fromkeys(rows[0], "") | {"line": "real text"} | level)
+        draw(one.sweep.name, list(rows[0]), [list(row.values()) for row in rows])
+        if laws := law_rows(one, metrics, x):
+            shown = [[_number(value) for value in row.values()] for row in laws]
+            draw(f"{one.sweep.name}: power laws", list(laws[0]), shown)
+    report = reporter(False)
+    for note in notes(study, results):
+        report.note(note)
+
+
+def plot(
+    run: Made,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The SVG file. Default: RUN/scaling.svg.")
+    ] = None,
+    x: Axis = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draw the curves with intervals and power laws as an SVG file, light or dark as the viewer is.
+
+    Example: cola scaling plot runs/scaling -o scaling.svg
+    """
+    from cola_cli.artifacts.files import write_atomic
+    from cola_cli.studies.results import study_drawing
+    from cola_cli.studies.run import recorded_study
+
+    file = output or run / "scaling.svg"
+    drawn = study_drawing(recorded_study(run), run, x).encode()
+    write_atomic(file, drawn)
+    found = {"path": str(file), "bytes": len(drawn)}
+    print_result([f"{file}: {len(drawn):,} bytes"], found, json)
+
+
+def _shown(row: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, str]:
+    """Cells of one place: compute, and `mean [low, high]` of each metric."""
+    cells = {name: _number(value) for name, value in row.items() if name not in metrics}
+    for metric in metrics:
+        value = row[metric]
+        cells[metric] = "-" if value is None else _number(value["mean"])
+        if value is not None and value["low"] is not None:
+            cells[metric] += f" [{_number(value['low'])}, {_number(value['high'])}]"
+    return cells
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e6 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _markdown(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    print(f"**{title}**\n")
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
+    for row in rows:
+        print(f"| {' | '.join(str(cell) for cell in row)} |")
+    print()

@@ -1,0 +1,1 @@
+"""What training and sampling cost, in closed form: parameters, operations, memory. Needs no torch."""

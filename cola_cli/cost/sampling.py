@@ -1,0 +1,97 @@
+"""Floating-point operations that generation needs, in closed form, for one prompt.
+
+Counted is what the samplers here do: caches hold what was computed once, the clean block goes through the
+prior with the next one, and a guided evaluation takes the block a second time, alone, from its first
+attention on (a GPU's fixed shapes take it whole).
+"""
+
+from __future__ import annotations
+
+from cola_cli.cost.training import (
+    causal_pairs,
+    text_vae_decoding,
+    text_vae_encoding,
+    transformer_pass,
+)
+from cola_cli.flow.guidance import is_guided
+from cola_cli.flow.solvers import chosen_grid, evaluation_times
+from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
+from cola_cli.sampling.options import SamplingOptions, unmask_blocks
+
+
+def cola_sampling(
+    vae: TextVAEConfig, prior: PriorConfig, options: SamplingOptions, prompt: int, new: int
+) -> float:
+    """Continue a prompt of `prompt` tokens by `new` ones, by clean repaint and without an early end."""
+    block, patch = prior.block_size, vae.patch_size
+    tokens = block * patch
+    encoded = text_vae_encoding(vae, 1, -(-prompt // tokens) * tokens)
+    prefix = -(-prompt // patch) // block * block
+    blocks = -(-(new + prompt - prefix * patch) // tokens)
+    grid = chosen_grid(options.steps, options.grid)
+    guides = [
+        is_guided(t, options.guidance, options.guidance_interval)
+        for t in evaluation_times(grid, options.solver)
+    ]
+    total = encoded + _prefill(vae, prior, prefix)
+    for number in range(blocks):
+        history = prefix + number * block
+        total += sum(_evaluation(prior, history, guided and history > 0) for guided in guides)
+        if number:  # the block before, for the cache
+            total += _prior_pass(prior, block, block * history)
+        pairs = block * history + causal_pairs(block, vae.block_size)
+        total += text_vae_decoding(vae, block, vae.decoder_layers * pairs, tokens)
+    return total
+
+
+def autoregressive_sampling(
+    config: TransformerConfig, options: SamplingOptions, prompt: int, new: int
+) -> float:
+    """Continue a prompt token by token: all but its last token are cached, then a pass a new token.
+
+    The options make no difference; they are there as for the other models.
+    """
+    cached = transformer_pass(config, prompt - 1, causal_pairs(prompt - 1, 1), 0)
+    return cached + sum(transformer_pass(config, 1, prompt + index, 1) for index in range(new))
+
+
+def masked_diffusion_sampling(
+    config: TransformerConfig, options: SamplingOptions, prompt: int, new: int
+) -> float:
+    """Fill `new` masks behind a prompt, the whole text in each pass."""
+    length = prompt + new
+    total = 0.0
+    for start, stop, passes in unmask_blocks(options, new):
+        tokens = stop - start
+        one = transformer_pass(config, length, length * length, tokens)
+        total += min(passes, tokens) * one  # no pass fills less than a mask
+    return total
+
+
+def _prefill(vae: TextVAEConfig, prior: PriorConfig, prefix: int) -> float:
+    """The prompt's whole blocks into both caches; the prior's last layer gives keys and values only."""
+    inner = prior.heads * prior.head_dim
+    layer = 4 * prior.dim * inner + 2 * prior.expand_ratio * prior.dim**2
+    products = (prior.layers - 1) * layer + 2 * prior.dim * inner + prior.latent_dim * prior.dim
+    pairs = (prior.layers - 1) * causal_pairs(prefix, prior.block_size)
+    remembered = 2.0 * (prefix * products + 2 * inner * pairs)
+    decoded = vae.decoder_layers * causal_pairs(prefix, vae.block_size)
+    return remembered + text_vae_decoding(vae, prefix, decoded, 0)
+
+
+def _evaluation(prior: PriorConfig, history: int, guided: bool) -> float:
+    """The velocity of a block behind `history` latents, and of the block alone when guided."""
+    block = prior.block_size
+    own = _prior_pass(prior, block, block * (history + block))
+    if not guided:
+        return own
+    # up to their first attention both blocks are one
+    shared = 2.0 * block * prior.dim * (3 * prior.heads * prior.head_dim + prior.latent_dim)
+    return own + _prior_pass(prior, block, block * block) - shared
+
+
+def _prior_pass(prior: PriorConfig, positions: int, pairs: int) -> float:
+    dim, inner = prior.dim, prior.heads * prior.head_dim
+    layer = 4 * dim * inner + 2 * prior.expand_ratio * dim * dim
+    products = positions * (prior.layers * layer + 2 * prior.latent_dim * dim)
+    return 2.0 * (products + 2 * inner * prior.layers * pairs)

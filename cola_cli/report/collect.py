@@ -1,0 +1,304 @@
+"""What the page shows, read from disk: artifacts with their metrics and samples, measurements beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.artifact import METRICS, check_file, recorded_parts
+from cola_cli.artifacts.manifest import FileRecord, Manifest, flatten, read_manifest
+from cola_cli.artifacts.status import survey
+from cola_cli.errors import ColaError, InputError
+from cola_cli.report.measurements import (
+    DIAGNOSES,
+    SCALING,
+    Diagnosis,
+    Scaling,
+    read_diagnosis,
+    read_scaling,
+)
+
+WRITERS = ("prior", "autoregressive", "llada")  # kinds of models that write text
+KINDS = (
+    "tokens",
+    "vae",
+    "latents",
+    "prior",
+    "autoregressive",
+    "llada",
+    "samples",
+    "evaluation",
+)
+MOST_SAMPLES = 48  # prompts read of one artifact
+LINE_LIMIT = 1 << 22  # bytes of one sample
+TEXT_LIMIT = 6000  # characters of one sample shown
+
+Curve = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One continuation of a samples artifact."""
+
+    prompt: str
+    text: str
+    tokens: int
+    finish: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One artifact as the page shows it; `inputs` maps names to fingerprints, `sources` to labels."""
+
+    label: str
+    kind: str
+    state: str
+    fingerprint: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
+    bytes: int | None = None
+    seconds: float = 0.0
+    metrics: dict[str, Curve] = field(default_factory=dict)
+    samples: list[Sampled] = field(default_factory=list)
+    colour: int = 0
+
+    @property
+    def short(self) -> str:
+        """The beginning of the fingerprint."""
+        return self.fingerprint[:12]
+
+    @property
+    def named(self) -> str:
+        """The label, with the state unless it is complete."""
+        return self.label if self.state == "complete" else f"{self.label} ({self.state})"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """All of one report. `problems` are sentences on what could not be read."""
+
+    title: str
+    artifacts: list[Shown]
+    diagnoses: dict[str, Diagnosis]
+    scalings: dict[str, Scaling]
+    problems: list[str]
+
+    def of(self, *kinds: str) -> list[Shown]:
+        """The artifacts of some kinds, in order."""
+        return [artifact for artifact in self.artifacts if artifact.kind in kinds]
+
+
+def collect(runs: Sequence[Path]) -> Collected:
+    """Everything at or below `runs`. Raises InputError when one is no directory or holds nothing."""
+    places: dict[Path, str] = {}  # directories of artifacts and their states
+    measured: set[Path] = set()
+    for run in runs:
+        if not run.is_dir():
+            raise InputError(f"{run} is not a directory.", "Name an artifact or a run's directory.")
+        files = {path.resolve() for name in (DIAGNOSES, SCALING) for path in run.rglob(name)}
+        if any(run.rglob("manifest.json")) or not files:
+            places |= {Path(state.path).resolve(): state.state for state in survey(run)}
+        measured |= files
+    inside = {path for path in measured if any(place in path.parents for place in places)}
+    base = _base([*places, *(path.parent for path in measured - inside)], places)
+    problems: list[str] = []
+    manifests: dict[Path, Manifest] = {}
+    for place in places:
+        try:
+            manifests[place] = read_manifest(place)
+        except ColaError as error:
+            problems.append(_relative_text(error, base))
+    labels = {place: _label(place, base) for place in places}
+    shown = [
+        _shown(place, places[place], manifests, labels, base, problems) for place in sorted(places)
+    ]
+    diagnoses: dict[str, Diagnosis] = {}
+    scalings: dict[str, Scaling] = {}
+    for path in sorted(measured - inside):
+        try:
+            if path.name == SCALING:
+                scalings[_label(path, base)] = read_scaling(path)
+            else:
+                diagnoses[_label(path, base)] = read_diagnosis(path)
+        except InputError as error:
+            problems.append(f"{_label(path.parent, base)}: {error.problem}")
+    shown.sort(key=lambda one: (KINDS.index(one.kind) if one.kind in KINDS else 99, one.label))
+    title = ", ".join(dict.fromkeys(run.resolve().name for run in runs))
+    return Collected(title, _coloured(shown), diagnoses, scalings, problems)
+
+
+def _base(places: Sequence[Path], artifacts: dict[Path, str]) -> Path:
+    """The directory below which all labels are relative."""
+    common = Path(os.path.commonpath(places))
+    return common.parent if common in artifacts else common
+
+
+def _label(path: Path, base: Path) -> str:
+    relative = path.relative_to(base).as_posix()
+    return base.name if relative == "." else relative
+
+
+def _relative_text(error: ColaError, base: Path) -> str:
+    return error.problem.replace(f"{base}{os.sep}", "")  # the page names no place on this machine
+
+
+def _shown(
+    place: Path,
+    state: str,
+    manifests: dict[Path, Manifest],
+    labels: dict[Path, str],
+    base: Path,
+    problems: list[str],
+) -> Shown:
+    if place not in manifests:
+        return Shown(labels[place], "?", "damaged", "")
+    manifest = manifests[place]
+    finished = manifest.status == "complete"
+    inputs = dict(manifest.identity.inputs)
+    sources = {name: _source(place, digest, manifests) for name, digest in inputs.items()}
+    metrics: dict[str, Curve] = {}
+    samples: list[Sampled] = []
+    try:
+        metrics = _metrics(place, manifest)
+        if manifest.kind == "samples":
+            samples = list(_samples(place, manifest))
+    except ColaError as error:
+        problems.append(_relative_text(error, base))
+    return Shown(
+        label=labels[place],
+        kind=manifest.kind,
+        # who runs it, and where, is nothing for a page that is passed around
+        state="running" if state.startswith("running") else state,
+        fingerprint=manifest.fingerprint,
+        inputs=inputs,
+        sources={name: labels[found] for name, found in sources.items() if found is not None},
+        settings=flatten(manifest.settings) | flatten(manifest.identity.settings),
+        statistics=manifest.statistics,
+        bytes=sum(record.bytes for record in manifest.files) if finished else None,
+        seconds=manifest.seconds,
+        metrics=metrics,
+        samples=samples,
+    )
+
+
+def _source(place: Path, digest: str, manifests: dict[Path, Manifest]) -> Path | None:
+    """Which artifact an input is; of copies, the one beside `place`."""
+    found = [other for other, manifest in manifests.items() if manifest.fingerprint == digest]
+    return min(found, key=lambda other: (other.parent != place.parent, other), default=None)
+
+
+def _metrics(place: Path, manifest: Manifest) -> dict[str, Curve]:
+    """The columns of metrics.parquet as (step, value), what is no finite number left out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = place / METRICS
+    if manifest.status == "complete":
+        artifact = Artifact.open(place)
+        if not artifact.has(path.name):
+            return {}
+        path = artifact.file(path.name)
+    elif not path.is_file():
+        return {}
+    try:
+        table = pq.read_table(path)
+        steps = table.column("step").to_pylist()
+        columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}).", "Run `cola verify` on it."
+        ) from error
+    return {
+        name: [
+            (float(step), float(value))
+            for step, value in zip(steps, values, strict=True)
+            if isinstance(value, int | float) and math.isfinite(value)
+        ]
+        for name, values in columns.items()
+        if name != "step"
+    }
+
+
+def _samples(place: Path, manifest: Manifest) -> Iterator[Sampled]:
+    """The first continuations of a samples artifact, finished or not."""
+    import zstandard
+
+    left = MOST_SAMPLES
+    for _, part in sorted(recorded_parts(place).items()):
+        if left <= 0:
+            return
+        check_file(place, FileRecord(path=part.file, bytes=part.bytes, sha256=part.sha256))
+        try:
+            with (place / part.file).open("rb") as packed:
+                stream = zstandard.ZstdDecompressor().stream_reader(packed)
+                rows = list(_lines(stream, left))
+            found = [_sampled(row) for row in rows]
+        except (OSError, ValueError, zstandard.ZstdError) as error:
+            raise InputError(
+                f"{place / part.file} cannot be read ({error}).", "Run `cola verify` on it."
+            ) from error
+        yield from found
+        left -= len(found)
+
+
+def _lines(stream: Any, most: int) -> Iterator[Any]:
+    """The first `most` JSON lines of a binary stream, unpacked a little at a time."""
+    rest = b""
+    while most > 0:
+        block = stream.read(1 << 16)
+        *whole, rest = (rest + block).split(b"\n")
+        if not block and rest:
+            whole, rest = [*whole, rest], b""
+        for line in whole[:most]:
+            yield json.loads(line)
+        most -= len(whole)
+        if not block or len(rest) > LINE_LIMIT:
+            return
+
+
+def _sampled(row: Any) -> Sampled:
+    if not isinstance(row, dict):
+        raise ValueError("a row is no object")
+    text, prompt = str(row.get("text", "")), str(row.get("prompt", ""))
+    tokens = row.get("tokens")
+    return Sampled(
+        prompt=_cut(prompt),
+        text=_cut(text),
+        tokens=tokens if isinstance(tokens, int) else 0,
+        finish=str(row.get("finish", "")),
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]} [...]"
+
+
+def _coloured(artifacts: list[Shown]) -> list[Shown]:
+    """Each artifact with a colour: its place among its kind, or the colour of the model it came from.
+
+    Models that write text share one order, so that a prior and its baselines differ where they meet.
+    """
+    from dataclasses import replace
+
+    places: dict[str, int] = {}
+    of_model: dict[str, int] = {}
+    coloured = []
+    for artifact in artifacts:
+        source = artifact.sources.get("model")
+        if source in of_model:
+            colour = of_model[source]
+        else:
+            order = "model" if artifact.kind in WRITERS else artifact.kind
+            colour = places.get(order, 0)
+            places[order] = colour + 1
+        of_model[artifact.label] = colour
+        coloured.append(replace(artifact, colour=colour))
+    return coloured

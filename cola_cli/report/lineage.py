@@ -1,0 +1,270 @@
+"""The lineage diagram: cards in columns for a wide page, a rail with arcs for a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cola_cli.report.collect import Shown
+from cola_cli.report.key_metrics import key_figure
+from cola_cli.report.markup import Markup, element, joined
+from cola_cli.report.quantities import size
+
+COLUMNS = {"tokens": 0, "vae": 1, "latents": 2, "prior": 3, "autoregressive": 3, "llada": 3}
+LAST_COLUMN = 4
+CARD, GAP, LANE = 188, 42, 12  # pixels
+LINE = 16
+SPACE = 14  # between the cards of a column
+LISTED = 9  # evaluations named on a card
+RAIL = 74  # where the dots of the narrow diagram stand
+ROW = 74
+
+
+@dataclass(frozen=True)
+class Node:
+    """A card: one artifact, or all evaluations of one model."""
+
+    members: tuple[Shown, ...]
+    column: int
+
+    @property
+    def first(self) -> Shown:
+        return self.members[0]
+
+    @property
+    def state(self) -> str:
+        """The state of all, or of the first that is not complete."""
+        others = [one.state for one in self.members if one.state != "complete"]
+        return others[0] if others else "complete"
+
+    @property
+    def title(self) -> str:
+        if len(self.members) == 1:
+            return self.first.label
+        return f"{len(self.members)} evaluations"
+
+    @property
+    def details(self) -> list[tuple[str, str]]:
+        """Lines below the title, each with a class."""
+        if len(self.members) == 1:
+            weight = "" if self.first.bytes is None else f" · {size(self.first.bytes)}"
+            lines = [(key_figure(self.first), "figure")]
+            return [
+                line for line in [*lines, (f"{self.first.short}{weight}", "fingerprint")] if line[0]
+            ]
+        lines = [
+            (f"{one.statistics.get('task', one.label)} {key_figure(one)}", "figure")
+            for one in self.members[:LISTED]
+        ]
+        if len(self.members) > LISTED:
+            lines.append((f"and {len(self.members) - LISTED} more", "figure"))
+        return lines
+
+
+def diagram(artifacts: Sequence[Shown]) -> Markup:
+    """Both drawings; style.css shows the one that fits the page."""
+    nodes = _nodes([one for one in artifacts if one.kind != "?"])
+    edges = _edges(nodes)
+    tops = _tops(nodes, edges)
+    return element("div", _wide(nodes, edges, tops), _narrow(nodes, edges, tops), class_="lineage")
+
+
+def _nodes(artifacts: Sequence[Shown]) -> list[Node]:
+    evaluations: dict[str, list[Shown]] = {}
+    nodes: list[Node] = []
+    for one in artifacts:
+        if one.kind == "evaluation":
+            evaluations.setdefault(one.inputs.get("model", one.label), []).append(one)
+        else:
+            nodes.append(Node((one,), COLUMNS.get(one.kind, LAST_COLUMN)))
+    nodes += [Node(tuple(members), LAST_COLUMN) for members in evaluations.values()]
+    return nodes
+
+
+def _edges(nodes: Sequence[Node]) -> list[tuple[int, int]]:
+    """Pairs (source, target) of places in `nodes`."""
+    places = {one.label: place for place, node in enumerate(nodes) for one in node.members}
+    return sorted(
+        {
+            (places[source], target)
+            for target, node in enumerate(nodes)
+            for one in node.members
+            for source in one.sources.values()
+            if source in places and places[source] != target
+        }
+    )
+
+
+def _height(node: Node) -> float:
+    return 48 + LINE * len(node.details)
+
+
+def _wide(
+    nodes: Sequence[Node], edges: Sequence[tuple[int, int]], tops: dict[int, float]
+) -> Markup:
+    used = sorted({node.column for node in nodes})
+    lefts = {column: place * (CARD + GAP) for place, column in enumerate(used)}
+    passing = [
+        (a, b) for a, b in edges if used.index(nodes[b].column) - used.index(nodes[a].column) != 1
+    ]
+    lanes = {source: 6 + LANE * i for i, source in enumerate(dict.fromkeys(a for a, _ in passing))}
+    below = 10 + LANE * len(lanes)
+    tops = {place: top + below for place, top in tops.items()}
+    height = max(tops[place] + _height(node) for place, node in enumerate(nodes)) + 2
+    width = lefts[used[-1]] + CARD
+    curves, tips = [], []
+    for a, b in edges:
+        start_x, end_x = lefts[nodes[a].column] + CARD, lefts[nodes[b].column]
+        start_y, end_y = tops[a] + 30, tops[b] + 30
+        if (a, b) in passing:
+            path = _around(start_x, tops[a] + 16, end_x, tops[b] + 16, lanes[a])
+        else:
+            middle = (start_x + end_x) / 2
+            path = f"M{start_x} {start_y}C{middle} {start_y} {middle} {end_y} {end_x - 5} {end_y}"
+        curves.append(element("path", d=path, class_="edge"))
+        tip_y = tops[b] + (16 if (a, b) in passing else 30)
+        arrow = f"M{end_x} {tip_y}l-7 -3.5v7z"
+        tips.append(element("path", d=arrow, class_="arrow"))
+    cards = [
+        _card(node, lefts[node.column] + 0.5, tops[place] + 0.5) for place, node in enumerate(nodes)
+    ]
+    return element(
+        "svg",
+        element("g", curves, class_="edges"),
+        tips,
+        cards,
+        viewBox=f"-1 0 {width + 2} {height:.0f}",
+        style=f"max-width:{width + 2}px",
+        class_="wide",
+        role="img",
+        aria_label="Lineage of the artifacts",
+    )
+
+
+def _tops(nodes: Sequence[Node], edges: Sequence[tuple[int, int]]) -> dict[int, float]:
+    """The tops of all cards: beside their sources as far as the cards above leave room."""
+    tops: dict[int, float] = {}
+
+    def wish(place: int) -> float:
+        sources = [tops[a] for a, b in edges if b == place and a in tops]
+        return sum(sources) / len(sources) if sources else 0.0
+
+    for column in range(LAST_COLUMN + 1):
+        members = [place for place, node in enumerate(nodes) if node.column == column]
+        free = 0.0
+        for place in sorted(members, key=lambda place: (wish(place), place)):
+            tops[place] = max(free, wish(place))
+            free = tops[place] + _height(nodes[place]) + SPACE
+    return tops
+
+
+def _around(x1: float, y1: float, x2: float, y2: float, lane: float) -> str:
+    """A path by the lane above all cards, with rounded corners."""
+    r = 6
+    up, down = x1 + GAP / 2 - 6, x2 - GAP / 2 + 6
+    return (
+        f"M{x1} {y1}H{up - r}Q{up} {y1} {up} {y1 - r}V{lane + r}Q{up} {lane} {up + r} {lane}"
+        f"H{down - r}Q{down} {lane} {down} {lane + r}V{y2 - r}Q{down} {y2} {down + r} {y2}H{x2 - 5}"
+    )
+
+
+def _card(node: Node, x: float, y: float) -> Markup:
+    kind = "evaluation" if len(node.members) > 1 else node.first.kind
+    lines = [
+        element(
+            "text",
+            shortened(text, 26 if class_ == "figure" else 30),
+            x=x + 13,
+            y=y + 37 + LINE * (place + 1),
+            class_=class_,
+        )
+        for place, (text, class_) in enumerate(node.details)
+    ]
+    return element(
+        "g",
+        element("title", _said(node)),
+        element("rect", x=x, y=y, width=CARD - 1, height=_height(node) - 1, rx=7, class_="card"),
+        element("text", kind, x=x + 13, y=y + 18, class_="kind"),
+        _state_mark(node.state, x + CARD - 14, y + 14, anchor="end"),
+        element("text", shortened(node.title, 22), x=x + 13, y=y + 36, class_="title"),
+        lines,
+    )
+
+
+def _narrow(
+    nodes: Sequence[Node], edges: Sequence[tuple[int, int]], tops: dict[int, float]
+) -> Markup:
+    order = sorted(range(len(nodes)), key=lambda place: (nodes[place].column, tops[place]))
+    rows: dict[int, float] = {}
+    y = 16.0
+    for place in order:
+        rows[place] = y
+        y += max(ROW, 34 + LINE * len(nodes[place].details) + 18)
+    arcs = []
+    for a, b in edges:
+        bend = min(RAIL - 6, 16 + 0.17 * (rows[b] - rows[a]))
+        path = (
+            f"M{RAIL} {rows[a]}C{RAIL - bend * 1.3:.1f} {rows[a]}"
+            f" {RAIL - bend * 1.3:.1f} {rows[b]} {RAIL - 5} {rows[b]}"
+        )
+        arcs.append(element("path", d=path, class_="edge"))
+    entries = []
+    for place in order:
+        node, middle = nodes[place], rows[place]
+        kind = "evaluation" if len(node.members) > 1 else node.first.kind
+        entries.append(
+            element(
+                "g",
+                element("title", _said(node)),
+                element("circle", cx=RAIL, cy=middle, r=4.5, class_="dot"),
+                element("text", kind, x=RAIL + 16, y=middle - 4, class_="kind"),
+                _state_mark(node.state, 342, middle - 8, anchor="end"),
+                element(
+                    "text", shortened(node.title, 32), x=RAIL + 16, y=middle + 13, class_="title"
+                ),
+                [
+                    element(
+                        "text",
+                        shortened(text, 38),
+                        x=RAIL + 16,
+                        y=middle + 14 + LINE * (line + 1),
+                        class_=class_,
+                    )
+                    for line, (text, class_) in enumerate(node.details)
+                ],
+            )
+        )
+    return element(
+        "svg",
+        element("g", arcs, class_="edges"),
+        entries,
+        viewBox=f"0 0 343 {y:.0f}",
+        class_="narrow",
+        role="img",
+        aria_label="Lineage of the artifacts",
+    )
+
+
+def _state_mark(state: str, x: float, y: float, anchor: str) -> Markup:
+    word = state.split(" ")[0]
+    return joined(
+        [
+            element("circle", cx=x, cy=y, r=3.5, class_=f"state {word}"),
+            element("text", word, x=x - 8, y=y + 4, class_=f"kind {anchor}")
+            if word != "complete"
+            else None,
+        ]
+    )
+
+
+def _said(node: Node) -> str:
+    lines = [f"{one.label}: {one.kind}, {one.state}, {one.fingerprint}" for one in node.members]
+    return "\n".join(lines)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text with its middle left out where it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[-tail:]}"

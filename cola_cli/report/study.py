@@ -1,0 +1,139 @@
+"""The scaling plot: figures against training compute, a chart a metric, with fitted curves."""
+
+from __future__ import annotations
+
+import math
+from importlib import resources
+
+from cola_cli.report.charts import Axis, Chart, Reference, Series, figure
+from cola_cli.report.drawing import drawing
+from cola_cli.report.markup import Markup, element
+from cola_cli.report.measurements import Fit, Point, Scaling
+from cola_cli.report.quantities import MINUS, number
+
+FIT_POINTS = 60
+OWN_LOSS = "validation_"  # metrics of a trained model itself; each family has another
+# What a file of its own needs beyond the page's style sheet.
+FILE_STYLE = """
+svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
+svg .page { fill: var(--page); } svg .title { font-size: 14px; font-weight: 600; }
+svg text.legend { font-size: 12.5px; fill: var(--ink); }
+"""
+
+
+def scaling_plots(scalings: dict[str, Scaling]) -> list[Markup]:
+    """A large log-log chart for every metric of every file; empty when there are no points."""
+    blocks = []
+    for label, scaling in scalings.items():
+        metrics = dict.fromkeys(point.metric for point in scaling.points)
+        for metric in metrics:
+            drawn = _plot(metric, scaling, label if len(scalings) > 1 else "")
+            if drawn is not None:
+                blocks.append(drawn)
+    return blocks
+
+
+def _plot(metric: str, scaling: Scaling, label: str) -> Markup | None:
+    chart = scaling_chart(metric, scaling, label)
+    drawn = figure(chart, large=True)
+    formulas = scaling_formulas(metric, scaling)
+    if drawn is None or not formulas:
+        return drawn
+    return element(
+        "div", drawn, element("p", "; ".join(formulas), class_="note formulas"), class_="block"
+    )
+
+
+def scaling_chart(metric: str, scaling: Scaling, label: str = "") -> Chart:
+    """One metric of a study: a curve a family, its intervals and its fit."""
+    log = metric not in scaling.linear
+    points = [point for point in scaling.points if point.metric == metric]
+    fits = [fit for fit in scaling.fits if fit.metric == metric]
+    families = list(dict.fromkeys(point.family for point in scaling.points))
+    series: list[Series] = []
+    for colour, family in enumerate(families):
+        mine = sorted((p for p in points if p.family == family), key=lambda p: p.flops)
+        if not mine:
+            continue
+        for fit in (fit for fit in fits if fit.family == family):
+            if curve := fitted(fit, mine[0].flops, mine[-1].flops):
+                series.append(Series(family, curve, colour, faint=True, marked=False))
+        fitted_here = any(one.name == family for one in series)
+        series.append(
+            Series(
+                family,
+                [(p.flops, p.value) for p in mine],
+                colour,
+                joined=not fitted_here,
+                intervals=[_interval(p) for p in mine],
+            )
+        )
+    logarithmic = ", logarithmic"
+    return Chart(
+        f"{metric} ({label})" if label else metric,
+        _notes(points, log, any(one.faint for one in series)),
+        Axis(scaling.x + logarithmic * scaling.x_log, log=scaling.x_log),
+        Axis(metric + logarithmic * log, log=log),
+        series,
+        [Reference(level.name, level.value) for level in scaling.levels if level.metric == metric],
+    )
+
+
+def scaling_drawing(scalings: dict[str, Scaling]) -> str:
+    """All charts of a study as one SVG file; the keys stand in the titles where there are several."""
+    sheet = (resources.files("cola_cli.report") / "style.css").read_text("utf-8")
+    charts = [
+        scaling_chart(metric, scaling, label if len(scalings) > 1 else "")
+        for label, scaling in scalings.items()
+        for metric in dict.fromkeys(point.metric for point in scaling.points)
+    ]
+    return drawing(charts, sheet + FILE_STYLE)
+
+
+def scaling_formulas(metric: str, scaling: Scaling) -> list[str]:
+    """The fitted curves of a metric as text."""
+    fits = [fit for fit in scaling.fits if fit.metric == metric]
+    return [f"{fit.family}: {formula}" for fit in fits if (formula := _formula(fit))]
+
+
+def _notes(points: list[Point], log: bool, has_fits: bool) -> str:
+    notes = ["Bars: the interval given with a point."] if any(map(_interval, points)) else []
+    notes += ["Thin: fit."] if has_fits else []
+    if any(point.metric.startswith(OWN_LOSS) for point in points):
+        notes.append("Each model's own loss: not to be compared between lines.")
+    left_out = sum(point.value <= 0 for point in points) if log else 0
+    if left_out:
+        values = f"{left_out} values that are not positive have"
+        if left_out == 1:
+            values = "1 value that is not positive has"
+        notes.append(f"{values} no place on a logarithmic axis.")
+    return " ".join(notes)
+
+
+def fitted(fit: Fit, low: float, high: float) -> list[tuple[float, float]]:
+    """Points of a fitted curve from `low` to `high` FLOPs; none when the fit says neither way."""
+    if fit.curve:
+        return sorted(fit.curve)
+    if fit.coefficient is None or fit.exponent is None or high <= low:
+        return []
+    ratio = math.log(high / low) / (FIT_POINTS - 1)
+    flops = [low * math.exp(ratio * place) for place in range(FIT_POINTS)]
+    try:
+        return [(x, fit.offset + fit.coefficient * x**fit.exponent) for x in flops]
+    except OverflowError:
+        return []
+
+
+def _formula(fit: Fit) -> str:
+    if fit.coefficient is None or fit.exponent is None:
+        return ""
+    offset = f"{number(fit.offset)} + " if fit.offset else ""
+    exponent = f"{fit.exponent:.3g}".replace("-", MINUS)
+    return f"{offset}{number(fit.coefficient)} × FLOPs^{exponent}"
+
+
+def _interval(point: Point) -> tuple[float, float] | None:
+    if point.low is None and point.high is None:
+        return None
+    low = point.value if point.low is None else point.low
+    return low, point.value if point.high is None else point.high

@@ -1,0 +1,1 @@
+"""Faster ways to denoise a block, each with the plain denoiser as its oracle."""

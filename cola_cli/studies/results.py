@@ -1,0 +1,320 @@
+"""What came of a study: values with intervals, power laws, and the file that charts are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.artifacts.reading import read_json
+from cola_cli.errors import InputError
+from cola_cli.report.measurements import Fit, Level, Point, Scaling
+from cola_cli.report.study import scaling_drawing
+from cola_cli.studies.commands import (
+    ANSWERS,
+    FROM_TEXT_PREFIXES,
+    FROM_TRAINING,
+    FROM_WORDS,
+    Compute,
+    Run,
+    source_of,
+)
+from cola_cli.studies.plan import plan_study
+from cola_cli.studies.settings import COMPUTE, Study, StudySettings, Sweep
+from cola_cli.studies.statistics import Interval, PowerLaw, intervals, power_law
+
+FIGURES_LIMIT = 16 << 20  # bytes
+REAL_TEXT = "real text"
+LOGARITHMIC = ("perplexity", "validation_loss", "validation_flow")  # metrics that multiply, not add
+SHARES = ("words", "pairs", "memorised", "mauve", *FROM_TEXT_PREFIXES)  # and all accuracies
+OWN_LOSS = (
+    "validation_ figures are each model's own loss (flow matching, next token, a bound of masked diffusion):"
+    " compare them along a line, never between lines of different models."
+)
+ONE_JUDGE = (
+    "perplexity is that of what the models write, under one judge; it means something only beside entropy,"
+    " which falls when a model repeats itself."
+)
+AXES = {
+    "flops": "training compute, FLOPs",
+    "total_flops": "training compute with VAE and latents, FLOPs",
+    "paper_flops": "training compute as 6 N D, FLOPs",
+    "tokens": "tokens of training",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One line at one point: what its runs take, and every metric over the seeds that are done."""
+
+    sweep: str
+    line: str
+    point: int
+    x: float | None
+    compute: Compute
+    seeds: int
+    values: dict[str, Interval | None]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Of one sweep. levels: real text's value by metric; missing: runs that are not done."""
+
+    sweep: Sweep
+    places: list[Place]
+    levels: dict[str, float]
+    missing: int
+
+    def curve(self, line: str, metric: str, axis: str) -> list[tuple[float, Interval]]:
+        """(x, value) at each place of a line that has both."""
+        own = [place for place in self.places if place.line == line]
+        found = [(_along(place, axis), place.values[metric]) for place in own]
+        return [(x, value) for x, value in found if x is not None and value is not None]
+
+    def law(self, line: str, metric: str, axis: str) -> PowerLaw | None:
+        """The power law through the means of a line, along compute only."""
+        curve = self.curve(line, metric, axis)
+        if axis not in COMPUTE or not curve:
+            return None
+        return power_law([x for x, _ in curve], [value.mean for _, value in curve])
+
+
+def study_results(study: Study, folder: Path) -> list[Results]:
+    """The results of every sweep, as far as its runs are done. Raises InputError when none is."""
+    runs = plan_study(study, folder)
+    found = [
+        _sweep_results(sweep, study.study, [run for run in runs if run.sweep == sweep.name])
+        for sweep in study.sweeps
+    ]
+    if not any(results.places for results in found):
+        raise InputError(f"no run of the study in {folder} is done.", "Use `cola scaling run`.")
+    return found
+
+
+def notes(study: Study, results: Sequence[Results]) -> list[str]:
+    """What a reader of the figures must know."""
+    metrics = study.study.metrics
+    found = [OWN_LOSS] if any(metric.startswith(FROM_TRAINING) for metric in metrics) else []
+    found += [ONE_JUDGE] if "perplexity" in metrics else []
+    if len(study.study.seeds) > 1:
+        found.append(
+            "intervals are 95 % over seeds, with one deviation for a whole line (Student's t); power laws"
+            " go through the means."
+        )
+    if missing := sum(one.missing for one in results):
+        found.append(f"{missing} runs are not done and left out.")
+    return found
+
+
+def as_scaling(results: Results, metrics: Iterable[str], x: str | None = None) -> Scaling:
+    """The points and fits of one sweep along its own axis or `x`; places without a number are left out."""
+    axis = x or results.sweep.x
+    points, fits = [], []
+    for metric in metrics:
+        for line in (line.name for line in results.sweep.lines):
+            points += [
+                Point(
+                    family=line,
+                    flops=at,
+                    metric=metric,
+                    value=value.mean,
+                    low=value.low,
+                    high=value.high,
+                )
+                for at, value in results.curve(line, metric, axis)
+                if at > 0
+            ]
+            if law := results.law(line, metric, axis):
+                fits.append(
+                    Fit(
+                        family=line,
+                        metric=metric,
+                        coefficient=law.coefficient,
+                        exponent=law.exponent,
+                    )
+                )
+    return Scaling(
+        points=points,
+        fits=fits,
+        levels=[
+            Level(metric=metric, name=REAL_TEXT, value=value)
+            for metric, value in results.levels.items()
+        ],
+        x=AXES.get(axis, axis),
+        x_log=axis in COMPUTE,
+        linear=[metric for metric in metrics if metric not in LOGARITHMIC],
+    )
+
+
+def study_drawing(study: Study, folder: Path, x: str | None = None) -> str:
+    """The charts of a study as an SVG file. Raises InputError when there is nothing to draw."""
+    metrics = study.study.metrics
+    drawn = {
+        one.sweep.name: as_scaling(one, metrics, x)
+        for one in study_results(study, folder)
+        if one.places
+    }
+    if not any(one.points for one in drawn.values()):
+        raise InputError(
+            f"the points of the study in {folder} have no numbers to be drawn along.",
+            "Give --x flops.",
+        )
+    return scaling_drawing(drawn)
+
+
+def compute_curves(study: Study, folder: Path) -> Scaling | None:
+    """What `cola report` draws: the sweeps along compute; None when there is none."""
+    along = [one for one in study_results(study, folder) if one.sweep.x in COMPUTE]
+    several = len(along) > 1
+    whole: Scaling | None = None
+    for one in along:
+        own = as_scaling(one, study.study.metrics)
+        if several:
+            own = _named(own, one.sweep.name)
+        whole = own if whole is None else _joined(whole, own)
+    return whole
+
+
+def place_rows(results: Results, metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for every line and point: what its runs take, and the intervals of the metrics."""
+    rows = []
+    for place in results.places:
+        compute = place.compute
+        values = {
+            name: None if (v := place.values[name]) is None else asdict(v) for name in metrics
+        }
+        own = {} if results.sweep.x in COMPUTE else {results.sweep.x: place.x}
+        rows.append(
+            {
+                "line": place.line,
+                **own,
+                "seeds": place.seeds,
+                "parameters": compute.parameters,
+                "tokens": compute.tokens,
+                "flops": compute.flops,
+                "total_flops": compute.total_flops,
+                "paper_flops": compute.paper_flops,
+                "token_flops": compute.token_flops,
+                **values,
+            }
+        )
+    return rows
+
+
+def law_rows(
+    results: Results, metrics: Sequence[str], x: str | None = None
+) -> list[dict[str, Any]]:
+    """The power law of every metric and line that has one: value = coefficient * x ** exponent."""
+    return [
+        {"metric": metric, "line": line.name} | asdict(law)
+        for metric in metrics
+        for line in results.sweep.lines
+        if (law := results.law(line.name, metric, x or results.sweep.x))
+    ]
+
+
+def _sweep_results(sweep: Sweep, common: StudySettings, runs: list[Run]) -> Results:
+    metrics = common.metrics
+    done = [run for run in runs if all(step.done for step in run.steps)]
+    found: dict[int, dict[str, float | None]] = {}
+    levels: dict[str, list[float]] = {}
+    for run in done:
+        found[id(run)] = {metric: _value(run, metric, common.tasks) for metric in metrics}
+        for metric in metrics:
+            if (level := _real_text(run, metric, common.tasks)) is not None:
+                levels.setdefault(metric, []).append(level)
+    places = []
+    for line in sweep.lines:
+        own = [run for run in done if run.line == line.name]
+        points = sorted({run.point for run in own})
+        groups = [[run for run in own if run.point == point] for point in points]
+        columns = {
+            metric: _column(
+                metric, [[found[id(r)][metric] for r in g] for g in groups], common.tasks
+            )
+            for metric in metrics
+        }
+        for place, group in enumerate(groups):
+            first = group[0]
+            values = {metric: column[place] for metric, column in columns.items()}
+            places.append(
+                Place(
+                    sweep.name, line.name, first.point, first.x, first.compute, len(group), values
+                )
+            )
+    means = {metric: sum(values) / len(values) for metric, values in levels.items()}
+    return Results(sweep, places, means, len(runs) - len(done))
+
+
+def _named(scaling: Scaling, sweep: str) -> Scaling:
+    """The same with the sweep's name behind those of the metrics."""
+
+    def named(entries: Iterable[Any]) -> list[Any]:
+        return [e.model_copy(update={"metric": f"{e.metric} ({sweep})"}) for e in entries]
+
+    return scaling.model_copy(
+        update={
+            "points": named(scaling.points),
+            "fits": named(scaling.fits),
+            "levels": named(scaling.levels),
+            "linear": [f"{metric} ({sweep})" for metric in scaling.linear],
+        }
+    )
+
+
+def _joined(one: Scaling, other: Scaling) -> Scaling:
+    lists = ("points", "fits", "levels", "linear")
+    return one.model_copy(
+        update={name: [*getattr(one, name), *getattr(other, name)] for name in lists}
+    )
+
+
+def _column(
+    metric: str, groups: list[list[float | None]], tasks: Iterable[str]
+) -> list[Interval | None]:
+    """A metric along a line; None at points where no seed has it."""
+    kept = [[value for value in group if value is not None] for group in groups]
+    log = metric in LOGARITHMIC and all(value > 0 for group in kept for value in group)
+    share = source_of(metric, tasks).startswith(ANSWERS) or metric.startswith(SHARES)
+    measured = iter(intervals([group for group in kept if group], log, share))
+    return [next(measured) if group else None for group in kept]
+
+
+def _value(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
+    source = source_of(metric, tasks)
+    if source == "":
+        value = read_manifest(run.trained.path).statistics.get(metric)
+    elif source.startswith(ANSWERS):
+        value = read_manifest(run.figures[source].path).statistics["accuracy"]
+    else:
+        value = _figures(run, source)["samples"].get(metric)
+    return None if value is None else float(value)
+
+
+def _real_text(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
+    """What real text of the same shape has."""
+    source = source_of(metric, tasks)
+    if source == "" or source.startswith(ANSWERS):
+        return None
+    found = _figures(run, source)["validation" if metric in FROM_WORDS else "held_out"] or {}
+    value = found.get(metric)
+    return None if value is None else float(value)
+
+
+def _figures(run: Run, source: str) -> dict[str, Any]:
+    path = run.figures[source].path
+    try:
+        found = read_json(path, FIGURES_LIMIT)
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        return found
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}).", "Remove it and use `cola scaling run` again."
+        ) from error
+
+
+def _along(place: Place, axis: str) -> float | None:
+    return float(getattr(place.compute, axis)) if axis in COMPUTE else place.x

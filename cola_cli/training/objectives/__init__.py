@@ -1,0 +1,1 @@
+"""What is trained: the losses of each model family."""

@@ -1,0 +1,112 @@
+"""The baselines' losses: next-token prediction (AR) and masked diffusion (LLaDA)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cola_cli.corpus.sequences import Rows
+from cola_cli.cost import training as flops
+from cola_cli.models.rotary import wide
+from cola_cli.models.transformer import Transformer
+from cola_cli.training import randomness
+from cola_cli.training.objectives import objective as objectives
+from cola_cli.training.objectives.objective import Batch, Draws, Objective
+
+
+class NextToken(Objective):
+    """-E log p(x_i | x_1 ... x_{i-1}), over all tokens of a sequence but its first."""
+
+    def __init__(self, network: Transformer, length: int) -> None:
+        super().__init__()
+        self.network = network
+        self.length = length
+
+    def draw(
+        self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
+    ) -> list[Draws]:
+        """Tokens, and a weight for each that is predicted."""
+        return [{"tokens": rows.tokens, "target_weight": objectives.token_weights(rows)[:, 1:]}]
+
+    def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
+        """tokens (B, L), target_weight (B, L - 1) -> the loss, nats a token."""
+        tokens, weight = batch["tokens"], batch["target_weight"]
+        logits = self.network(tokens[:, :-1])
+        terms = {"loss": objectives.reconstruction(logits, tokens[:, 1:], weight)}
+        if evaluate:
+            terms["accuracy"] = ((logits.argmax(-1) == tokens[:, 1:]) * weight).sum()
+        return terms
+
+    def parts(self) -> list[tuple[nn.Module, float]]:
+        """The whole network."""
+        return [(self.network, 1.0)]
+
+    def flops(self, rows: int) -> float:
+        """Forward and backward over all positions but the last."""
+        length = self.length - 1
+        return flops.transformer_training(self.network.config, rows, length, length)
+
+
+class MaskedDiffusion(Objective):
+    """E_t (1/t) sum_i 1[x_i masked] (-log p(x_i | x_t)), t uniform in (0, 1], tokens masked with chance t.
+
+    LLaDA's loss (Cola DLM paper, appendix on continuous latents), over the number of tokens.
+    """
+
+    def __init__(self, network: Transformer, length: int, least: float) -> None:
+        super().__init__()
+        self.network = network
+        self.length = length
+        self.least = least
+
+    def draw(
+        self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
+    ) -> list[Draws]:
+        """Tokens, the masked copy, and 1/t at the masked places; t in [least, 1), one a sequence."""
+        t = self.least + (1 - self.least) * randomness.uniform(randoms, 1)
+        chances = randomness.uniform(randoms, rows.tokens.shape[1])
+        weight = objectives.token_weights(rows)
+        masked = (chances < t) & (weight > 0)
+        return [
+            {
+                "tokens": rows.tokens,
+                "masked_tokens": np.where(masked, self.network.config.mask_token_id, rows.tokens),
+                "masked_places": np.flatnonzero(masked),
+                "inverse_t": np.broadcast_to(1 / t, masked.shape)[masked],
+                "token_weight": weight,
+            }
+        ]
+
+    def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
+        """The loss, a bound on the negative log-likelihood in nats a token."""
+        places = batch["masked_places"]
+        targets = batch["tokens"].flatten()[places]
+        weight = batch["token_weight"].flatten()[places]
+        hidden = self.network.hidden(batch["masked_tokens"]).flatten(0, 1)[places]
+        logits = wide(self.network.token_out(hidden))  # (masked tokens, V)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        terms = {"loss": torch.dot(losses, batch["inverse_t"].to(losses) * weight)}
+        if evaluate:
+            terms["masked_right"] = ((logits.argmax(-1) == targets) * weight).sum()
+            terms["masked_share"] = weight.sum()
+        return terms
+
+    def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """The scalars, and the share of masked tokens that are predicted."""
+        figures = super().figures(sums)
+        if "masked_share" in figures:
+            right, share = figures.pop("masked_right"), figures.pop("masked_share")
+            figures["accuracy_masked"] = right / max(share, 1e-12)
+        return figures
+
+    def parts(self) -> list[tuple[nn.Module, float]]:
+        """The whole network."""
+        return [(self.network, 1.0)]
+
+    def flops(self, rows: int) -> float:
+        """Forward and backward, the token head on the half of the tokens that is masked on average."""
+        return flops.transformer_training(self.network.config, rows, self.length, self.length / 2)

@@ -1,0 +1,324 @@
+"""Stage 2 of the Cola DLM paper: flow matching of the block-causal prior, VAE frozen or trained jointly.
+
+    z_t = (1 - t) z_0 + t z_1,  target z_1 - z_0,  V_b = {sg(z_0^(<b)), z_t^(b)},  one t a block
+
+Frozen: z_0 is a draw from the posterior in the latent shards, L = L_FM. Joint: z_0 comes from the VAE being
+trained, and L = lambda_VAE (reconstruction + beta E log q + lambda_mask L_mask) + lambda_fm L_FM
++ lambda_ref KL(q || q_ref), with q_ref the posterior in the shards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cola_cli.corpus.sequences import Rows
+from cola_cli.cost import training as flops
+from cola_cli.models.attention import CleanCopy, NoisyCopy
+from cola_cli.models.config import TextVAEConfig
+from cola_cli.models.prior import Prior
+from cola_cli.models.rotary import wide
+from cola_cli.models.text_vae import TextVAE
+from cola_cli.settings.prior import Joint, PriorSettings, Timesteps
+from cola_cli.training import randomness, schedule
+from cola_cli.training.objectives import objective as objectives
+from cola_cli.training.objectives.objective import Batch, Draws, Objective
+from cola_cli.training.objectives.text_vae import (
+    accuracies,
+    draw_masks,
+    encode_and_decode,
+    latent_figures,
+    latent_moments,
+    masked_targets,
+)
+
+
+def location(latent_dim: int) -> float:
+    """1 + 0.5 ln(d / 16), the location of the logit-normal law that fits the paper's best runs."""
+    return 1 + 0.5 * math.log(latent_dim / 16)
+
+
+def draw_timesteps(
+    randoms: Sequence[np.random.Generator], blocks: int, law: Timesteps, latent_dim: int
+) -> np.ndarray:
+    """One t in [0, 1] a block, (B, blocks) float32, 0 clean and 1 noise."""
+    if law.law == "logit-normal":
+        loc = location(latent_dim) if law.loc is None else law.loc
+        return 1 / (1 + np.exp(-(loc + law.scale * randomness.normal(randoms, blocks))))
+    t = randomness.uniform(randoms, blocks)
+    return law.shift * t / (1 + (law.shift - 1) * t) if law.law == "shifted" else t
+
+
+def draw_clean(
+    randoms: Sequence[np.random.Generator], blocks: int, block_size: int, probability: float
+) -> np.ndarray:
+    """(B, blocks * block_size) bool: with `probability` a block's first 1 to block_size - 1 positions."""
+    if block_size == 1:
+        return np.zeros((len(randoms), blocks), bool)
+    chosen = randomness.uniform(randoms, blocks) < probability
+    parts = 1 + np.floor(randomness.uniform(randoms, blocks) * (block_size - 1)).astype(np.int64)
+    clean = np.arange(block_size) < (parts * chosen)[:, :, None]  # (B, blocks, block_size)
+    return clean.reshape(len(randoms), -1)
+
+
+class FlowMatching(Objective):
+    """The prior alone, on posteriors read from latent shards."""
+
+    def __init__(
+        self,
+        prior: Prior,
+        settings: PriorSettings,
+        latent_variance: np.ndarray,
+        length: int,
+        vae: TextVAEConfig,
+    ) -> None:
+        super().__init__()
+        self.length = length
+        self.patch_size = vae.patch_size
+        self.prior = prior
+        self.settings = settings
+        self.shift, self.scale = vae.shifting_factor, vae.scaling_factor
+        self.latent_variance = latent_variance  # (d,) on that scale, for a linear prediction's loss
+
+    def draw(
+        self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
+    ) -> list[Draws]:
+        """Posterior, noise, timesteps and weights; one micro-batch for each block size drawn."""
+        sizes = self.settings.data.block_sizes
+        if not sizes or validation:
+            return [self._draw(rows, randoms, step, self.prior.config.block_size, validation)]
+        chosen = np.array([sizes[random.integers(len(sizes))] for random in randoms])
+        drawn = []
+        for size in sorted(set(sizes)):
+            places = np.flatnonzero(chosen == size)
+            if len(places):
+                few = [randoms[int(place)] for place in places]
+                drawn.append(self._draw(rows.take(places), few, step, size, False))
+        return drawn
+
+    def _draw(
+        self,
+        rows: Rows,
+        randoms: Sequence[np.random.Generator],
+        step: int,
+        block_size: int,
+        validation: bool,
+    ) -> Draws:
+        settings = self.settings
+        assert rows.mean is not None
+        assert rows.logvar is not None
+        positions, channels = rows.mean.shape[1:]
+        blocks = positions // block_size
+        clean = draw_clean(randoms, blocks, block_size, settings.data.partly_clean)
+        weight = objectives.position_weights(rows, self.patch_size)
+        t = draw_timesteps(randoms, blocks, settings.timesteps, channels).astype(np.float32)
+        drawn = {
+            "block_size": block_size,
+            "mean": rows.mean,
+            "logvar": rows.logvar,
+            "position_weight": weight,
+            "flow_weight": np.where(clean, np.float32(0), weight),
+            "clean": clean,
+            "clean_places": np.flatnonzero(clean),
+            "t": t,
+            "noise": randomness.normal(randoms, positions, channels),
+            "z1": randomness.normal(randoms, positions, channels),
+        }
+        if validation:
+            linear = linear_prediction_loss(t, self.latent_variance)
+            drawn["linear"] = linear.repeat(block_size, 1).astype(np.float32)
+        return drawn
+
+    def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
+        """mean, logvar (B, N, d), t (B, N / b) and draws -> the flow-matching loss."""
+        mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
+        z0 = mean
+        if self.settings.data.clean == "sample":
+            z0 = objectives.draw_latent(mean, logvar, batch["noise"])
+        z0 = (z0 - self.shift) * self.scale
+        terms = self.flow(z0, z0, batch)
+        terms["loss"] = terms["flow"]
+        if evaluate:
+            terms |= predictions_without_a_model(z0, batch)
+            terms |= latent_moments(mean, logvar, batch["position_weight"])
+        return terms
+
+    def flow(self, z0: Tensor, noised: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """L_FM of clean latents `z0`; z_t is made from `noised`, the same with or without gradient."""
+        z0 = z0.detach()
+        t = batch["t"].repeat_interleave(batch["block_size"], 1).masked_fill(batch["clean"], 0)
+        t = t.unsqueeze(-1)  # (B, N, 1)
+        z_t = (1 - t) * noised + t * batch["z1"]
+        velocity = clean_and_noisy_velocity(
+            self.prior, z0, z_t, batch["t"], batch["block_size"], batch["clean_places"]
+        )
+        errors = (wide(velocity) - (batch["z1"] - z0)).square().mean(-1)
+        return {"flow": (errors * batch["flow_weight"]).sum()}
+
+    def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """The scalars, what the moments say of the latents, and the loss of predicting the mean."""
+        figures = super().figures(sums) | latent_figures(sums)
+        if "target_mean" in sums:
+            figures["flow_of_mean"] = (
+                sums["flow_of_zero"] - sums["target_mean"].square().mean()
+            ).item()
+        return figures
+
+    def parts(self) -> list[tuple[nn.Module, float]]:
+        """The prior."""
+        return [(self.prior, 1.0)]
+
+    def flops(self, rows: int) -> float:
+        """Forward and backward of the prior; block sizes other than the model's count as its own."""
+        return flops.prior_training(self.prior.config, rows, self.length // self.patch_size)
+
+
+class JointTraining(FlowMatching):
+    """Prior and Text VAE together; the posterior in the shards is the reference q_ref."""
+
+    def __init__(
+        self,
+        prior: Prior,
+        vae: TextVAE,
+        settings: PriorSettings,
+        latent_variance: np.ndarray,
+        length: int,
+    ) -> None:
+        super().__init__(prior, settings, latent_variance, length, vae.config)
+        self.vae = vae
+
+    def _draw(
+        self,
+        rows: Rows,
+        randoms: Sequence[np.random.Generator],
+        step: int,
+        block_size: int,
+        validation: bool,
+    ) -> Draws:
+        mask = self.settings.mask
+        weight = mask.weight if validation else schedule.mask_weight(step, mask)
+        drawn = super()._draw(rows, randoms, step, block_size, validation) | {
+            "tokens": rows.tokens,
+            "token_weight": objectives.token_weights(rows),
+            "vae_moves": vae_moves(step, self.settings.joint),
+        }
+        drawn |= draw_masks(rows, randoms, mask, self.vae.config.mask_token_id, weight)
+        if "masked_tokens" in drawn:
+            drawn["masked_noise"] = randomness.normal(randoms, *drawn["noise"].shape[1:])
+        return drawn
+
+    def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
+        """Tokens (B, L), reference posterior (B, N, d) and draws -> all terms of the joint loss."""
+        settings = self.settings
+        with torch.set_grad_enabled(torch.is_grad_enabled() and batch["vae_moves"]):
+            mean, logvar, logits, masked_logits = encode_and_decode(self.vae, batch)
+            terms = self._vae_terms(batch, mean, logvar, logits, masked_logits)
+        z0 = objectives.draw_latent(mean, logvar, batch["noise"])
+        if settings.data.clean == "mean":
+            z0 = mean
+        z0 = (z0 - self.shift) * self.scale
+        noised = z0 if settings.loss.flow_gradient == "latent" else z0.detach()
+        terms |= self.flow(z0, noised, batch)
+        terms["loss"] = terms["loss"] + settings.loss.flow * terms["flow"]
+        if evaluate:
+            terms |= predictions_without_a_model(z0, batch)
+            terms |= accuracies(self.vae, batch, mean, masked_logits, 0.5)
+            terms |= latent_moments(mean, logvar, batch["position_weight"])
+        return terms
+
+    def _vae_terms(
+        self,
+        batch: Batch,
+        mean: Tensor,
+        logvar: Tensor,
+        logits: Tensor,
+        masked_logits: Tensor | None,
+    ) -> dict[str, Tensor]:
+        weights, positions = self.settings.loss, batch["position_weight"]
+        other_mean, other_logvar = wide(batch["mean"]), wide(batch["logvar"])
+        drift = (mean - other_mean).square().mean(-1)
+        terms = {
+            "reconstruction": objectives.reconstruction(
+                logits, batch["tokens"], batch["token_weight"]
+            ),
+            "negative_entropy": objectives.negative_entropy(logvar, positions),
+            "reference": objectives.posterior_kl(mean, logvar, other_mean, other_logvar, positions),
+            "drift": (drift * positions).sum().detach(),
+        }
+        vae_loss = terms["reconstruction"] + weights.beta * terms["negative_entropy"]
+        if masked_logits is not None:
+            terms["mask"] = objectives.reconstruction(
+                masked_logits, masked_targets(batch), batch["masked_weight"]
+            )
+            vae_loss = vae_loss + batch["lambda_mask"] * terms["mask"]
+        terms["loss"] = weights.vae * vae_loss + weights.reference * terms["reference"]
+        return terms
+
+    def parts(self) -> list[tuple[nn.Module, float]]:
+        """The prior, and the VAE at its own learning rate."""
+        return [(self.prior, 1.0), (self.vae, self.settings.joint.vae_lr_ratio)]
+
+    def flops(self, rows: int) -> float:
+        """Forward and backward of both."""
+        mask = self.settings.mask
+        share = mask.fraction if mask.weight else 0.0
+        return super().flops(rows) + flops.text_vae_training(
+            self.vae.config, rows, self.length, share
+        )
+
+
+def vae_moves(step: int, joint: Joint) -> bool:
+    """Whether the VAE is trained at update `step`: always, or in the first steps of each cycle."""
+    return not joint.cycle or step % joint.cycle < joint.moving
+
+
+def clean_and_noisy_velocity(
+    prior: Prior, z0: Tensor, z_t: Tensor, t: Tensor, block_size: int, places: Tensor | None = None
+) -> Tensor:
+    """The velocities of all blocks at once: z0, z_t (B, N, d), t (B, N / b) -> (B, N, d).
+
+    Block b of z_t sees z0 of earlier blocks and itself (Cola DLM paper, figure 1: positions [clean
+    without its last block | noisy], shared numbers). The positions of z_t at `places`, indices into its
+    B N positions, are at t = 0.
+    The clean copy goes first, as a plain block-causal pass at t = 0; the noisy one attends to its keys.
+    """
+    length, device = z0.shape[1], z0.device
+    positions = torch.arange(length, device=device)
+    zero = prior.modulation(torch.zeros(1, device=device))
+    clean = length - block_size
+    history = prior.remember(
+        z0[:, :clean],
+        zero,
+        prior.rotation(positions[:clean]),
+        CleanCopy(clean, block_size, device),
+    )
+    attend = NoisyCopy(history, length, block_size, device)
+    modulation = prior.modulation(t)
+    if places is not None:
+        modulation = modulation.with_clean(places, zero)
+    return prior(z_t, modulation, prior.rotation(positions), attend)
+
+
+def predictions_without_a_model(z0: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """The flow loss of predicting 0, of the best linear function of z_t, and the mean of the target (d,)."""
+    weight = batch["flow_weight"]
+    target = batch["z1"] - z0
+    return {
+        "flow_of_zero": (target.square().mean(-1) * weight).sum(),
+        "flow_of_linear": (batch["linear"] * weight).sum(),
+        "target_mean": (target * weight.unsqueeze(-1)).sum((0, 1)),
+    }
+
+
+def linear_prediction_loss(t: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """The loss of the best linear prediction of z_1 - z_0 from z_t, per position; t (...) -> (...).
+
+    A channel of variance s has s / ((1 - t)^2 s + t^2); `variance` (d,) is averaged over.
+    """
+    t = t[..., None]
+    loss: np.ndarray = (variance / ((1 - t) ** 2 * variance + t**2)).mean(-1)
+    return loss

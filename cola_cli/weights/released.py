@@ -1,0 +1,384 @@
+"""Checkpoints in the authors' layout: `cola_dlm/cola_vae`, `cola_dlm/cola_dit`, `tokenizer.json`.
+
+The released code names its parameters otherwise, keeps the four AdaLN linears of a block apart, and stores
+the rotary frequencies once a layer; all else is the same, so tensors go both ways byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cola_cli.artifacts.reading import parse_json, reason, shown
+from cola_cli.errors import InputError
+from cola_cli.models.config import Config, PriorConfig, TextVAEConfig, with_floats
+from cola_cli.models.prior import Prior
+from cola_cli.models.rotary import rotary_frequencies
+from cola_cli.models.text_vae import TextVAE
+from cola_cli.weights.tensors import read_tensors
+
+ROOT, VAE, PRIOR = "cola_dlm", "cola_vae", "cola_dit"
+TOKENIZER = "tokenizer.json"
+CONFIG_LIMIT = 1 << 20  # bytes
+
+# our setting -> the released one
+VAE_SETTINGS = {
+    "vocab_size": "vocab_size",
+    "encoder_layers": "encoder_num_blocks",
+    "decoder_layers": "decoder_num_blocks",
+    "dim": "dim",
+    "ffn_dim": "ffn_dim",
+    "latent_dim": "latent_dim",
+    "patch_size": "patch_size",
+    "heads": "num_heads",
+    "block_size": "block_size",
+    "norm_eps": "layer_norm_eps",
+    "rope_theta": "rope_theta",
+    "bias": "bias",
+    "qk_bias": "qk_bias",
+    "scaling_factor": "scaling_factor",
+    "shifting_factor": "shifting_factor",
+}
+PRIOR_SETTINGS = {
+    "latent_dim": "txt_in_channels",
+    "dim": "txt_dim",
+    "heads": "heads",
+    "head_dim": "head_dim",
+    "expand_ratio": "expand_ratio",
+    "layers": "num_layers",
+    "norm_eps": "norm_eps",
+    "qk_bias": "qk_bias",
+    "rope_dim": "rope_dim",
+    "block_size": "block_size",
+}
+# what else a released config may say, and the only values whose mathematics is the released model's
+VAE_FIXED: dict[str, tuple[Any, ...]] = {
+    "encoder_last_ln": (True,),
+    "layer_norm_type": ("layer_norm",),
+    "layer_norm_affine": (True,),
+    "post_norm": (True,),
+    "qk_norm": (True,),
+    "qk_norm_affine": (True,),
+    "clip_qkv": (None,),
+    "act": ("swiglu",),
+    "block_causal": (True,),
+    "shared_heads_kv": (1,),
+    "use_variation": (True,),
+}
+VAE_DEFAULTS = {
+    "act": "swiglu",
+    "attn_dropout": 0.0,
+    "block_causal": True,
+    "causal": False,
+    "clip_qkv": None,
+    "dropout": 0.0,
+    "encoder_last_ln": True,
+    "init_cutoff_factor": 3,
+    "init_fn": "normal",
+    "init_std": 0.02,
+    "layer_norm_affine": True,
+    "layer_norm_type": "layer_norm",
+    "post_norm": True,
+    "qk_norm": True,
+    "qk_norm_affine": True,
+    "rope_full_precision": True,
+    "shared_heads_kv": 1,
+    "use_emb": True,
+    "use_variation": True,
+}
+# defaults of the released config classes, for settings a config.json leaves out
+VAE_ABSENT = {
+    "vocab_size": 100278, "encoder_num_blocks": 4, "decoder_num_blocks": 4, "dim": 1536,
+    "ffn_dim": 6144, "latent_dim": 16, "patch_size": 1, "num_heads": 12, "block_size": 4,
+    "layer_norm_eps": 1e-6, "rope_theta": 500_000.0, "bias": True, "qk_bias": False,
+    "scaling_factor": 1.0, "shifting_factor": 0.0,
+}  # fmt: skip
+PRIOR_ABSENT = {
+    "txt_in_channels": 16, "txt_dim": 2048, "heads": 16, "head_dim": 128, "expand_ratio": 4,
+    "num_layers": 24, "norm_eps": 1e-5, "qk_bias": False, "rope_dim": 96, "block_size": 4,
+}  # fmt: skip
+
+VAE_NAMES = {
+    "embedding": "encoder.wte",
+    "patch_in": "encoder.patch_embedder",
+    "posterior_out": "encoder.final_layer",
+    "latent_in": "decoder.in_layer",
+    "patch_out": "decoder.unpatch_layer",
+    "out_norm": "decoder.final_norm",
+    "token_out": "decoder.final_layer",
+}
+VAE_BLOCK_NAMES = {
+    "attention_norm": "norm_attn",
+    "qkv": "qkv_proj",
+    "q_norm": "q_norm",
+    "k_norm": "k_norm",
+    "attention_out": "attn_out_proj",
+    "ffn_norm": "norm_ffn",
+    "ffn_in": "ffn_proj",
+    "ffn_out": "ffn_out",
+}
+PRIOR_NAMES = {
+    "latent_in": "txt_in.proj",
+    "timestep_in": "emb_in.proj_in",
+    "timestep_hidden": "emb_in.proj_hid",
+    "timestep_out": "emb_in.proj_out",
+    "out_norm": "txt_out_norm",
+    "out_modulation": "txt_out_ada.out_in.1",
+    "latent_out": "txt_out.proj",
+}
+PRIOR_BLOCK_NAMES = {
+    "qkv": "msa.proj_qkv",
+    "attention_out": "msa.proj_out",
+    "q_norm": "msa.norm_q",
+    "k_norm": "msa.norm_k",
+    "mlp_in": "mlp.proj_in",
+    "mlp_out": "mlp.proj_out",
+}
+# the parts of our `modulation` in order: (released name, rows in units of dim)
+ADA_PARTS = (("msa_in", 2), ("msa_out", 1), ("mlp_in", 2), ("mlp_out", 1))
+FREQUENCIES = "msa.rope.rope.freqs"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A released checkpoint in memory; the tensors may be views of mapped files."""
+
+    vae: TextVAE
+    prior: Prior
+    tokenizer: Path | None
+
+
+def find_root(folder: Path) -> Path:
+    """The folder that holds `cola_vae` and `cola_dit`: the one given, or `cola_dlm` in it."""
+    for root in (folder, folder / ROOT):
+        if (root / VAE).is_dir() and (root / PRIOR).is_dir():
+            return root
+    raise InputError(
+        f"{folder} is neither an artifact nor a released checkpoint: it lacks {ROOT}/{VAE} and"
+        f" {ROOT}/{PRIOR}.",
+        "Name the folder that holds cola_dlm, or an artifact.",
+    )
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder looks like a released checkpoint."""
+    return any((root / VAE).is_dir() for root in (folder, folder / ROOT))
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a released checkpoint; weights keep their stored precision.
+
+    Raises InputError for a config or tensors that disagree, naming the first that does, and
+    DamagedArtifact for files that are not whole.
+    """
+    root = find_root(folder)
+    vae_config, prior_config = read_configs(root)
+    with torch.device("meta"):
+        vae, prior = TextVAE(vae_config), Prior(prior_config)
+    _assign(vae, vae_from_released(read_tensors(root / VAE), vae, root / VAE))
+    _assign(prior, prior_from_released(read_tensors(root / PRIOR), prior, root / PRIOR))
+    # not part of the checkpoint, so still without values
+    vae.frequencies = rotary_frequencies(vae_config.head_dim, vae_config.rope_theta)
+    return Checkpoint(vae, prior, tokenizer_file(root))
+
+
+def read_configs(root: Path) -> tuple[TextVAEConfig, PriorConfig]:
+    """The shapes of the VAE and the prior below `root`, checked against each other."""
+    vae = _config(root / VAE / "config.json", TextVAEConfig, VAE_SETTINGS, VAE_ABSENT, VAE_FIXED)
+    prior = _config(root / PRIOR / "config.json", PriorConfig, PRIOR_SETTINGS, PRIOR_ABSENT, {})
+    _check_prior(root / PRIOR / "config.json", prior)
+    if prior.latent_dim != vae.latent_dim:
+        raise InputError(
+            f"{root}: the VAE has {vae.latent_dim} latent channels, the prior {prior.latent_dim}.",
+            "Use the pair that was trained together.",
+        )
+    return vae, prior
+
+
+def tokenizer_file(root: Path) -> Path | None:
+    """`tokenizer.json` beside or in the folder `cola_dlm`, if there is one."""
+    candidates = (root.parent / TOKENIZER, root / TOKENIZER)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def vae_names(config: TextVAEConfig) -> Iterator[tuple[str, str]]:
+    """(our prefix, released prefix) of every module of the VAE that has parameters."""
+    yield from VAE_NAMES.items()
+    for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        for layer in range(layers):
+            for ours, theirs in VAE_BLOCK_NAMES.items():
+                yield f"{side}.{layer}.{ours}", f"{side}.blocks.{layer}.{theirs}"
+
+
+def prior_names(config: PriorConfig) -> Iterator[tuple[str, str]]:
+    """(our prefix, released prefix) of every module of the prior but the AdaLN of its blocks."""
+    yield from PRIOR_NAMES.items()
+    for layer in range(config.layers):
+        for ours, theirs in PRIOR_BLOCK_NAMES.items():
+            yield f"blocks.{layer}.{ours}", f"blocks.{layer}.{theirs}"
+
+
+def vae_to_released(vae: TextVAE) -> dict[str, Tensor]:
+    """The state of a VAE under the released names (133 entries at the paper's size)."""
+    return _renamed(vae.state_dict(), dict(vae_names(vae.config)))
+
+
+def prior_to_released(prior: Prior) -> dict[str, Tensor]:
+    """The state of a prior under the released names (470 entries at the paper's size)."""
+    state = prior.state_dict()
+    released = _renamed(state, dict(prior_names(prior.config)))
+    for layer in range(prior.config.layers):
+        prefix = f"blocks.{layer}"
+        for end in ("weight", "bias"):
+            whole = state[f"{prefix}.modulation.{end}"]
+            pieces = whole.split([rows * prior.config.dim for _, rows in ADA_PARTS])
+            for (name, _), piece in zip(ADA_PARTS, pieces, strict=True):
+                released[f"{prefix}.ada.{name}.1.{end}"] = piece
+        released[f"{prefix}.{FREQUENCIES}"] = state["frequencies"]
+    return released
+
+
+def vae_from_released(tensors: dict[str, Tensor], vae: TextVAE, where: Path) -> dict[str, Tensor]:
+    """The state of our VAE from released tensors; `where` is named in errors."""
+    _check(tensors, vae_to_released(vae), where)
+    return _renamed(tensors, {theirs: ours for ours, theirs in vae_names(vae.config)})
+
+
+def prior_from_released(tensors: dict[str, Tensor], prior: Prior, where: Path) -> dict[str, Tensor]:
+    """The state of our prior from released tensors; `where` is named in errors."""
+    _check(tensors, prior_to_released(prior), where)
+    names = {theirs: ours for ours, theirs in prior_names(prior.config)}
+    state = _renamed(tensors, names)
+    first = tensors.get(f"blocks.0.{FREQUENCIES}")
+    for layer in range(prior.config.layers):
+        prefix = f"blocks.{layer}"
+        for end in ("weight", "bias"):
+            parts = [tensors[f"{prefix}.ada.{name}.1.{end}"] for name, _ in ADA_PARTS]
+            state[f"{prefix}.modulation.{end}"] = torch.cat(parts)
+        own = tensors[f"{prefix}.{FREQUENCIES}"]
+        if first is not None and not torch.equal(own, first):
+            raise InputError(
+                f"{where}: the rotary frequencies of block {layer} differ from those of block 0.",
+                "cola has one set of frequencies for all blocks; this checkpoint cannot be used.",
+            )
+    if first is not None:
+        state["frequencies"] = first
+    return state
+
+
+def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tuple[Any, Any]:
+    """The two config.json documents, VAE and prior."""
+    vae_document = VAE_DEFAULTS | {
+        theirs: getattr(vae, ours) for ours, theirs in VAE_SETTINGS.items()
+    }
+    prior_document = {theirs: getattr(prior, ours) for ours, theirs in PRIOR_SETTINGS.items()}
+    prior_document |= {
+        "txt_out_channels": prior.latent_dim,
+        "emb_dim": prior.dim,
+        "patch_size": 1,
+    }
+    names = (("ColaTextVAEModel", "cola_text_vae"), ("ColaDiTModel", "cola_dit"))
+    documents = [
+        document | {"architectures": [architecture], "model_type": kind, "dtype": dtype}
+        for document, (architecture, kind) in zip(
+            (vae_document, prior_document), names, strict=True
+        )
+    ]
+    first, second = (dict(sorted(document.items())) for document in documents)
+    return first, second
+
+
+def _config(
+    path: Path,
+    kind: type[Config],
+    names: dict[str, str],
+    absent: dict[str, Any],
+    fixed: dict[str, tuple[Any, ...]],
+) -> Config:
+    try:
+        if path.stat().st_size > CONFIG_LIMIT:
+            raise ValueError("it is too large")
+        document = parse_json(path.read_bytes())
+        if not isinstance(document, dict):
+            raise ValueError("it is no JSON object")
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}).", "Name a whole checkpoint."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no configuration ({reason(error)}).", "Fetch it again."
+        ) from error
+    for name, allowed in fixed.items():
+        if name in document and document[name] not in allowed:
+            raise InputError(
+                f"{path}: {name} = {shown(repr(document[name]))} is not supported"
+                f" (only {', '.join(map(repr, allowed))}).",
+                "cola computes the released model's mathematics; this config asks for another.",
+            )
+    settings = {ours: document.get(theirs, absent[theirs]) for ours, theirs in names.items()}
+    for ours, theirs in names.items():
+        expected = type(absent[theirs])
+        value = settings[ours]
+        accepted = (int, float) if expected is float else (expected,)
+        if not isinstance(value, accepted) or (expected is int and isinstance(value, bool)):
+            raise InputError(
+                f"{path}: {theirs} = {shown(repr(value))} is not of type {expected.__name__}.",
+                "Correct it.",
+            )
+    try:
+        return with_floats(kind(**settings))
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path}: {reason(error)}.", "Correct it.") from error
+
+
+def _check_prior(path: Path, config: PriorConfig) -> None:
+    document = parse_json(path.read_bytes())
+    required = {
+        "txt_out_channels": config.latent_dim,
+        "emb_dim": config.dim,
+        "patch_size": 1,
+    }
+    for name, value in required.items():
+        if document.get(name, value) != value:
+            raise InputError(
+                f"{path}: {name} = {shown(repr(document[name]))}, but the released model works with {value}"
+                " alone.",
+                "Correct the config.",
+            )
+
+
+def _check(tensors: dict[str, Tensor], expected: dict[str, Tensor], where: Path) -> None:
+    """Name the first tensor that is missing, surplus, misshapen or of a type that is no weight's."""
+    remedy = "Use the config.json and the weights of one and the same checkpoint."
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise InputError(f"{where}: the tensor {name} is missing.", remedy)
+        if tensors[name].shape != tensor.shape:
+            raise InputError(
+                f"{where}: the tensor {name} has shape {tuple(tensors[name].shape)} instead of"
+                f" {tuple(tensor.shape)}.",
+                remedy,
+            )
+        if tensors[name].dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(f"{where}: the tensor {name} is {tensors[name].dtype}.", remedy)
+    if surplus := sorted(tensors.keys() - expected.keys()):
+        raise InputError(f"{where}: the tensor {surplus[0]} is not part of this model.", remedy)
+
+
+def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, tensor in state.items():
+        prefix, _, end = key.rpartition(".")
+        if prefix in names:
+            renamed[f"{names[prefix]}.{end}"] = tensor
+    return renamed
+
+
+def _assign(module: nn.Module, state: dict[str, Tensor]) -> None:
+    module.load_state_dict(state, assign=True)

@@ -1,0 +1,125 @@
+"""The Python interface: what it accepts, what it gives, what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import cola_cli
+from cola_cli.api import Cola
+from cola_cli.corpus.tokenizer import train_tokenizer
+from cola_cli.errors import InputError
+from tests import golden
+
+TEXTS = ["the cat sat on the mat", "a dog ran to the house", "we the people of the union"]
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint beside a tokenizer."""
+    folder = tmp_path_factory.mktemp("speaking")
+    shutil.copytree(golden.HERE / "cola_dlm", folder / "cola_dlm")
+    (folder / "tokenizer.json").write_bytes(train_tokenizer(TEXTS, 300).to_bytes())
+    return folder
+
+
+def test_shapes_and_types() -> None:
+    model = golden.model()
+    posterior = model.encode(torch.randint(0, 512, (3, 8)))
+    assert posterior.mean.shape == posterior.logvar.shape == (3, 8, 8)
+    assert model.decode(posterior.mean).shape == (3, 8, 512)
+    assert model.velocity(posterior.mean, 0.5).shape == (3, 8, 8)
+    assert model.tokenizer is None
+
+
+def test_times_may_be_one_for_all_one_a_row_or_one_a_position() -> None:
+    model = golden.model()
+    z, history = torch.randn(2, 4, 8), torch.randn(2, 8, 8)
+    whole = model.velocity(z, 0.3, history)
+    rows = model.velocity(z, torch.tensor([0.3, 0.3]), history)
+    positions = model.velocity(z, torch.full((2, 4), 0.3), history)
+    torch.testing.assert_close(rows, whole)
+    torch.testing.assert_close(positions, whole)
+    own = model.velocity(z, torch.tensor([0.3, 0.8]), history)
+    torch.testing.assert_close(own[:1], whole[:1])
+    torch.testing.assert_close(own[1:], model.velocity(z[1:], 0.8, history[1:]))
+
+
+def test_a_history_of_half_a_block_and_half_a_patch_are_refused() -> None:
+    model = golden.model()
+    with pytest.raises(ValueError, match="history has 3 latents"):
+        model.velocity(torch.randn(1, 4, 8), 0.5, torch.randn(1, 3, 8))
+    with pytest.raises(ValueError, match="noise must say how many blocks"):
+        model.generate_ids([[1, 2]], max_new_tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "budget", "said"),
+    [
+        ((1, 2, 4, 8), 4, "for 1 prompts, there are 2"),
+        ((2, 2, 4, 6), 4, r"not \(blocks, \*\(4, 8\)\)"),
+        ((2, 1, 4, 8), 5, "has 1 blocks, 5 new tokens need 2"),
+    ],
+)
+def test_noise_that_does_not_fit_is_refused(shape: tuple[int, ...], budget: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        golden.model().generate_ids(
+            [[1] * 4, [2] * 4], max_new_tokens=budget, noise=torch.randn(shape), steps=1
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0}, {"guidance": -1.0}, {"temperature": -0.1}, {"top_k": 0}, {"top_p": 0.0},
+        {"repetition_penalty": 0.0}, {"max_new_tokens": 0}, {"guidance_interval": (0.5, 0.2)},
+        {"grid": [1.0, 0.2, 0.4, 0.0]}, {"grid": [1.0, 0.5]}, {"repaint_fraction": 1.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_outside_their_range_are_refused_by_name(wrong: dict[str, object]) -> None:
+    name = next(iter(wrong))
+    with pytest.raises(ValueError, match=name):
+        golden.model().generate_ids([[1]], **{"max_new_tokens": 4, **wrong})
+
+
+def test_no_prompts_give_no_generations() -> None:
+    assert golden.model().generate_ids([], max_new_tokens=4) == []
+
+
+def test_generations_come_in_the_order_of_the_prompts_and_depend_on_the_seed() -> None:
+    model = golden.model()
+    prompts = golden.document()["prompts"]
+    options = {"max_new_tokens": 6, "steps": 2, "temperature": 1.0, "batch_size": 2}
+    first = model.generate_ids(prompts, seed=1, **options)
+    assert [g.ids for g in model.generate_ids(prompts, seed=1, **options)] == [g.ids for g in first]
+    assert [g.ids for g in model.generate_ids(prompts, seed=2, **options)] != [g.ids for g in first]
+    assert [len(g.ids) for g in first] == [6] * len(prompts)
+
+
+def test_texts_go_in_and_come_out(speaking: Path) -> None:
+    model = cola_cli.load(speaking)
+    assert model.tokenizer is not None
+    found = model.generate(TEXTS[:2], max_new_tokens=8, steps=2, stop_ids=())
+    for text, generation in zip(TEXTS, found, strict=False):
+        ids = model.tokenizer.encode(text)
+        assert generation.text == model.tokenizer.decode(generation.ids)
+        assert len(ids) < len(text)
+        assert len(generation.ids) == 8
+
+
+def test_the_same_weights_open_in_another_precision() -> None:
+    model = golden.model(torch.bfloat16)
+    assert {p.dtype for p in model.prior.parameters()} == {torch.bfloat16}
+    assert model.prior.frequencies.dtype == torch.float32
+    assert isinstance(model, Cola)
+
+
+def test_a_path_that_holds_no_model_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        cola_cli.load(tmp_path / "nothing")
+    with pytest.raises(InputError):
+        cola_cli.load(tmp_path)
