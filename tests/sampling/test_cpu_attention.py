@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -154,15 +156,101 @@ def test_without_a_compiler_that_works_there_is_none(
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
-@needs_compiler
-def test_it_is_built_once(tmp_path: Path) -> None:
-    compiler = native.find_compiler()
-    assert compiler
-    first = native.built(compiler, native.FLAGS, tmp_path / "new")
+@pytest.fixture
+def compiler() -> tuple[str, ...]:
+    found = native.find_compiler()
+    if not found:
+        pytest.skip("there is no C++ compiler")
+    return found
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    directory = tmp_path / "cache"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+def test_it_is_built_once(compiler: tuple[str, ...], cache: Path) -> None:
+    first = native.built(compiler, native.FLAGS, cache)
     made = first.stat().st_mtime_ns
-    assert native.built(compiler, native.FLAGS, tmp_path / "new") == first
+    assert native.built(compiler, native.FLAGS, cache) == first
     assert first.stat().st_mtime_ns == made
-    assert list((tmp_path / "new").iterdir()) == [first]
+    assert sorted(cache.iterdir()) == [first.with_suffix(".sha256"), first]
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "link", "no record"])
+def test_a_damaged_library_is_built_again(
+    compiler: tuple[str, ...], cache: Path, tmp_path: Path, damage: str
+) -> None:
+    library = native.built(compiler, native.FLAGS, cache)
+    whole = library.read_bytes()
+    if damage == "cut":
+        library.write_bytes(whole[:4096])
+    elif damage == "zeros":
+        library.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    elif damage == "empty":
+        library.write_bytes(b"")
+    elif damage == "link":
+        (tmp_path / "planted.so").write_bytes(whole)
+        library.unlink()
+        library.symlink_to(tmp_path / "planted.so")
+    else:
+        library.with_suffix(".sha256").unlink()
+    native.load(compiler, native.FLAGS, cache)
+    assert not library.is_symlink()
+    assert native._digest(library) == native._recorded(library.with_suffix(".sha256"))
+
+
+PLANTED = """#include <cstdio>
+__attribute__((constructor)) static void run() { std::fclose(std::fopen("%s", "w")); }
+"""
+
+
+@pytest.mark.parametrize("how", ["writable", "link", "parent", "owner"])
+def test_a_planted_library_is_never_loaded(
+    compiler: tuple[str, ...], cache: Path, tmp_path: Path, how: str
+) -> None:
+    """Whoever may write the cache directory could put code there: it is not even looked at."""
+    library = native.built(compiler, native.FLAGS, cache)
+    trace = tmp_path / "executed"
+    source = tmp_path / "planted.cpp"
+    source.write_text(PLANTED % trace)
+    command = [*compiler, "-shared", "-fPIC", str(source), "-o", str(library)]
+    subprocess.run(command, check=True, capture_output=True)
+    library.with_suffix(".sha256").write_text(native._digest(library) or "")  # a careful attacker
+    used = cache
+    if how == "writable":
+        cache.chmod(0o777)
+    elif how == "link":
+        used = tmp_path / "link"
+        used.symlink_to(cache)
+    elif how == "parent":
+        (tmp_path / "shared").mkdir()
+        (tmp_path / "shared").chmod(0o777)
+        used = cache.rename(tmp_path / "shared" / "cache")
+    elif os.geteuid() == 0:
+        os.chown(cache, 12345, 12345)
+    else:
+        pytest.skip("only root can give a directory away")
+    function = native.load(compiler, native.FLAGS, used).cola_block_attention
+    assert function
+    assert not trace.exists()
+
+
+def test_a_relative_cache_directory_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "rel")
+    assert native.cache_directory() == Path.home() / ".cache" / "cola"
+
+
+def test_the_compiler_may_have_arguments(
+    compiler: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", f"{compiler[0]} -O0")
+    assert native.find_compiler() == (compiler[0], "-O0")
+    for nothing in ("", " "):
+        monkeypatch.setenv("CXX", nothing)
+        assert native.find_compiler() is None
 
 
 def test_other_shapes_and_types_are_left_to_torch() -> None:

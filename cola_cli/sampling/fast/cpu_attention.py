@@ -1,27 +1,33 @@
 """`cpu_attention.cpp`, built by this machine's C++ compiler when it is first needed.
 
-The library is kept in the user's cache directory under a name made from the source, the compiler and the
-processor. Where there is no compiler, or it fails, callers have torch's own operations. CXX names the
-compiler, as for other tools.
+The library is kept in the user's cache directory under a name that holds the digest of the source, the
+compiler, its flags and the processor; its own digest is kept beside it. What is loaded is code, so it is
+loaded only from a directory that nobody else can write, and only if its digest is right; otherwise it is
+built again, for this process alone where the cache directory is not private. Where there is no compiler, or
+it fails, callers use torch's own operations. CXX names the compiler and its arguments, as for other tools.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cola_cli.artifacts.files import atomic_file
+from cola_cli.artifacts.files import atomic_file, write_atomic
 from cola_cli.errors import ColaError
 
 SOURCE = Path(__file__).with_name("cpu_attention.cpp")
@@ -80,9 +86,9 @@ def library_function() -> Callable[..., None] | None:
         return None
     flags = (*FLAGS, *(["-fopenmp"] if sys.platform == "linux" else []))
     try:
-        library = ctypes.CDLL(str(built(compiler, flags, cache_directory())))
+        library = load(compiler, flags, cache_directory())
     except (ColaError, OSError, RuntimeError, subprocess.SubprocessError):
-        # no compiler that works, no home directory, or none to write in
+        # no compiler that works, or no directory to write in
         return None
     function = library.cola_block_attention
     function.argtypes = [*[ctypes.c_void_p] * TENSORS, *[ctypes.c_int64] * SIZES, ctypes.c_float]
@@ -90,32 +96,114 @@ def library_function() -> Callable[..., None] | None:
     return function
 
 
-def find_compiler() -> str | None:
-    """CXX where it is set, else the usual names."""
-    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "c++", "clang++"]
-    return next((path for name in names if (path := shutil.which(name))), None)
+def find_compiler() -> tuple[str, ...] | None:
+    """The compiler's path and its arguments: CXX where it is set, else the usual names."""
+    if "CXX" in os.environ:
+        commands = [shlex.split(os.environ["CXX"])]
+    else:
+        commands = [["g++"], ["c++"], ["clang++"]]
+    for name, *arguments in filter(None, commands):
+        if path := shutil.which(name):
+            return (path, *arguments)
+    return None
 
 
-def cache_directory() -> Path:
-    """Where cola keeps what it has built, see the XDG base directories."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cola"
+def cache_directory() -> Path | None:
+    """Where cola keeps what it has built; a relative XDG_CACHE_HOME is ignored, as the XDG rules say."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(named) if Path(named).is_absolute() else Path.home() / ".cache") / "cola"
+    except RuntimeError:  # no home directory
+        return None
 
 
-def built(compiler: str, flags: tuple[str, ...], directory: Path) -> Path:
-    """The library, built now if need be. Raises ColaError or subprocess.SubprocessError if that fails."""
-    source = SOURCE.read_bytes()
-    identity = "\n".join((compiler, *flags, platform.machine(), _processor()))
-    digest = hashlib.sha256(source + identity.encode()).hexdigest()
-    library = directory / f"block_attention-{digest[:16]}.so"
-    if not library.exists():
+def load(compiler: tuple[str, ...], flags: tuple[str, ...], cache: Path | None) -> ctypes.CDLL:
+    """The library from `cache` if that is private, else built for this process alone.
+
+    Raises ColaError, OSError or subprocess.SubprocessError if it cannot be built.
+    """
+    if cache is not None:
+        with contextlib.suppress(OSError):
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if is_private(cache) and os.access(cache, os.W_OK):
+            return ctypes.CDLL(str(built(compiler, flags, cache)))
+    with tempfile.TemporaryDirectory(
+        prefix="cola-"
+    ) as own:  # a loaded library needs its file no longer
+        return ctypes.CDLL(str(built(compiler, flags, Path(own))))
+
+
+def is_private(directory: Path) -> bool:
+    """Whether nobody but this user (and root) can put a file in `directory` or put another in its place.
+
+    The directory itself must be this user's and not a link; each directory above it must belong to this
+    user or root and not be writable for others, unless its sticky bit protects what lies in it.
+    """
+    try:
+        status = os.lstat(directory)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        if status.st_mode & 0o022:
+            return False
+        for above in directory.resolve().parents:
+            status = os.lstat(above)
+            if status.st_uid not in (0, os.geteuid()):
+                return False
+            if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def built(compiler: tuple[str, ...], flags: tuple[str, ...], directory: Path) -> Path:
+    """The library in `directory`, which must be private; built now unless a whole one is there.
+
+    Raises ColaError or subprocess.SubprocessError if that fails.
+    """
+    program = Path(compiler[0]).stat()
+    identity = (
+        *compiler,
+        program.st_size,
+        program.st_mtime_ns,
+        *flags,
+        platform.machine(),
+        _processor(),
+    )
+    digest = hashlib.sha256(
+        SOURCE.read_bytes() + "\n".join(map(str, identity)).encode()
+    ).hexdigest()
+    library = directory / f"block_attention-{digest[:32]}.so"
+    record = library.with_suffix(".sha256")
+    if _digest(library) is None or _digest(library) != _recorded(record):
         with atomic_file(library) as temporary:
-            command = [compiler, *flags, str(SOURCE), "-o", str(temporary)]
+            command = [*compiler, *flags, str(SOURCE), "-o", str(temporary)]
             subprocess.run(command, check=True, capture_output=True, timeout=BUILD_SECONDS)
+            made = _digest(temporary)
+        write_atomic(record, (made or "").encode())
     return library
 
 
+def _digest(file: Path) -> str | None:
+    """SHA-256 of a regular file of this user's that is not a link; None if it is missing or is not one."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with open(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return None
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _recorded(record: Path) -> str | None:
+    """The digest that was written when the library was built."""
+    return None if _digest(record) is None else record.read_text(encoding="ascii", errors="replace")
+
+
 def _processor() -> str:
-    """What the processor can do: a home directory may be that of several machines."""
+    """The processor's features: a home directory may be shared by several machines."""
     try:
         with open("/proc/cpuinfo") as stream:
             return next((line for line in stream if line.startswith(("flags", "Features"))), "")
