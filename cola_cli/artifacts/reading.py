@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cola_cli.errors import printable
 
 # A list of lists takes 25 times the bytes of its text in memory; this many values take 1 GiB at most.
@@ -58,6 +60,11 @@ def is_encodable(text: str) -> bool:
 
 def reason(error: object) -> str:
     """What an error says, as part of a sentence: one printable line, not too long."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(step) for step in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        return shown(f"{place}: {message}" if place else message)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()

@@ -1,51 +1,78 @@
-"""Shapes of the networks, as frozen dataclasses with closed-form parameter counts. Needs no torch."""
+"""Shapes of the networks, each declared once, with closed-form parameter counts. Needs no torch.
+
+A shape (`PriorShape`) is what a user may choose: the table `model` of a stage's settings. The config of a
+network (`PriorConfig`) adds what follows from the data, and is stored as `config.json` beside the weights.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TIMESTEP_CHANNELS = 256  # width of the sinusoidal timestep embedding
-# No network comes near, and a damaged config may say anything.
+# Far above any real network: a damaged config may hold any number.
 SIZE_LIMIT = 1 << 24  # of any dimension
 LAYER_LIMIT = 1 << 12
 
-Config = TypeVar("Config", "TextVAEConfig", "PriorConfig", "TransformerConfig")
+Size = Annotated[int, Field(ge=1, le=SIZE_LIMIT)]
+Layers = Annotated[int, Field(ge=1, le=LAYER_LIMIT)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextVAEConfig:
-    """Shape of the Text VAE.
+class Shape(BaseModel):
+    """A set of sizes: unknown names are refused, values do not change."""
 
-    block_size: latents that see one another in encoder and decoder; 1 is strictly causal.
-    patch_size: tokens per latent.
-    scaling_factor, shifting_factor: the prior works on (mean - shifting_factor) * scaling_factor.
-    """
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # the keys of config.json in the order in which they are written
+    KEYS: ClassVar[tuple[str, ...]]
 
-    vocab_size: int
-    encoder_layers: int = 4
-    decoder_layers: int = 4
-    dim: int = 1536
-    ffn_dim: int = 6144
-    latent_dim: int = 16
-    patch_size: int = 1
-    heads: int = 12
-    block_size: int = 1
-    norm_eps: float = 1e-6
-    rope_theta: float = 500_000.0
-    bias: bool = True
-    qk_bias: bool = False
-    scaling_factor: float = 1.0
-    shifting_factor: float = 0.0
+    def document(self) -> dict[str, Any]:
+        """The content of config.json; `model_validate(document, strict=True)` reads it back."""
+        return {key: getattr(self, key) for key in self.KEYS}
 
-    def __post_init__(self) -> None:
-        _require(self, 1, SIZE_LIMIT, "vocab_size", "dim", "ffn_dim", "latent_dim", "patch_size")
-        _require(self, 1, SIZE_LIMIT, "heads", "block_size")
-        _require(self, 0, LAYER_LIMIT, "encoder_layers", "decoder_layers")
+
+class TextVAEShape(Shape):
+    """Sizes of the Text VAE. Defaults: Cola DLM paper, 0.5 B parameters."""
+
+    encoder_layers: Layers = Field(default=4, description="Blocks of the encoder.")
+    decoder_layers: Layers = Field(default=4, description="Blocks of the decoder.")
+    dim: Size = Field(default=1536, description="Width of the residual stream.")
+    ffn_dim: Size = Field(default=6144, description="Width before SwiGLU halves it; even.")
+    heads: Size = Field(default=12, description="Attention heads; dim is a multiple of 2 x heads.")
+    latent_dim: Size = Field(default=16, ge=2, description="d, channels of a latent.")
+    patch_size: Size = Field(default=1, description="Tokens per latent.")
+    block_size: Size = Field(
+        default=1, description="Latents that see one another in encoder and decoder; 1: causal."
+    )
+    norm_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
+    rope_theta: float = Field(default=500_000.0, gt=0, description="Base of the rotary embedding.")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> TextVAEShape:
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim {self.dim} must be divisible by 2 x heads ({2 * self.heads})")
         if self.ffn_dim % 2:
             raise ValueError(f"ffn_dim {self.ffn_dim} must be even (SwiGLU halves it)")
+        return self
+
+
+class TextVAEConfig(TextVAEShape):
+    """Everything that fixes the function of a Text VAE but its weights."""
+
+    KEYS = (
+        "vocab_size", "encoder_layers", "decoder_layers", "dim", "ffn_dim", "latent_dim", "patch_size",
+        "heads", "block_size", "norm_eps", "rope_theta", "bias", "qk_bias", "scaling_factor",
+        "shifting_factor",
+    )  # fmt: skip
+
+    vocab_size: Size = Field(description="Tokens of the vocabulary.")
+    bias: bool = Field(default=True, description="Whether linear layers have a bias.")
+    qk_bias: bool = Field(
+        default=False, description="Whether queries, keys and values have a bias."
+    )
+    # the prior works on (mean - shifting_factor) * scaling_factor
+    scaling_factor: float = Field(default=1.0, description="Factor on shifted latents.")
+    shifting_factor: float = Field(default=0.0, description="Subtracted from the latents.")
 
     @property
     def mask_token_id(self) -> int:
@@ -68,30 +95,39 @@ class TextVAEConfig:
         return (self.encoder_layers + self.decoder_layers) * block + encoder + decoder
 
 
-@dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-    """Shape of the block-causal diffusion transformer.
+class PriorShape(Shape):
+    """Sizes of the block-causal diffusion transformer. Defaults: Cola DLM paper, 1.8 B parameters."""
 
-    block_size: latents denoised together. rope_dim: channels of a head that are rotated.
-    """
+    layers: Layers = Field(default=24, description="Blocks of the transformer.")
+    dim: Size = Field(default=2048, description="Width of the residual stream.")
+    heads: Size = Field(default=16, description="Attention heads.")
+    head_dim: Size = Field(default=128, ge=2, description="Channels of a head.")
+    expand_ratio: Size = Field(default=4, description="Width of the feed-forward layer / dim.")
+    rope_dim: int = Field(
+        default=96, ge=0, description="Channels of a head that are rotated; even."
+    )
+    block_size: Size = Field(default=16, description="Latents denoised together.")
+    norm_eps: float = Field(default=1e-5, gt=0, description="Epsilon of the layer norms.")
+    qk_bias: bool = Field(
+        default=False, description="Whether queries, keys and values have a bias."
+    )
 
-    latent_dim: int = 16
-    dim: int = 2048
-    heads: int = 16
-    head_dim: int = 128
-    expand_ratio: int = 4
-    layers: int = 24
-    norm_eps: float = 1e-5
-    qk_bias: bool = False
-    rope_dim: int = 96
-    block_size: int = 16
-
-    def __post_init__(self) -> None:
-        _require(self, 1, SIZE_LIMIT, "latent_dim", "dim", "heads", "head_dim", "expand_ratio")
-        _require(self, 1, SIZE_LIMIT, "block_size")
-        _require(self, 0, LAYER_LIMIT, "layers")
-        if self.rope_dim % 2 or not 0 <= self.rope_dim <= self.head_dim:
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> PriorShape:
+        if self.rope_dim % 2 or self.rope_dim > self.head_dim:
             raise ValueError(f"rope_dim {self.rope_dim} must be even and at most {self.head_dim}")
+        return self
+
+
+class PriorConfig(PriorShape):
+    """Everything that fixes the function of a prior but its weights."""
+
+    KEYS = (
+        "latent_dim", "dim", "heads", "head_dim", "expand_ratio", "layers", "norm_eps", "qk_bias",
+        "rope_dim", "block_size",
+    )  # fmt: skip
+
+    latent_dim: Size = Field(default=16, description="d, channels of a latent.")
 
     def parameter_count(self) -> int:
         """Number of weights: 1,829,875,728 at the paper's size."""
@@ -105,29 +141,36 @@ class PriorConfig:
         return self.layers * block + timestep + ends + 2 * dim + 2 * dim * (dim + 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """Shape of the baselines' transformer over tokens (LLaMA style).
+class TransformerShape(Shape):
+    """Sizes of the baselines' transformer (LLaMA style). Defaults: matched to the paper's prior."""
 
-    causal: next-token prediction; otherwise every token sees every other, and the embedding has one more
-    row for the mask token (LLaDA).
-    """
+    layers: Layers = Field(default=27, description="Blocks of the transformer.")
+    dim: Size = Field(default=2048, description="Width of the residual stream.")
+    ffn_dim: Size = Field(default=8192, description="Width of the feed-forward layer.")
+    heads: Size = Field(default=16, description="Attention heads.")
+    head_dim: Size = Field(default=128, ge=2, description="Channels of a head; even.")
+    norm_eps: float = Field(default=1e-5, gt=0, description="Epsilon of the RMS norms.")
+    rope_theta: float = Field(default=10_000.0, gt=0, description="Base of the rotary embedding.")
 
-    vocab_size: int
-    causal: bool
-    layers: int = 27
-    dim: int = 2048
-    ffn_dim: int = 8192
-    heads: int = 16
-    head_dim: int = 128
-    norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-
-    def __post_init__(self) -> None:
-        _require(self, 1, SIZE_LIMIT, "vocab_size", "dim", "ffn_dim", "heads", "head_dim")
-        _require(self, 1, LAYER_LIMIT, "layers")
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> TransformerShape:
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even")
+        return self
+
+
+class TransformerConfig(TransformerShape):
+    """Everything that fixes the function of a baseline's network but its weights."""
+
+    KEYS = (
+        "vocab_size", "causal", "layers", "dim", "ffn_dim", "heads", "head_dim", "norm_eps", "rope_theta",
+    )  # fmt: skip
+
+    vocab_size: Size = Field(description="Tokens of the vocabulary.")
+    causal: bool = Field(
+        description="Next-token prediction; otherwise every token sees every other, and the embedding has"
+        " one more row for the mask token (LLaDA)."
+    )
 
     @property
     def mask_token_id(self) -> int:
@@ -163,19 +206,3 @@ def matched_sizes(prior: PriorConfig) -> dict[str, int]:
     }
     layer = TransformerConfig(vocab_size=1, causal=True, **sizes).layer_parameter_count()
     return sizes | {"layers": max(1, round(prior.parameter_count() / layer))}
-
-
-def with_floats(config: Config) -> Config:
-    """The config with floats that are floats: JSON may write one as an integer of any size.
-
-    Raises OverflowError where no float is so large.
-    """
-    names = [field.name for field in fields(config) if field.type == "float"]
-    floats: dict[str, Any] = {name: float(getattr(config, name)) for name in names}
-    return replace(config, **floats)
-
-
-def _require(config: object, least: int, most: int, *names: str) -> None:
-    for name in names:
-        if not least <= getattr(config, name) <= most:
-            raise ValueError(f"{name} must be from {least} to {most}, not {getattr(config, name)}")

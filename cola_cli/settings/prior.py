@@ -6,22 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from cola_cli.models.config import PriorShape
 from cola_cli.settings.resolve import Settings
 from cola_cli.settings.training import Mask, Optimizer, Train
-
-
-class PriorModel(Settings):
-    """Sizes of the block-causal prior; the latent dimension comes from the latents."""
-
-    layers: int = Field(default=24, ge=1)
-    dim: int = Field(default=2048, ge=1)
-    heads: int = Field(default=16, ge=1)
-    head_dim: int = Field(default=128, ge=2)
-    expand_ratio: int = Field(default=4, ge=1)
-    rope_dim: int = Field(default=96, ge=0)
-    block_size: int = Field(default=16, ge=1)
-    norm_eps: float = Field(default=1e-5, gt=0)
-    qk_bias: bool = False
 
 
 class Timesteps(Settings):
@@ -68,7 +55,7 @@ class PriorSettings(Settings):
     """Everything that `cola train prior` can be told."""
 
     mode: Literal["frozen", "joint"] = "frozen"
-    model: PriorModel = PriorModel()
+    model: PriorShape = PriorShape()
     timesteps: Timesteps = Timesteps()
     data: FlowData = FlowData()
     loss: JointLoss = JointLoss()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.artifacts.reading import reason
 from cola_cli.cost import plan
 from cola_cli.cost import training as flops
 from cola_cli.errors import UsageError
@@ -28,7 +29,7 @@ def model_config(kind: Baseline, tokens: Artifact, settings: BaselineSettings) -
             vocab_size=vocabulary, causal=kind == "autoregressive", **settings.model.model_dump()
         )
     except ValueError as error:
-        raise UsageError(f"baseline.model: {error}.", "Choose other sizes.") from error
+        raise UsageError(f"baseline.model: {reason(error)}.", "Choose other sizes.") from error
 
 
 def matched_settings(prior_path: Path) -> dict[str, Any]:

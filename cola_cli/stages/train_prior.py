@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.artifacts.reading import reason
 from cola_cli.cost import plan
 from cola_cli.cost import training as flops
 from cola_cli.errors import InputError, UsageError
@@ -25,7 +26,7 @@ def model_config(latents: Artifact, settings: PriorSettings) -> PriorConfig:
     try:
         config = PriorConfig(latent_dim=channels, **settings.model.model_dump())
     except ValueError as error:
-        raise UsageError(f"prior.model: {error}.", "Choose other sizes.") from error
+        raise UsageError(f"prior.model: {reason(error)}.", "Choose other sizes.") from error
     for size in (config.block_size, *settings.data.block_sizes):
         if size < 1 or positions % size:
             raise UsageError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.artifacts.reading import reason
 from cola_cli.cost import plan
 from cola_cli.cost import training as flops
 from cola_cli.errors import UsageError
@@ -24,7 +25,7 @@ def model_config(tokens: Artifact, settings: VAESettings) -> TextVAEConfig:
     try:
         config = TextVAEConfig(vocab_size=statistics["vocab_size"], **settings.model.model_dump())
     except ValueError as error:
-        raise UsageError(f"vae.model: {error}.", "Choose other sizes.") from error
+        raise UsageError(f"vae.model: {reason(error)}.", "Choose other sizes.") from error
     step = config.patch_size * config.block_size
     if statistics["seq_len"] % step:
         raise UsageError(

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from cola_cli.artifacts.artifact import text_digest
 from cola_cli.artifacts.manifest import canonical_json, read_manifest
+from cola_cli.artifacts.reading import reason
 from cola_cli.cost import training as flops
 from cola_cli.errors import UsageError
-from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
+from cola_cli.models.config import PriorConfig, Shape, TextVAEConfig, TransformerConfig
 from cola_cli.settings import Settings, nearest, resolve, result_settings
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.encode import EncodeSettings
@@ -297,11 +298,13 @@ class _Planner:
             problem = error.problem.removeprefix("--set: ")
             raise UsageError(f"{self.name}: {problem}", error.remedy) from error
 
-    def _possible(self, shape: Any, table: str, model: Settings, **further: Any) -> Any:
+    def _possible(self, shape: Any, table: str, model: Shape, **further: Any) -> Any:
         try:
             return shape(**model.model_dump(), **further)
         except ValueError as error:
-            raise UsageError(f"{self.name}: {table}: {error}.", "Choose other sizes.") from error
+            raise UsageError(
+                f"{self.name}: {table}: {reason(error)}.", "Choose other sizes."
+            ) from error
 
     def _steps(
         self, steps: int, batch: int, parameters: int, a_step: float, shared: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -14,14 +13,13 @@ from cola_cli.artifacts import Artifact, Writer
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.artifacts.reading import read_json, reason, shown
 from cola_cli.errors import DamagedArtifact
-from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig, with_floats
+from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import rotary_frequencies
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.models.transformer import Transformer
 
 CONFIG_LIMIT = 1 << 20  # bytes
-NUMBERS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 TRANSFORMER = "transformer"  # the folder of a baseline's network
 
 
@@ -36,7 +34,7 @@ def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: A
     """Write the weights and the config of a network."""
     with writer.file(f"{name}/model.safetensors") as temporary:
         save_file({key: value.contiguous() for key, value in state.items()}, temporary)
-    writer.write(f"{name}/config.json", pretty_json(dataclasses.asdict(config)))
+    writer.write(f"{name}/config.json", pretty_json(config.document()))
 
 
 def load_vae(artifact: Artifact) -> TextVAE:
@@ -88,12 +86,8 @@ def transformer_config(artifact: Artifact) -> TransformerConfig:
 def _config(artifact: Artifact, name: str, kind: Any) -> Any:
     path = artifact.file(f"{name}/config.json")
     try:
-        config = kind(**read_json(path, CONFIG_LIMIT))
-        for field in dataclasses.fields(kind):
-            if type(getattr(config, field.name)) not in NUMBERS[str(field.type)]:
-                raise ValueError(f"{field.name} is no {field.type}")
-        return with_floats(config)
-    except (ValueError, TypeError, OverflowError) as error:
+        return kind.model_validate(read_json(path, CONFIG_LIMIT), strict=True)
+    except ValueError as error:
         raise DamagedArtifact(
             f"{path} is no configuration of a network ({reason(error)}).",
             "Restore it from a copy, or run the stage that made it again with --overwrite.",

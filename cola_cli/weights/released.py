@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cola_cli.artifacts.reading import parse_json, reason, shown
 from cola_cli.errors import InputError
-from cola_cli.models.config import Config, PriorConfig, TextVAEConfig, with_floats
+from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import rotary_frequencies
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.weights.tensors import read_tensors
+
+_Config = TypeVar("_Config", TextVAEConfig, PriorConfig)
 
 ROOT, VAE, PRIOR = "cola_dlm", "cola_vae", "cola_dit"
 TOKENIZER = "tokenizer.json"
@@ -295,11 +298,11 @@ def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tupl
 
 def _config(
     path: Path,
-    kind: type[Config],
+    kind: type[_Config],
     names: dict[str, str],
     absent: dict[str, Any],
     fixed: dict[str, tuple[Any, ...]],
-) -> Config:
+) -> _Config:
     try:
         if path.stat().st_size > CONFIG_LIMIT:
             raise ValueError("it is too large")
@@ -322,19 +325,14 @@ def _config(
                 "cola computes the released model's mathematics; this config asks for another.",
             )
     settings = {ours: document.get(theirs, absent[theirs]) for ours, theirs in names.items()}
-    for ours, theirs in names.items():
-        expected = type(absent[theirs])
-        value = settings[ours]
-        accepted = (int, float) if expected is float else (expected,)
-        if not isinstance(value, accepted) or (expected is int and isinstance(value, bool)):
-            raise InputError(
-                f"{path}: {theirs} = {shown(repr(value))} is not of type {expected.__name__}.",
-                "Correct it.",
-            )
     try:
-        return with_floats(kind(**settings))
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{path}: {reason(error)}.", "Correct it.") from error
+        return kind.model_validate(settings, strict=True)
+    except ValidationError as error:
+        ours = next(iter(error.errors()[0]["loc"]), None)
+        why = reason(error)
+        if ours is not None:
+            why = f"{names[str(ours)]} = {shown(repr(settings[str(ours)]))} is not possible ({why})"
+        raise InputError(f"{path}: {why}.", "Correct it.") from error
 
 
 def _check_prior(path: Path, config: PriorConfig) -> None:

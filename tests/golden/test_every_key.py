@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -289,7 +288,7 @@ def training_outputs(tag: str) -> Tensor:
     """Clean halves as plain passes at t = 0, noisy halves through the training layout."""
     model, found = golden.detail_model(), []
     for index, block in enumerate(flow_case(tag)["block_sizes"]):
-        model.prior.config = replace(model.prior.config, block_size=block)
+        model.prior.config = model.prior.config.model_copy(update={"block_size": block})
         found.append(model.velocity(golden.detail()[f"fm/z0/{index}"][None], 0.0)[0])
         found.append(noisy_velocity(model.prior, tag, index))
     return torch.cat(found)

@@ -200,7 +200,7 @@ def _edit_tensors(checkpoint: Path, part: str, **changes: torch.Tensor | None) -
         (lambda c: _edit_config(c, "cola_dit", num_layers=4), "blocks.3.* is missing"),
         (lambda c: _edit_config(c, "cola_vae", dim=66), "config.json: dim 66 must be divisible"),
         (lambda c: _edit_config(c, "cola_vae", post_norm=False), "post_norm = False is not supported"),
-        (lambda c: _edit_config(c, "cola_vae", latent_dim="8"), "latent_dim = '8' is not of type int"),
+        (lambda c: _edit_config(c, "cola_vae", latent_dim="8"), "latent_dim = '8' is not possible"),
         (lambda c: _edit_config(c, "cola_dit", emb_dim=32), "emb_dim = 32"),
         (lambda c: _edit_config(c, "cola_dit", txt_in_channels=4, txt_out_channels=4), "8 latent channels"),
         (lambda c: shutil.rmtree(c / "cola_dlm/cola_dit"), "lacks cola_dlm/cola_vae"),
