@@ -1,18 +1,129 @@
-"""Floating-point operations that training needs, in closed form, and what the machine can do.
+"""What a training step takes, in closed form: parameters, floating-point operations, memory. Needs no torch.
 
-Counted is what the mathematics needs and no more: products of matrices, and attention over the pairs that
-the block-causal rule allows. A multiplication with its addition is two operations; a backward pass costs
-two forward passes.
+Counts only what the mathematics needs: products of matrices, and attention over the pairs that the
+block-causal rule allows. A multiplication with its addition is two operations; a backward pass costs two
+forward passes. Memory is that of the tensors which the backward pass of the code keeps.
 """
 
 from __future__ import annotations
 
-import functools
-import time
+from dataclasses import dataclass
+from typing import Any
 
 from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig, TextVAEConfig, TransformerConfig
+from cola_cli.settings.prior import PriorSettings
+from cola_cli.settings.training import Mask, Optimizer, Train
+from cola_cli.settings.vae import VAESettings
 
 BACKWARD_TOO = 3  # forward and backward
+FLOAT = 4  # bytes
+# Under bf16 autocast matrices keep half precision for the backward pass, norms and rotations float32.
+BF16_SHARE = 0.57
+# The C allocator of a CPU process holds more than what is alive: measured 1.40 to 1.44 for both networks.
+CPU_SLACK = 1.4
+HEAD_COPIES = 3  # of the logits at the loss: themselves, their log-softmax, its gradient
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training a model takes.
+
+    parameters: all that are trained. core_parameters: without embeddings and head, as the paper counts and
+    matches models. flops: operations of a step on the global batch. activations: float32 bytes that the
+    backward pass of a micro-batch keeps.
+    """
+
+    parameters: int
+    core_parameters: int
+    flops: float
+    activations: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is planned for: the device, its precision, and the bytes in use before training begins."""
+
+    device: str
+    bf16: bool
+    held_bytes: float
+
+
+def training_plan(
+    cost: Cost, train: Train, optim: Optimizer, place: Place, length: int
+) -> dict[str, Any]:
+    """Steps, tokens, operations and memory of a run on one process, `length` tokens a sequence."""
+    # weight, gradient and moments; Muon keeps one moment of the matrices, which are nearly everything
+    copies = (3 if optim.name == "muon" else 4) + (1 if train.ema_decay else 0)
+    state = cost.parameters * FLOAT * copies
+    held = cost.activations * (BF16_SHARE if place.bf16 else 1.0)
+    held *= CPU_SLACK if place.device == "cpu" else 1.0
+    return {
+        "device": place.device,
+        "parameters": cost.parameters,
+        "steps": train.steps,
+        "tokens": train.steps * train.batch_size * length,
+        "flops_per_step": cost.flops,
+        "flops": cost.flops * train.steps,
+        "state_bytes": float(state),
+        "activation_bytes": held,
+        "memory_bytes": state + held + place.held_bytes,
+    }
+
+
+def text_vae_cost(config: TextVAEConfig, settings: VAESettings, length: int) -> Cost:
+    """Training the Text VAE on sequences of `length` tokens, the masked copy included."""
+    train, masked = settings.train, _masked_share(settings.mask)
+    return Cost(
+        parameters=config.parameter_count(),
+        core_parameters=config.parameter_count(),
+        flops=text_vae_training(config, train.batch_size, length, masked),
+        activations=text_vae_activations(config, train, length, masked),
+    )
+
+
+def prior_cost(
+    config: PriorConfig, vae: TextVAEConfig, settings: PriorSettings, length: int
+) -> Cost:
+    """Training the prior on sequences of `length` tokens, and the VAE with it in joint mode.
+
+    The reference posterior is read from the latents and costs nothing. Block sizes other than the model's
+    count as its own.
+    """
+    train, positions = settings.train, length // vae.patch_size
+    parameters = core = config.parameter_count()
+    operations = prior_training(config, train.batch_size, positions)
+    activations = prior_activations(config, train, positions)
+    if settings.mode == "joint":
+        masked = _masked_share(settings.mask)
+        parameters += vae.parameter_count()
+        operations += text_vae_training(vae, train.batch_size, length, masked)
+        activations += text_vae_activations(vae, train, length, masked)
+    return Cost(parameters, core, operations, activations)
+
+
+def next_token_cost(config: TransformerConfig, train: Train, length: int) -> Cost:
+    """Training a causal transformer: every token but the last is passed, and predicts the one after it."""
+    return _transformer_cost(config, train, length - 1, length - 1)
+
+
+def masked_diffusion_cost(config: TransformerConfig, train: Train, length: int) -> Cost:
+    """Training a bidirectional transformer; the half of the tokens that is masked on average is predicted."""
+    return _transformer_cost(config, train, length, length / 2)
+
+
+def _transformer_cost(
+    config: TransformerConfig, train: Train, passed: int, predicted: float
+) -> Cost:
+    return Cost(
+        parameters=config.parameter_count(),
+        core_parameters=config.core_parameter_count(),
+        flops=transformer_training(config, train.batch_size, passed, predicted),
+        activations=transformer_activations(config, train, passed, predicted / passed),
+    )
+
+
+def _masked_share(mask: Mask) -> float:
+    return mask.fraction if mask.weight else 0.0
 
 
 def causal_pairs(length: int, block_size: int) -> int:
@@ -116,28 +227,41 @@ def transformer_training(
     return BACKWARD_TOO * transformer_forward(config, rows, length, head_tokens)
 
 
-@functools.cache  # a study trains many models in one process
-def matrix_rate(device: str, bf16: bool, dim: int, rows: int) -> float:
-    """Measured operations a second of (rows, dim) x (dim, 4 dim) products on the device; takes 0.3 s."""
-    import torch
+def text_vae_activations(
+    config: TextVAEConfig, train: Train, length: int, masked_share: float
+) -> float:
+    """Bytes that the backward pass of the Text VAE keeps, float32, from the tensors of the code."""
+    rows = train.micro_batch or train.batch_size
+    positions = rows * length // config.patch_size * (2 if masked_share else 1)
+    layers = config.encoder_layers + config.decoder_layers
+    block = 12 * config.dim + 2 * config.ffn_dim
+    kept = block + layers * config.dim if train.activation_checkpointing else layers * block
+    head = rows * length * (1 + masked_share) * HEAD_COPIES * config.vocab_size
+    return FLOAT * (positions * (kept + 4 * config.dim) + head)
 
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    left = torch.randn(rows, dim, device=device, dtype=dtype)
-    right = torch.randn(dim, 4 * dim, device=device, dtype=dtype)
-    out = torch.empty(rows, 4 * dim, device=device, dtype=dtype)
 
-    def wait() -> None:
-        if left.is_cuda:
-            torch.cuda.synchronize()
+def prior_activations(config: PriorConfig, train: Train, length: int) -> float:
+    """Bytes that the backward pass of the prior keeps, float32, from the tensors of the code."""
+    rows = train.micro_batch or train.batch_size
+    positions = rows * (2 * length - config.block_size)
+    inner = config.heads * config.head_dim
+    block = 8 * config.dim + 8 * inner + 2 * config.expand_ratio * config.dim
+    kept = config.layers * block
+    if train.activation_checkpointing:
+        kept = block + config.layers * (config.dim + 2 * inner)
+    return FLOAT * positions * (kept + 4 * config.dim)
 
-    best = 0.0
-    end = time.perf_counter() + 0.3
-    while time.perf_counter() < end:
-        wait()
-        begin = time.perf_counter()
-        for _ in range(4):
-            torch.mm(left, right, out=out)
-        wait()
-        rate = 4 * 2.0 * rows * dim * 4 * dim / (time.perf_counter() - begin)
-        best = max(best, rate)
-    return best
+
+def transformer_activations(
+    config: TransformerConfig, train: Train, length: int, head_share: float
+) -> float:
+    """Bytes that the backward pass of a baseline keeps, float32, from the tensors of the code."""
+    rows = train.micro_batch or train.batch_size
+    positions = rows * length
+    inner = config.heads * config.head_dim
+    block = 4 * config.dim + 6 * inner + 4 * config.ffn_dim
+    kept = config.layers * block
+    if train.activation_checkpointing:
+        kept = block + config.layers * config.dim
+    head = head_share * HEAD_COPIES * config.vocab_size
+    return FLOAT * positions * (kept + 2 * config.dim + head)

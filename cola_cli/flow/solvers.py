@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Method = Literal["euler", "heun", "midpoint"]
 # velocity(z, evaluation): `evaluation` numbers the calls, in the order of `evaluation_times`
-Velocity = Callable[[Tensor, int], Tensor]
+Velocity = Callable[["Tensor", int], "Tensor"]
 
 
 def uniform_grid(steps: int) -> list[float]:

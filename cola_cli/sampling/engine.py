@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from cola_cli.cost.memory import PORTION, length_bucket, row_bucket
+from cola_cli.cost.sampling import PORTION, length_bucket, row_bucket
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.cache import CausalAttention, KeyValueCache, runs

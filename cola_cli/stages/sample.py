@@ -195,7 +195,7 @@ def plan_sampling(
         if artifact.manifest.kind in MODELS[1:]:
             return _plan_baseline(artifact, settings)
     from cola_cli.api import read_configs, read_tokenizer
-    from cola_cli.cost.memory import Load, cache_bytes, workspace_bytes
+    from cola_cli.cost.sampling import Load, cache_bytes, workspace_bytes
     from cola_cli.flow.solvers import chosen_grid, evaluation_times
     from cola_cli.machine.processes import pick_device
 

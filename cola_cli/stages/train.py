@@ -14,6 +14,7 @@ from cola_cli.artifacts import Artifact, Output, Writer
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
 from cola_cli.corpus.sequences import Sequences
+from cola_cli.cost.training import Cost
 from cola_cli.machine.processes import World, joined
 from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.reporting import Reporter, Silent
@@ -46,7 +47,7 @@ def run_training(
     threads: int | None,
     trained: tuple[str, ...],
     copied: tuple[str, ...],
-    parameters: int,
+    cost: Cost,
     keep: dict[str, Any],
 ) -> Outcome:
     """Train on the sequences of `source` and commit the artifact.
@@ -69,7 +70,7 @@ def run_training(
         if not world.largest(int(whole))[0]:
             if writer is not None:
                 writer.discard(*files)
-            _train(output.path, source, networks, train, optim, reporter, world, writer)
+            _train(output.path, source, networks, train, optim, reporter, world, writer, cost)
         world.wait()
         if writer is None:
             return Outcome(output.path, True)
@@ -78,7 +79,7 @@ def run_training(
         for name in copied:
             writer.write(name, source.file(name).read_bytes())
         remove_all(output.path / CHECKPOINTS)
-        statistics = {"parameters": parameters} | keep | _figures(output.path)
+        statistics = {"parameters": cost.parameters} | keep | _figures(output.path)
         writer.finish(statistics)
         return Outcome(output.path, True, statistics)
 
@@ -92,6 +93,7 @@ def _train(
     reporter: Reporter,
     world: World,
     writer: Writer | None,
+    cost: Cost,
 ) -> None:
     import torch
 
@@ -106,6 +108,7 @@ def _train(
         path,
         world,
         reporter if world.leads else Silent(),
+        cost.flops,
     )
     training.run()
     training.averaged()

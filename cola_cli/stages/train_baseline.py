@@ -7,15 +7,15 @@ from typing import Any, Literal
 
 from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.artifacts.reading import reason
-from cola_cli.cost import plan
-from cola_cli.cost import training as flops
+from cola_cli.cost.training import Cost, masked_diffusion_cost, next_token_cost, training_plan
 from cola_cli.errors import UsageError
 from cola_cli.models.config import PriorConfig, TransformerConfig, matched_sizes
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.prior import PriorSettings
-from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.settings.training import Train
+from cola_cli.stages.outcome import Outcome, place, up_to_date
 
 Baseline = Literal["autoregressive", "llada"]
 STAGES: dict[Baseline, str] = {"autoregressive": "train ar", "llada": "train llada"}
@@ -54,11 +54,10 @@ def match_report(prior_path: Path, config: TransformerConfig) -> dict[str, Any]:
     return {"matched_to": prior, "core_parameters": core, "match_ratio": core / prior}
 
 
-def step_flops(config: TransformerConfig, settings: BaselineSettings, length: int) -> float:
-    """Operations of a training step on sequences of `length` tokens; half of LLaDA's are predicted."""
-    passed = length - 1 if config.causal else length
-    predicted = passed if config.causal else length / 2
-    return flops.transformer_training(config, settings.train.batch_size, passed, predicted)
+def training_cost(kind: Baseline, config: TransformerConfig, train: Train, length: int) -> Cost:
+    """What training on sequences of `length` tokens takes."""
+    cost = next_token_cost if kind == "autoregressive" else masked_diffusion_cost
+    return cost(config, train, length)
 
 
 def matched_to(config: PriorConfig, settings: PriorSettings) -> dict[str, Any]:
@@ -73,18 +72,10 @@ def plan_baseline(
     """What training would take: parameters, memory, operations, steps. Touches nothing."""
     tokens = Artifact.open(tokens_path, "tokens")
     config = model_config(kind, tokens, settings)
-    train, length = settings.train, tokens.manifest.statistics["seq_len"]
-    predicted = length - 1 if config.causal else length / 2
-    passed = length - 1 if config.causal else length
-    return plan.training_plan(
-        train,
-        settings.optim,
-        plan.machine(device, train),
-        parameters=config.parameter_count(),
-        flops_per_step=step_flops(config, settings, length),
-        activations=plan.transformer_activations(config, train, passed, predicted / passed),
-        tokens_per_step=train.batch_size * length,
-    )
+    length = tokens.manifest.statistics["seq_len"]
+    cost = training_cost(kind, config, settings.train, length)
+    here = place(device, settings.train)
+    return training_plan(cost, settings.train, settings.optim, here, length)
 
 
 def train_baseline(
@@ -143,7 +134,7 @@ def train_baseline(
         threads,
         trained=(TRANSFORMER,),
         copied=("tokenizer.json",),
-        parameters=config.parameter_count(),
+        cost=training_cost(kind, config, settings.train, length),
         keep={
             "core_parameters": config.core_parameter_count(),
             "seq_len": length,

@@ -7,14 +7,13 @@ from typing import Any
 
 from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.artifacts.reading import reason
-from cola_cli.cost import plan
-from cola_cli.cost import training as flops
+from cola_cli.cost.training import prior_cost, training_plan
 from cola_cli.errors import InputError, UsageError
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.prior import PriorSettings
-from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.outcome import Outcome, place, up_to_date
 
 STAGE = "train prior"
 VAE_FILES = ("vae/config.json", "vae/model.safetensors")
@@ -49,44 +48,14 @@ def vae_config(latents: Artifact) -> TextVAEConfig:
     return vae_config(latents)
 
 
-def step_flops(
-    config: PriorConfig, vae: TextVAEConfig, settings: PriorSettings, length: int
-) -> float:
-    """Operations of a training step on sequences of `length` tokens, those of a moving VAE included.
-
-    The reference posterior is read from the latents and costs none.
-    """
-    rows = settings.train.batch_size
-    needed = flops.prior_training(config, rows, length // vae.patch_size)
-    if settings.mode == "joint":
-        masked = settings.mask.fraction if settings.mask.weight else 0.0
-        needed += flops.text_vae_training(vae, rows, length, masked)
-    return needed
-
-
 def plan_prior(latents_path: Path, settings: PriorSettings, device: str = "auto") -> dict[str, Any]:
     """What training would take: parameters, memory, operations, steps. Touches nothing."""
     latents = Artifact.open(latents_path, "latents")
     config = model_config(latents, settings)
-    positions = latents.manifest.statistics["latent_shape"][0]
     length = latents.manifest.statistics["seq_len"]
-    train = settings.train
-    vae = vae_config(latents)
-    parameters = config.parameter_count()
-    activations = plan.prior_activations(config, train, positions)
-    if settings.mode == "joint":
-        masked = settings.mask.fraction if settings.mask.weight else 0.0
-        parameters += vae.parameter_count()
-        activations += plan.text_vae_activations(vae, train, length, masked)
-    return plan.training_plan(
-        train,
-        settings.optim,
-        plan.machine(device, train),
-        parameters=parameters,
-        flops_per_step=step_flops(config, vae, settings, length),
-        activations=activations,
-        tokens_per_step=train.batch_size * length,
-    )
+    cost = prior_cost(config, vae_config(latents), settings, length)
+    here = place(device, settings.train)
+    return training_plan(cost, settings.train, settings.optim, here, length)
 
 
 def require_maker(latents: Artifact, vae_path: Path) -> None:
@@ -131,9 +100,6 @@ def train_prior(
 
     statistics = latents.manifest.statistics
     joint = settings.mode == "joint"
-    parameters = config.parameter_count()
-    if joint:
-        parameters += vae_config(latents).parameter_count()
 
     def networks() -> Networks:
         import numpy as np
@@ -168,6 +134,6 @@ def train_prior(
         threads,
         trained=("vae", "prior") if joint else ("prior",),
         copied=("tokenizer.json",) if joint else ("tokenizer.json", *VAE_FILES),
-        parameters=parameters,
+        cost=prior_cost(config, vae_config(latents), settings, statistics["seq_len"]),
         keep={name: statistics[name] for name in ("seq_len", "latent_shape", "end_of_text_id")},
     )

@@ -7,14 +7,13 @@ from typing import Any
 
 from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.artifacts.reading import reason
-from cola_cli.cost import plan
-from cola_cli.cost import training as flops
+from cola_cli.cost.training import text_vae_cost, training_plan
 from cola_cli.errors import UsageError
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.vae import VAESettings
-from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.outcome import Outcome, place, up_to_date
 
 STAGE = "train vae"
 
@@ -36,27 +35,14 @@ def model_config(tokens: Artifact, settings: VAESettings) -> TextVAEConfig:
     return config
 
 
-def step_flops(config: TextVAEConfig, settings: VAESettings, length: int) -> float:
-    """Operations of a training step on sequences of `length` tokens, the masked copy included."""
-    masked = settings.mask.fraction if settings.mask.weight else 0.0
-    return flops.text_vae_training(config, settings.train.batch_size, length, masked)
-
-
 def plan_vae(tokens_path: Path, settings: VAESettings, device: str = "auto") -> dict[str, Any]:
     """What training would take: parameters, memory, operations, steps. Touches nothing."""
     tokens = Artifact.open(tokens_path, "tokens")
     config = model_config(tokens, settings)
-    train, length = settings.train, tokens.manifest.statistics["seq_len"]
-    masked = settings.mask.fraction if settings.mask.weight else 0.0
-    return plan.training_plan(
-        train,
-        settings.optim,
-        plan.machine(device, train),
-        parameters=config.parameter_count(),
-        flops_per_step=step_flops(config, settings, length),
-        activations=plan.text_vae_activations(config, train, length, masked),
-        tokens_per_step=train.batch_size * length,
-    )
+    length = tokens.manifest.statistics["seq_len"]
+    cost = text_vae_cost(config, settings, length)
+    here = place(device, settings.train)
+    return training_plan(cost, settings.train, settings.optim, here, length)
 
 
 def train_vae(
@@ -107,6 +93,6 @@ def train_vae(
         threads,
         trained=("vae",),
         copied=("tokenizer.json",),
-        parameters=config.parameter_count(),
+        cost=text_vae_cost(config, settings, tokens.manifest.statistics["seq_len"]),
         keep={"seq_len": tokens.manifest.statistics["seq_len"]},
     )

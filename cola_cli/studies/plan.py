@@ -22,7 +22,7 @@ from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.settings.vae import VAESettings
-from cola_cli.stages import train_baseline, train_prior, train_vae
+from cola_cli.stages import train_baseline
 from cola_cli.studies.commands import ANSWERS, CLOZE, Compute, Run, Step, source_of
 from cola_cli.studies.settings import Line, Point, Study, Sweep, Tree, flattened, merged
 
@@ -122,7 +122,7 @@ class _Planner:
         shape = self._possible(
             PriorConfig, "prior.model", settings.model, latent_dim=vae_shape.latent_dim
         )
-        a_step = train_prior.step_flops(shape, vae_shape, settings, length)
+        a_step = flops.prior_cost(shape, vae_shape, settings, length).flops
         parameters = shape.parameter_count()
         steps = self._steps(
             settings.train.steps, settings.train.batch_size * length, parameters, a_step
@@ -131,7 +131,8 @@ class _Planner:
             settings, assignments = resolved(steps)
         prior = self._step("train prior", {"latents": latents}, settings, assignments)
         count = settings.train.batch_size * length * steps
-        stage_1 = train_vae.step_flops(vae_shape, vae_settings, length) * vae_settings.train.steps
+        stage_1 = flops.text_vae_cost(vae_shape, vae_settings, length).flops
+        stage_1 *= vae_settings.train.steps
         compute = Compute(
             parameters=parameters,
             all_parameters=parameters + vae_shape.parameter_count(),
@@ -174,7 +175,7 @@ class _Planner:
             vocab_size=_vocabulary(tokens),
             causal=kind == "autoregressive",
         )
-        a_step = train_baseline.step_flops(network, settings, length)
+        a_step = train_baseline.training_cost(kind, network, settings.train, length).flops
         parameters = network.core_parameter_count()
         batch = settings.train.batch_size * length
         # a share is already in the steps of the prior that this one is matched to

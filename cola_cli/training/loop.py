@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS
 from cola_cli.corpus.sequences import Sequences, Shuffled
-from cola_cli.cost import training as flops
 from cola_cli.errors import ColaError, Interrupted, UsageError
-from cola_cli.machine import interruption
+from cola_cli.machine import interruption, speed
 from cola_cli.machine.processes import World
 from cola_cli.machine.threads import peak_memory
 from cola_cli.reporting import Reporter
@@ -48,7 +47,10 @@ class Progress:
 
 
 class Training:
-    """One run: an objective trained on sequences, writing into the directory of an artifact."""
+    """One run: an objective trained on sequences, writing into the directory of an artifact.
+
+    flops: floating-point operations that a step needs, in all processes together.
+    """
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Training:
         directory: Path,
         world: World,
         reporter: Reporter,
+        flops: float,
     ) -> None:
         if world.size > 1 and train.batch_size % world.size:
             raise UsageError(
@@ -71,6 +74,7 @@ class Training:
         self.optim = optim
         self.world = world
         self.reporter = reporter
+        self.flops = flops
         self.shuffled = Shuffled(sequences, train.data_seed, train.shuffle_window)
         self.validation = validation
         self.directory = directory
@@ -285,7 +289,7 @@ class Training:
         train, progress = self.train, self.progress
         tokens = train.batch_size * self.objective.length
         speed = tokens / seconds
-        use = self.objective.flops(train.batch_size) / seconds / self._rate / self.world.size
+        use = self.flops / seconds / self._rate / self.world.size
         memory = self._memory()
         shown = {"tokens_s": f"{speed:.3g}", "use": f"{use:.0%}", "memory": f"{memory / 1e9:.1f}GB"}
         if progress.summed:
@@ -298,7 +302,7 @@ class Training:
         values |= {
             "learning_rate": rate,
             "tokens": float(progress.step * tokens),
-            "flops": progress.step * self.objective.flops(train.batch_size),
+            "flops": progress.step * self.flops,
             "skipped": float(progress.skipped),
             "seconds": seconds,
             "tokens_per_second": speed,
@@ -316,7 +320,7 @@ class Training:
         """What this machine does in plain matrix products of the model's width, operations a second."""
         width = max(min(p.shape) for p in self.parameters if p.ndim == 2)
         rows = min(8192, self.objective.length * (self.train.micro_batch or self.train.batch_size))
-        rate = flops.matrix_rate(str(self.world.device), self.bf16, width, rows)
+        rate = speed.matrix_rate(str(self.world.device), self.bf16, width, rows)
         self.reporter.note(f"matrix products run at {rate / 1e9:,.0f} GFLOP/s here")
         return rate
 

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
-from cola_cli.cost import training as flops
+from cola_cli.cost.training import prior_training
+from cola_cli.machine.speed import matrix_rate
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
@@ -182,7 +183,7 @@ def main() -> None:
     for _ in range(chosen.rounds):
         for name, run in runs.items():
             best[name] = min(best[name], timed(run, chosen.device))
-    rate = flops.matrix_rate(chosen.device, bf16, config.dim, min(rows * length, 8192))
+    rate = matrix_rate(chosen.device, bf16, config.dim, min(rows * length, 8192))
     for name, seconds in best.items():
         print(f"{name}: {seconds * 1e3:.1f} ms, {rows * length / seconds:,.0f} tokens/s")
     torch.set_default_device("cpu")
@@ -190,7 +191,7 @@ def main() -> None:
     result = {
         "ratio": best["plain, SDPA"] / best["cola"],
         "ratio_explicit_softmax": best["plain, explicit softmax"] / best["cola"],
-        "flops_use": objective.flops(rows) / best["cola"] / rate,
+        "flops_use": prior_training(config, rows, length) / best["cola"] / rate,
         "matrix_rate": rate,
         "joint_over_parts": joint_cost(chosen.device, 2 * chosen.rounds),
         **read_and_encode(chosen.device, rows, length, config, 4 + 2 * chosen.rounds),

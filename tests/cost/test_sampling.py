@@ -37,7 +37,7 @@ def generate(rows, prompt, new, told):
 # Every token ends a continuation, so only the first block is computed, but room is made for all of them.
 PREDICTED = """
 from cola_cli.machine.threads import peak_memory
-from cola_cli.cost.memory import Load, cache_bytes, workspace_bytes
+from cola_cli.cost.sampling import Load, cache_bytes, workspace_bytes
 rows, prompt, new = arguments
 generate(1, 20, 20, [])  # libraries' own memory
 before = peak_memory()

@@ -74,11 +74,11 @@ def prepare() -> None:
     for name in LATE:
         importlib.import_module(name)
     from cola_cli.cli.main import app
-    from cola_cli.cost import training as flops
+    from cola_cli.machine import speed
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(1)
-    flops.matrix_rate = lambda *_: 1e9
+    speed.matrix_rate = lambda *_: 1e9
     command = typer.main.get_command(app)
     typer.main.get_command = lambda typer_instance: command
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cola_cli.cost import memory
+from cola_cli.cost import sampling as cost
 from cola_cli.models.config import TransformerConfig
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.autoregressive import AutoregressiveSampler
@@ -58,7 +58,7 @@ def generations(
 def test_fixed_shapes_give_the_same_rows(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(memory, "LENGTH_STEP", 16)
+    monkeypatch.setattr(cost, "LENGTH_STEP", 16)
     expected, _ = generations(False, **options)
     found, engine = generations(True, **options)
     assert engine.static is not None
@@ -112,8 +112,8 @@ def test_graphs_on_a_gpu_give_the_tokens_of_a_cpu(options: dict[str, Any]) -> No
 
 
 def test_buckets() -> None:
-    assert [memory.row_bucket(n) for n in (1, 2, 3, 4, 5, 64)] == [1, 2, 4, 4, 8, 64]
-    assert [memory.length_bucket(n) for n in (1, 128, 129)] == [128, 128, 256]
+    assert [cost.row_bucket(n) for n in (1, 2, 3, 4, 5, 64)] == [1, 2, 4, 4, 8, 64]
+    assert [cost.length_bucket(n) for n in (1, 128, 129)] == [128, 128, 256]
 
 
 def test_the_autoregressive_sampler_of_the_gpu_benchmark_gives_the_tokens_of_ours() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cola_cli.cost.memory import length_bucket, row_bucket
+from cola_cli.cost.sampling import length_bucket, row_bucket
 from cola_cli.flow.guidance import guided
 from cola_cli.sampling.cache import KeyValueCache
 from cola_cli.sampling.denoise import Pins, RunDenoiser, Trajectory, rounded

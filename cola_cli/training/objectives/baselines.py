@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cola_cli.corpus.sequences import Rows
-from cola_cli.cost import training as flops
 from cola_cli.models.rotary import wide
 from cola_cli.models.transformer import Transformer
 from cola_cli.training import randomness
@@ -44,11 +43,6 @@ class NextToken(Objective):
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The whole network."""
         return [(self.network, 1.0)]
-
-    def flops(self, rows: int) -> float:
-        """Forward and backward over all positions but the last."""
-        length = self.length - 1
-        return flops.transformer_training(self.network.config, rows, length, length)
 
 
 class MaskedDiffusion(Objective):
@@ -106,7 +100,3 @@ class MaskedDiffusion(Objective):
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The whole network."""
         return [(self.network, 1.0)]
-
-    def flops(self, rows: int) -> float:
-        """Forward and backward, the token head on the half of the tokens that is masked on average."""
-        return flops.transformer_training(self.network.config, rows, self.length, self.length / 2)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from cola_cli.corpus.sequences import Rows
-from cola_cli.cost import training as flops
 from cola_cli.models.attention import CleanCopy, NoisyCopy
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.models.prior import Prior
@@ -172,10 +171,6 @@ class FlowMatching(Objective):
         """The prior."""
         return [(self.prior, 1.0)]
 
-    def flops(self, rows: int) -> float:
-        """Forward and backward of the prior; block sizes other than the model's count as its own."""
-        return flops.prior_training(self.prior.config, rows, self.length // self.patch_size)
-
 
 class JointTraining(FlowMatching):
     """Prior and Text VAE together; the posterior in the shards is the reference q_ref."""
@@ -261,14 +256,6 @@ class JointTraining(FlowMatching):
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The prior, and the VAE at its own learning rate."""
         return [(self.prior, 1.0), (self.vae, self.settings.joint.vae_lr_ratio)]
-
-    def flops(self, rows: int) -> float:
-        """Forward and backward of both."""
-        mask = self.settings.mask
-        share = mask.fraction if mask.weight else 0.0
-        return super().flops(rows) + flops.text_vae_training(
-            self.vae.config, rows, self.length, share
-        )
 
 
 def vae_moves(step: int, joint: Joint) -> bool:

@@ -50,10 +50,6 @@ class Objective(nn.Module, ABC):
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The trained modules, each with the ratio of its learning rate to the schedule's."""
 
-    @abstractmethod
-    def flops(self, rows: int) -> float:
-        """Floating-point operations that the mathematics of one training step on `rows` needs."""
-
 
 def reconstruction(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy, -E log p(x|z). logits (..., V), tokens and weight (...) -> scalar, nats."""

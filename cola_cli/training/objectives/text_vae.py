@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from cola_cli.corpus.sequences import Rows
-from cola_cli.cost import training as flops
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.settings.training import Mask
 from cola_cli.settings.vae import VAESettings
@@ -100,11 +99,6 @@ class TextVAEObjective(Objective):
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The whole VAE."""
         return [(self.vae, 1.0)]
-
-    def flops(self, rows: int) -> float:
-        """Forward and backward of the clean and, when used, the masked copy."""
-        share = self.settings.mask.fraction if self.settings.mask.weight else 0.0
-        return flops.text_vae_training(self.vae.config, rows, self.length, share)
 
     def _fix(self, logvar: Tensor) -> Tensor:
         loss = self.settings.loss
