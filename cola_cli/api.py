@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +22,8 @@ from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.autoregressive import AutoregressiveSampler
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
-from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Generation, Request
+from cola_cli.settings.sample import SamplingOptions
 
 BATCH_SIZE = 64
 BASELINES = ("autoregressive", "llada")  # kinds of artifacts
@@ -114,7 +114,7 @@ class LanguageModel(ABC):
             Request(item, prompt, None if noise is None else noise[item])
             for item, prompt in enumerate(prompts)
         ]
-        settings = SamplingOptions(max_new_tokens=max_new_tokens, **_as_tuples(options))
+        settings = SamplingOptions(max_new_tokens=max_new_tokens, **options)
         found: dict[int, Generation] = {}
         for request, generation in self.stream(requests, settings, batch_size, pad_id):
             found[request.item] = generation
@@ -362,11 +362,3 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         sign in str(error) for sign in signs
     )
-
-
-def _as_tuples(options: dict[str, Any]) -> dict[str, Any]:
-    sequences = ("stop_ids", "grid", "guidance_interval")
-    return {
-        name: tuple(value) if name in sequences and isinstance(value, Sequence) else value
-        for name, value in options.items()
-    }

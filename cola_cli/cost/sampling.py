@@ -18,7 +18,7 @@ from cola_cli.cost.training import (
 from cola_cli.flow.guidance import is_guided
 from cola_cli.flow.solvers import chosen_grid, evaluation_times
 from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
-from cola_cli.sampling.options import SamplingOptions, unmask_blocks
+from cola_cli.settings.sample import SamplingOptions
 
 # positions of prompts that go through a network together, or one prompt if it is longer
 PORTION = 2048
@@ -67,7 +67,7 @@ def masked_diffusion_sampling(
     """Fill `new` masks behind a prompt, the whole text in each pass."""
     length = prompt + new
     total = 0.0
-    for start, stop, passes in unmask_blocks(options, new):
+    for start, stop, passes in options.unmask_blocks(new):
         tokens = stop - start
         one = transformer_pass(config, length, length * length, tokens)
         total += min(passes, tokens) * one  # no pass fills less than a mask

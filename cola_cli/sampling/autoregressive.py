@@ -13,9 +13,9 @@ from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.cache import CausalAttention, KeyValueCache, runs
 from cola_cli.sampling.engine import cut
 from cola_cli.sampling.noise import TOKENS, generator
-from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Generation, Request
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised
+from cola_cli.settings.sample import SamplingOptions
 
 SHOWN_EVERY = 8  # tokens between two looks at a running generation
 

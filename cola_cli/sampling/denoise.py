@@ -20,8 +20,8 @@ from cola_cli.sampling.cache import KeyValueCache, NativeAttention, RunAttention
 from cola_cli.sampling.fast.fused_prior import LeanPrior, repeated
 from cola_cli.sampling.fast.side_by_side import Streams
 from cola_cli.sampling.noise import REPAINT, generator
-from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Row
+from cola_cli.settings.sample import SamplingOptions
 
 # velocity(z, evaluation) of the rows' blocks z (rows, block_size, d)
 Velocity = Callable[[Tensor, int], Tensor]

@@ -22,9 +22,9 @@ from cola_cli.sampling.cache import CausalAttention, KeyValueCache, runs
 from cola_cli.sampling.denoise import RunDenoiser, rounded
 from cola_cli.sampling.fast.cuda_graph import StaticDenoiser
 from cola_cli.sampling.noise import TOKENS, block_noise, generator
-from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Generation, Request, Row
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised
+from cola_cli.settings.sample import SamplingOptions
 
 T = TypeVar("T")
 

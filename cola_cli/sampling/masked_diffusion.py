@@ -15,9 +15,9 @@ from torch import Tensor
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.engine import cut
 from cola_cli.sampling.noise import TOKENS, generator
-from cola_cli.sampling.options import SamplingOptions, unmask_blocks
 from cola_cli.sampling.rows import Generation, Request
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose
+from cola_cli.settings.sample import SamplingOptions
 
 
 class MaskedDiffusionSampler:
@@ -47,7 +47,7 @@ class MaskedDiffusionSampler:
         ids = torch.full((len(requests), length + self.budget), mask, device=self.device)
         if length:
             ids[:, :length] = torch.tensor([list(r.prompt) for r in requests], device=self.device)
-        for start, stop, passes in unmask_blocks(self.options, self.budget):
+        for start, stop, passes in self.options.unmask_blocks(self.budget):
             for index, count in enumerate(shares(stop - start, passes)):
                 self._fill(ids, requests, slice(length + start, length + stop), start, index, count)
             unfinished = []

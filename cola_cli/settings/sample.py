@@ -1,60 +1,122 @@
-"""Settings of `cola sample`."""
+"""Settings of `cola sample`, and the part of them that the samplers themselves are given."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cola_cli.sampling.options import SamplingOptions
 from cola_cli.settings.resolve import Settings, runtime
 
+FirstBlock = Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"]
 
-class SampleSettings(Settings):
-    """How prompts are continued; see SamplingOptions for the meaning of what it shares with it.
 
-    repetition_penalty: None is 1.0, and 1.1 under compat = "released". dtype: of the weights; `auto` is
-    float32 on a CPU, where bf16 products are emulated, and as stored elsewhere. batch_size: prompts at a
-    time, without influence on the result in float32. items_per_part: prompts that are committed to an
-    artifact together.
-    """
+class Sampling(Settings):
+    """How blocks are denoised and tokens chosen."""
 
-    max_new_tokens: int = Field(default=64, ge=1)
-    steps: int = Field(default=16, ge=1)
-    grid: list[float] | None = None
-    solver: Literal["euler", "heun", "midpoint"] = "euler"
-    guidance: float = Field(default=7.0, ge=0)
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    temperature: float = Field(default=0.0, ge=0)
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int = Field(default=0, ge=0)
-    first_block: Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"] = (
-        "clean-repaint"
+    max_new_tokens: int | None = Field(default=64, ge=1, description="Tokens of a continuation.")
+    steps: int = Field(default=16, ge=1, description="Solver steps a block.")
+    grid: tuple[float, ...] | None = Field(
+        default=None, description="Descending times from 1 to 0 instead of even steps."
     )
-    repaint_times: int = 1
-    repaint_fraction: float = 1.0
-    # Of LLaDA: passes a continuation (0: one a token), tokens of a semi-autoregressive block (0: all).
-    unmask_steps: int = Field(default=0, ge=0)
-    unmask_block: int = Field(default=0, ge=0)
-    compat: Literal["none", "released"] = "none"
-    dtype: Literal["auto", "stored", "float32", "bfloat16"] = "auto"
-    items_per_part: int = Field(default=16, ge=1)
-    batch_size: int = runtime(64, ge=1)
+    solver: Literal["euler", "heun", "midpoint"] = Field(
+        default="euler", description="Solver of the flow's differential equation."
+    )
+    guidance: float = Field(
+        default=7.0, ge=0, description="s of classifier-free guidance, u + s (c - u)."
+    )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="Times t in [0, 1] at which guidance acts."
+    )
+    temperature: float = Field(default=0.0, ge=0, description="Of the token choice; 0 is greedy.")
+    top_k: int | None = Field(default=None, ge=1, description="Sample from the k likeliest tokens.")
+    top_p: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Sample from the likeliest tokens of this probability.",
+    )
+    repetition_penalty: float | None = Field(
+        default=None,
+        gt=0,
+        description="On tokens generated in earlier blocks. Unset: 1.0, and 1.1 with compat = released.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of noise and token choice.")
+    first_block: FirstBlock = Field(
+        default="clean-repaint",
+        description="How a prompt that ends inside a block conditions that block.",
+    )
+    repaint_times: int = Field(
+        default=1, ge=1, description="Of partial-repaint: passes over each repainted step."
+    )
+    repaint_fraction: float = Field(
+        default=1.0, ge=0, le=1, description="Of partial-repaint: share of the steps that repaint."
+    )
+    unmask_steps: int = Field(
+        default=0, ge=0, description="Of LLaDA: passes a continuation; 0: one a token."
+    )
+    unmask_block: int = Field(
+        default=0, ge=0, description="Of LLaDA: tokens of a semi-autoregressive block; 0: all."
+    )
+    compat: Literal["none", "released"] = Field(
+        default="none",
+        description="released: as the authors' loop, with timesteps rounded to bf16, the budget counted in"
+        " blocks with the re-decoded prompt, no cut at the end of text, noise seeded by item and block.",
+    )
 
     @model_validator(mode="after")
-    def _options_are_possible(self) -> SampleSettings:
-        self.options(())
+    def _options_fit(self) -> Sampling:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"guidance_interval must satisfy 0 <= low <= high <= 1, not ({low}, {high})"
+            )
+        if self.grid is not None:
+            falling = all(a > b for a, b in zip(self.grid, self.grid[1:], strict=False))
+            if len(self.grid) < 2 or (self.grid[0], self.grid[-1]) != (1.0, 0.0) or not falling:
+                raise ValueError(f"grid must fall from 1 to 0, not {self.grid}")
+        if self.first_block == "partial-repaint" and self.solver != "euler":
+            raise ValueError("partial repaint is defined for the Euler solver")
         return self
 
+
+class SamplingOptions(Sampling):
+    """What a sampler is given: settings, with what follows from them and from the model.
+
+    max_new_tokens: None for as many as the given noise has. stop_ids: tokens that end a continuation.
+    """
+
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    stop_ids: tuple[int, ...] = ()
+
+    def unmask_blocks(self, budget: int) -> Iterator[tuple[int, int, int]]:
+        """Start, stop and passes of each semi-autoregressive block of a continuation of `budget` tokens."""
+        size = self.unmask_block or budget
+        passes = self.unmask_steps or budget
+        for start in range(0, budget, size):
+            stop = min(start + size, budget)
+            yield start, stop, max(1, round(passes * (stop - start) / budget))
+
+
+class SampleSettings(Sampling):
+    """Everything that `cola sample` can be told."""
+
+    max_new_tokens: int = Field(default=64, ge=1, description="Tokens of a continuation.")
+    dtype: Literal["auto", "stored", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Of the weights. auto: float32 on a CPU, where bf16 products are emulated, else stored.",
+    )
+    items_per_part: int = Field(
+        default=16, ge=1, description="Prompts committed to an artifact together."
+    )
+    batch_size: int = runtime(
+        64, ge=1, description="Prompts at a time; the result in float32 does not depend on it."
+    )
+
     def options(self, stop_ids: tuple[int, ...]) -> SamplingOptions:
-        """The engine's options."""
-        penalty = self.repetition_penalty
-        if penalty is None:
-            penalty = 1.1 if self.compat == "released" else 1.0
-        shared = self.model_dump(
-            exclude={"repetition_penalty", "grid", "dtype", "items_per_part", "batch_size"}
-        )
-        grid = tuple(self.grid) if self.grid else None
-        return SamplingOptions(**shared, grid=grid, repetition_penalty=penalty, stop_ids=stop_ids)
+        """The samplers' options; `stop_ids` are the model's."""
+        chosen = self.model_dump(include=set(Sampling.model_fields))
+        if self.repetition_penalty is None:
+            chosen["repetition_penalty"] = 1.1 if self.compat == "released" else 1.0
+        return SamplingOptions(**chosen, stop_ids=stop_ids)

@@ -26,8 +26,8 @@ from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.engine import Engine
-from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Request
+from cola_cli.settings.sample import SamplingOptions
 from tests.oracles.graphed_ar import GraphedAutoregressive
 
 VOCABULARY, PROMPT = 100_278, 64

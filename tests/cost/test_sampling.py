@@ -16,7 +16,7 @@ from cola_cli.api import Cola
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
-from cola_cli.sampling.options import SamplingOptions
+from cola_cli.settings.sample import SamplingOptions
 from cola_cli.sampling.rows import Request
 torch.manual_seed(0)
 vocab, *arguments = map(int, sys.argv[1:])

@@ -14,8 +14,8 @@ from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.engine import Engine
-from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Request
+from cola_cli.settings.sample import SamplingOptions
 from tests import golden
 from tests.oracles import plain_generate as reference
 

@@ -18,8 +18,8 @@ from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.fast import cpu_attention as native
 from cola_cli.sampling.fast import fused_prior as lean
-from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Request
+from cola_cli.settings.sample import SamplingOptions
 
 EPS = 1e-5
 needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="needs a C++ compiler")

@@ -17,8 +17,8 @@ from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.autoregressive import AutoregressiveSampler
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.fast.fused_prior import LeanPrior
-from cola_cli.sampling.options import SamplingOptions
 from cola_cli.sampling.rows import Generation, Request
+from cola_cli.settings.sample import SamplingOptions
 from tests import golden
 from tests.oracles.graphed_ar import GraphedAutoregressive
 
