@@ -309,7 +309,7 @@ def read_configs(path: Path) -> tuple[TextVAEConfig, PriorConfig, int | None]:
         from cola_cli.weights import released
 
         return *released.read_configs(released.find_root(path)), None
-    from cola_cli.weights.artifact import prior_config, vae_config
+    from cola_cli.weights.configs import prior_config, vae_config
 
     artifact = Artifact.open(path, "prior")
     context = artifact.manifest.statistics.get("seq_len")

@@ -269,7 +269,7 @@ def _statistics(
 def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
     """What encoding would take. Touches nothing."""
     from cola_cli.cost import training as flops
-    from cola_cli.weights.artifact import vae_config
+    from cola_cli.weights.configs import vae_config
 
     tokens = Artifact.open(tokens_path, "tokens")
     vae_artifact = Artifact.open(vae_path, "vae")

@@ -226,7 +226,7 @@ def plan_sampling(
 
 
 def _plan_baseline(artifact: Artifact, settings: SampleSettings) -> dict[str, int]:
-    from cola_cli.weights.artifact import transformer_config
+    from cola_cli.weights.configs import transformer_config
 
     config = transformer_config(artifact)
     width = 2 if settings.dtype == "bfloat16" else 4

@@ -24,7 +24,8 @@ from cola_cli.training import checkpoints
 from cola_cli.training.loop import Training
 from cola_cli.training.metrics import TIMES, Metrics
 from cola_cli.training.objectives.objective import Objective
-from cola_cli.weights.artifact import network_files, write_network
+from cola_cli.weights.artifact import write_network
+from cola_cli.weights.configs import network_files
 
 
 @dataclass(frozen=True)

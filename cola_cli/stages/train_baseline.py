@@ -37,7 +37,7 @@ def matched_settings(prior_path: Path) -> dict[str, Any]:
 
     Raises InputError when the path is no prior artifact.
     """
-    from cola_cli.weights.artifact import prior_config
+    from cola_cli.weights.configs import prior_config
 
     prior = Artifact.open(prior_path, "prior")
     recorded = prior.manifest.settings
@@ -47,7 +47,7 @@ def matched_settings(prior_path: Path) -> dict[str, Any]:
 
 def match_report(prior_path: Path, config: TransformerConfig) -> dict[str, Any]:
     """How well a baseline matches a prior: parameters as the paper counts them, and their ratio."""
-    from cola_cli.weights.artifact import prior_config
+    from cola_cli.weights.configs import prior_config
 
     prior = prior_config(Artifact.open(prior_path, "prior")).parameter_count()
     core = config.core_parameter_count()
@@ -105,7 +105,7 @@ def train_baseline(
         return up_to_date(output)
 
     from cola_cli.stages.train import Networks, run_training
-    from cola_cli.weights.artifact import TRANSFORMER
+    from cola_cli.weights.configs import TRANSFORMER
 
     statistics = tokens.manifest.statistics
     length = statistics["seq_len"]

@@ -43,7 +43,7 @@ def model_config(latents: Artifact, settings: PriorSettings) -> PriorConfig:
 
 def vae_config(latents: Artifact) -> TextVAEConfig:
     """The shape of the Text VAE that made these latents."""
-    from cola_cli.weights.artifact import vae_config
+    from cola_cli.weights.configs import vae_config
 
     return vae_config(latents)
 

@@ -11,23 +11,20 @@ from torch import Tensor, nn
 
 from cola_cli.artifacts import Artifact, Writer
 from cola_cli.artifacts.manifest import pretty_json
-from cola_cli.artifacts.reading import read_json, reason, shown
+from cola_cli.artifacts.reading import shown
 from cola_cli.errors import DamagedArtifact
-from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import rotary_frequencies
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.models.transformer import Transformer
-
-CONFIG_LIMIT = 1 << 20  # bytes
-TRANSFORMER = "transformer"  # the folder of a baseline's network
-
-
-def network_files(*names: str) -> tuple[str, ...]:
-    """The files of networks of these names."""
-    return tuple(
-        f"{name}/{file}" for name in names for file in ("config.json", "model.safetensors")
-    )
+from cola_cli.weights.configs import (
+    PRIOR,
+    TRANSFORMER,
+    VAE,
+    prior_config,
+    transformer_config,
+    vae_config,
+)
 
 
 def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: Any) -> None:
@@ -42,7 +39,7 @@ def load_vae(artifact: Artifact) -> TextVAE:
     config = vae_config(artifact)
     with torch.device("meta"):
         vae = TextVAE(config)
-    _load(artifact, "vae", vae)
+    load_weights(artifact, VAE, vae)
     vae.frequencies = rotary_frequencies(config.head_dim, config.rope_theta)
     return vae
 
@@ -51,50 +48,25 @@ def load_prior(artifact: Artifact) -> Prior:
     """The prior of a prior artifact, on the CPU, in its stored precision."""
     with torch.device("meta"):
         prior = Prior(prior_config(artifact))
-    _load(artifact, "prior", prior)
+    load_weights(artifact, PRIOR, prior)
     return prior
 
 
 def load_transformer(artifact: Artifact) -> Transformer:
-    """The network of an autoregressive or llada artifact, on the CPU, in its stored precision."""
+    """The transformer of a baseline's artifact, on the CPU, in its stored precision."""
     config = transformer_config(artifact)
     with torch.device("meta"):
         network = Transformer(config)
-    _load(artifact, TRANSFORMER, network)
+    load_weights(artifact, TRANSFORMER, network)
     network.frequencies = rotary_frequencies(config.head_dim, config.rope_theta)
     return network
 
 
-def vae_config(artifact: Artifact) -> TextVAEConfig:
-    """The shape of the Text VAE in an artifact."""
-    config: TextVAEConfig = _config(artifact, "vae", TextVAEConfig)
-    return config
+def load_weights(artifact: Artifact, name: str, network: nn.Module) -> None:
+    """Give a network, made on the meta device, the weights that the artifact holds under this name.
 
-
-def prior_config(artifact: Artifact) -> PriorConfig:
-    """The shape of the prior in an artifact."""
-    config: PriorConfig = _config(artifact, "prior", PriorConfig)
-    return config
-
-
-def transformer_config(artifact: Artifact) -> TransformerConfig:
-    """The shape of the network in an autoregressive or llada artifact."""
-    config: TransformerConfig = _config(artifact, TRANSFORMER, TransformerConfig)
-    return config
-
-
-def _config(artifact: Artifact, name: str, kind: Any) -> Any:
-    path = artifact.file(f"{name}/config.json")
-    try:
-        return kind.model_validate(read_json(path, CONFIG_LIMIT), strict=True)
-    except ValueError as error:
-        raise DamagedArtifact(
-            f"{path} is no configuration of a network ({reason(error)}).",
-            "Restore it from a copy, or run the stage that made it again with --overwrite.",
-        ) from error
-
-
-def _load(artifact: Artifact, name: str, network: nn.Module) -> None:
+    Raises DamagedArtifact where they are not those of such a network.
+    """
     path = artifact.file(f"{name}/model.safetensors")
     try:
         # Copies: matrix products on the mapped file's memory, otherwise aligned, can round differently.

@@ -28,7 +28,8 @@ from cola_cli.reporting import Silent
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.eval_text import evaluate_text, split_documents
 from cola_cli.stages.tokenize import tokenize
-from cola_cli.weights.artifact import TRANSFORMER, load_transformer, write_network
+from cola_cli.weights.artifact import load_transformer, write_network
+from cola_cli.weights.configs import TRANSFORMER
 from tests.conftest import Run
 from tests.stages.conftest import made_up_text
 

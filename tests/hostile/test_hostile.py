@@ -20,7 +20,7 @@ from cola_cli.corpus.files import CorpusFile
 from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
 from cola_cli.errors import DamagedArtifact, InputError
 from cola_cli.sampling.prompts import read_prompts
-from cola_cli.weights.artifact import vae_config
+from cola_cli.weights.configs import vae_config
 from tests.conftest import drawn_seed
 from tests.hostile.originals import make_originals
 from tests.hostile.parser import Parser

@@ -32,7 +32,7 @@ from cola_cli.studies.commands import Run
 from cola_cli.studies.plan import plan_study
 from cola_cli.studies.run import command, missing_steps, run_study
 from cola_cli.studies.settings import Study, parse_study
-from cola_cli.weights.artifact import prior_config, transformer_config
+from cola_cli.weights.configs import prior_config, transformer_config
 from tests.conftest import Run as Cola
 from tests.conftest import cola_command, content
 from tests.stages.conftest import made_up_text
@@ -172,7 +172,7 @@ def test_earlier_operations_are_those_of_the_vae_and_of_encoding_what_is_read(
     corpus: Path, made: Path
 ) -> None:
     from cola_cli.artifacts import Artifact
-    from cola_cli.weights.artifact import vae_config
+    from cola_cli.weights.configs import vae_config
 
     run = plan_study(study_of(corpus), made)[0]
     latents = run.trained.inputs["latents"]

@@ -1,0 +1,49 @@
+"""Shapes of the networks in an artifact, `NAME/config.json`, read without their weights. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.reading import read_json, reason
+from cola_cli.errors import DamagedArtifact
+from cola_cli.models.config import PriorConfig, Shape, TextVAEConfig, TransformerConfig
+
+CONFIG_LIMIT = 1 << 20  # bytes
+VAE, PRIOR, TRANSFORMER = "vae", "prior", "transformer"  # folders of networks in an artifact
+
+Config = TypeVar("Config", bound=Shape)
+
+
+def network_files(*names: str) -> tuple[str, ...]:
+    """The files of networks of these names."""
+    return tuple(
+        f"{name}/{file}" for name in names for file in ("config.json", "model.safetensors")
+    )
+
+
+def read_config(artifact: Artifact, name: str, kind: type[Config]) -> Config:
+    """The config of the network `name`. Raises DamagedArtifact unless it is one of this kind."""
+    path = artifact.file(f"{name}/config.json")
+    try:
+        return kind.model_validate(read_json(path, CONFIG_LIMIT), strict=True)
+    except ValueError as error:
+        raise DamagedArtifact(
+            f"{path} is not the configuration of a network ({reason(error)}).",
+            "Restore it from a copy, or run the stage that made it again with --overwrite.",
+        ) from error
+
+
+def vae_config(artifact: Artifact) -> TextVAEConfig:
+    """The shape of the Text VAE in a vae, latents or prior artifact."""
+    return read_config(artifact, VAE, TextVAEConfig)
+
+
+def prior_config(artifact: Artifact) -> PriorConfig:
+    """The shape of the prior in a prior artifact."""
+    return read_config(artifact, PRIOR, PriorConfig)
+
+
+def transformer_config(artifact: Artifact) -> TransformerConfig:
+    """The shape of the transformer in a baseline's artifact."""
+    return read_config(artifact, TRANSFORMER, TransformerConfig)
