@@ -37,22 +37,6 @@ def schema(
 
 def _models() -> dict[str, Any]:
     from cola_cli.artifacts import Manifest, PartRecord
-    from cola_cli.settings.baseline import BaselineSettings
-    from cola_cli.settings.encode import EncodeSettings
-    from cola_cli.settings.evaluate import EvaluateSettings
-    from cola_cli.settings.prior import PriorSettings
-    from cola_cli.settings.sample import SampleSettings
-    from cola_cli.settings.tokenize import TokenizeSettings
-    from cola_cli.settings.vae import VAESettings
+    from cola_cli.settings import TABLES
 
-    return {
-        "manifest": Manifest,
-        "part": PartRecord,
-        "tokenize": TokenizeSettings,
-        "vae": VAESettings,
-        "encode": EncodeSettings,
-        "prior": PriorSettings,
-        "baseline": BaselineSettings,
-        "sample": SampleSettings,
-        "eval": EvaluateSettings,
-    }
+    return {"manifest": Manifest, "part": PartRecord} | TABLES

@@ -5,15 +5,19 @@ from __future__ import annotations
 from pydantic import Field
 
 from cola_cli.models.config import TransformerShape
-from cola_cli.settings.resolve import Settings
+from cola_cli.settings.fields import Settings
 from cola_cli.settings.training import Optimizer, Train
 
 
 class Masking(Settings):
-    """Of LLaDA alone."""
+    """The masks of LLaDA; the autoregressive baseline does not use them."""
 
-    # The smallest share of masked tokens: the loss has 1/t.
-    least: float = Field(default=1e-3, gt=0, lt=1)
+    least: float = Field(
+        default=1e-3,
+        gt=0,
+        lt=1,
+        description="Smallest share of masked tokens: the loss has a factor 1/t.",
+    )
 
 
 class BaselineSettings(Settings):

@@ -6,13 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from cola_cli.settings.resolve import Settings, runtime
+from cola_cli.settings.fields import Settings, runtime
 
 
 class EncodeSettings(Settings):
     """Everything that `cola encode` can be told."""
 
-    batch_size: int = runtime(32, ge=1)  # sequences at once
-    precision: Literal["auto", "float32", "bf16"] = "float32"
-    rows_per_group: int = Field(default=256, ge=1)  # of a Parquet row group
-    compression_level: int = Field(default=1, ge=1, le=19)
+    batch_size: int = runtime(32, ge=1, description="Sequences at once.")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        default="float32", description="Of the encoder. auto: bf16 autocast on a GPU."
+    )
+    rows_per_group: int = Field(default=256, ge=1, description="Sequences of a Parquet row group.")
+    compression_level: int = Field(default=1, ge=1, le=19, description="Of Zstandard.")

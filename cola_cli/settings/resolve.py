@@ -7,51 +7,25 @@ below it: `[vae.train] steps = 60`. A flag is `--set train.steps=60`; a variable
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import tomli_w
+from pydantic import BaseModel, ValidationError
 
-from cola_cli.artifacts.manifest import require_shallow
+from cola_cli.artifacts.manifest import flatten, require_shallow
 from cola_cli.artifacts.reading import reason, shown
 from cola_cli.errors import UsageError
+from cola_cli.settings.fields import Settings
+from cola_cli.settings.tables import TABLES
 
-# The tables of all stages: a settings file or the environment may speak to several at once.
-TABLES = ("tokenize", "vae", "encode", "prior", "baseline", "sample", "eval")
 PRESETS = Path(__file__).parent.parent / "presets"
 CONFIG_LIMIT = 1 << 20  # bytes
 
-_SettingsT = TypeVar("_SettingsT", bound="Settings")
-
-
-class Settings(BaseModel):
-    """Base of every settings model: unknown names are refused, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def runtime(default: Any, **constraints: Any) -> Any:
-    """A field that does not change the result (threads, intervals of saving), so not its identity."""
-    return Field(default, json_schema_extra={"changes_result": False}, **constraints)
-
-
-def result_settings(settings: BaseModel) -> dict[str, Any]:
-    """The settings that change the result, as nested tables: the part that enters the fingerprint."""
-    tree: dict[str, Any] = {}
-    for name, field in type(settings).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("changes_result") is False:
-            continue
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            tree[name] = result_settings(value)
-        else:
-            tree[name] = settings.model_dump(mode="json", include={name})[name]
-    return tree
+_SettingsT = TypeVar("_SettingsT", bound=Settings)
 
 
 def resolve(
@@ -62,7 +36,7 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     assignments: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
-    recorded: tuple[str, Mapping[str, Any]] | None = None,
+    recorded: tuple[str, dict[str, Any]] | None = None,
 ) -> _SettingsT:
     """The settings of one stage.
 
@@ -83,8 +57,9 @@ def resolve(
 
     sources = [recorded] if recorded else []
     for source, tree in [*sources, *_files(table, preset, config)]:
-        for name, value in _leaves(tree, known):
-            add(name, value, source)
+        for name, value in (flatten(tree) if isinstance(tree, dict) else {"": tree}).items():
+            if value != {}:  # a table with nothing in it
+                add(name, value, source)
     for variable, text in sorted((environ or {}).items()):
         if not variable.startswith("COLA_") or "__" not in variable:
             continue
@@ -103,27 +78,12 @@ def resolve(
     for name, value in (flags or {}).items():
         if value is not None:
             add(name, value, f"--{name.rpartition('.')[2].replace('_', '-')}")
-    return _validate(model, values)
+    return _validate(model, table, values)
 
 
 def to_toml(table: str, settings: BaseModel) -> str:
-    """The resolved settings as TOML that `--config` reads back."""
-    lines: list[str] = []
-
-    def write(name: str, tree: dict[str, Any]) -> None:
-        lines.append(f"[{name}]")
-        sections = {k: v for k, v in tree.items() if isinstance(v, dict)}
-        lines.extend(
-            f"{key} = {_toml_value(value)}"
-            for key, value in tree.items()
-            if key not in sections and value is not None
-        )
-        lines.append("")
-        for key, section in sections.items():
-            write(f"{name}.{key}", section)
-
-    write(table, settings.model_dump(mode="json"))
-    return "\n".join(lines).rstrip() + "\n"
+    """The resolved settings as TOML that `--config` reads back; an unset setting is left out."""
+    return tomli_w.dumps({table: settings.model_dump(mode="json", exclude_none=True)})
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -144,8 +104,6 @@ def _known_names(model: type[BaseModel], prefix: str = "") -> list[str]:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             names.extend(_known_names(section, f"{prefix}{name}."))
-        elif isinstance(section, type) and dataclasses.is_dataclass(section):
-            names.extend(f"{prefix}{name}.{f.name}" for f in dataclasses.fields(section))
         else:
             names.append(prefix + name)
     return names
@@ -192,18 +150,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _leaves(tree: Any, known: list[str], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        yield prefix.rstrip("."), tree
-        return
-    for key, value in tree.items():
-        name = prefix + key
-        if isinstance(value, dict) and name not in known:
-            yield from _leaves(value, known, f"{name}.")
-        else:
-            yield name, value
-
-
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -211,7 +157,9 @@ def _parse_value(text: str) -> Any:
         return text  # a bare word is a string
 
 
-def _validate(model: type[_SettingsT], values: dict[str, tuple[Any, str]]) -> _SettingsT:
+def _validate(
+    model: type[_SettingsT], table: str, values: dict[str, tuple[Any, str]]
+) -> _SettingsT:
     tree: dict[str, Any] = {}
     for name, (value, _) in values.items():
         *sections, leaf = name.split(".")
@@ -223,21 +171,13 @@ def _validate(model: type[_SettingsT], values: dict[str, tuple[Any, str]]) -> _S
         return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(step) for step in first["loc"])
-        given = values.get(name)
-        what = (
-            f"{given[1]}: setting {name} = {shown(repr(given[0]))}" if given else f"setting {name}"
-        )
+        place = ".".join(str(step) for step in first["loc"])
         why = shown(first["msg"].removeprefix("Value error, "))
-        raise UsageError(f"{what} is not possible ({why}).", "Give another value.") from error
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
-    return repr(value)
+        given = [name for name in values if f"{place}.".startswith(f"{name}.")]
+        problem = f"{table}.{place}".rstrip(".") + f": {why}."
+        if given:
+            value, source = values[given[0]]
+            problem = (
+                f"{source}: setting {given[0]} = {shown(repr(value))} is not possible ({why})."
+            )
+        raise UsageError(problem, "Give another value.") from error

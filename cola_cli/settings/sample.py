@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cola_cli.settings.resolve import Settings, runtime
+from cola_cli.settings.fields import Settings, runtime
 
 FirstBlock = Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"]
 

@@ -7,17 +7,19 @@ from typing import Literal
 from pydantic import Field
 
 from cola_cli.models.config import TextVAEShape
-from cola_cli.settings.resolve import Settings
+from cola_cli.settings.fields import Settings
 from cola_cli.settings.training import Mask, Optimizer, Train
 
 
 class TextVAELoss(Settings):
     """Reconstruction + beta KL(q(z|x) || N(0, I)) + the masked-token loss."""
 
-    beta: float = Field(default=1e-3, ge=0)
-    # `fixed` keeps log-variance at -log_snr in every channel (the means have unit variance).
-    posterior: Literal["learnable", "fixed"] = "learnable"
-    log_snr: float = 4.5
+    beta: float = Field(default=1e-3, ge=0, description="Weight of the KL divergence.")
+    posterior: Literal["learnable", "fixed"] = Field(
+        default="learnable",
+        description="fixed: log-variance is -log_snr in every channel, as the means have unit variance.",
+    )
+    log_snr: float = Field(default=4.5, description="log(signal / noise) of a fixed posterior.")
 
 
 class VAESettings(Settings):
@@ -28,5 +30,8 @@ class VAESettings(Settings):
     mask: Mask = Mask()
     optim: Optimizer = Optimizer()
     train: Train = Train()
-    # Standard deviation of the noise on the latents in the validation figure `accuracy_noisy`.
-    validation_noise: float = Field(default=0.5, ge=0)
+    validation_noise: float = Field(
+        default=0.5,
+        ge=0,
+        description="Standard deviation of the noise on the latents in the metric accuracy_noisy.",
+    )

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from cola_cli.errors import UsageError
-from cola_cli.settings.resolve import TABLES, Settings, nearest, read_toml
+from cola_cli.settings import TABLES, Settings, nearest
+from cola_cli.settings.resolve import read_toml
 
 JUDGE = "judge"  # settings of the autoregressive model that judges what the others write
 # What a point's x may be besides a setting.

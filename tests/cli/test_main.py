@@ -18,7 +18,7 @@ import typer.main
 from cola_cli.cli import schema
 from cola_cli.cli.main import PANEL_OF, app
 from cola_cli.errors import InputError, OutputConflict
-from cola_cli.settings.resolve import TABLES
+from cola_cli.settings import TABLES
 from tests.conftest import ENTRY, Run, cola_command
 
 

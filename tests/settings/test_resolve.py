@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cola_cli.errors import UsageError
-from cola_cli.settings import Settings, resolve, result_settings, runtime, to_toml
+from cola_cli.settings import TABLES, Settings, resolve, result_settings, runtime, to_toml
 
 
 class Train(Settings):
@@ -84,6 +84,13 @@ def test_an_unknown_table_is_an_error_and_not_settings_without_effect(tmp_path: 
 def test_an_impossible_value_names_setting_value_and_source() -> None:
     with pytest.raises(UsageError, match=r"--set: setting train\.steps = 'many'"):
         resolve(Example, "example", assignments=["train.steps=many"])
+
+
+def test_an_impossible_combination_or_entry_names_its_table_or_setting() -> None:
+    with pytest.raises(UsageError, match=r"prior\.model: rope_dim 13 must be even"):
+        resolve(TABLES["prior"], "prior", assignments=["model.rope_dim=13"])
+    with pytest.raises(UsageError, match=r"--set: setting guidance_interval = \[0, 'x'\] is not"):
+        resolve(TABLES["sample"], "sample", assignments=["guidance_interval=[0, 'x']"])
 
 
 def test_settings_that_do_not_change_the_result_stay_out_of_the_identity() -> None:

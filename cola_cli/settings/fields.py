@@ -1,0 +1,33 @@
+"""What settings are made of: frozen models, fields that change the result and fields that do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of every settings model: unknown names are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def runtime(default: Any, **field: Any) -> Any:
+    """A field that does not change the result (threads, intervals of saving), so not its identity."""
+    return Field(default, json_schema_extra={"changes_result": False}, **field)
+
+
+def result_settings(settings: BaseModel) -> dict[str, Any]:
+    """The settings that change the result, as nested tables: the part that enters the fingerprint."""
+    tree: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("changes_result") is False:
+            continue
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            tree[name] = result_settings(value)
+        else:
+            tree[name] = settings.model_dump(mode="json", include={name})[name]
+    return tree

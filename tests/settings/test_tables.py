@@ -1,0 +1,68 @@
+"""Every table of settings: described, and the same as in artifacts of the version before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from cola_cli.settings import TABLES, result_settings
+
+RUN = Path(__file__).parent.parent / "format1" / "run"
+TABLE_OF = {
+    "tokenize": "tokenize",
+    "train vae": "vae",
+    "encode": "encode",
+    "train prior": "prior",
+    "train ar": "baseline",
+    "train llada": "baseline",
+    "sample": "sample",
+    "eval": "eval",
+}
+MANIFESTS = {
+    path.parent.name: json.loads(path.read_bytes()) for path in sorted(RUN.glob("*/manifest.json"))
+}
+
+
+def undescribed(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from undescribed(field.annotation, f"{prefix}.{name}")
+        elif not field.description:
+            yield f"{prefix}.{name}"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_setting_says_what_it_is(table: str) -> None:
+    assert list(undescribed(TABLES[table], table)) == []
+
+
+def test_artifacts_of_every_table_are_compared() -> None:
+    seen = {TABLE_OF[manifest["identity"]["stage"]] for manifest in MANIFESTS.values()}
+    assert seen == set(TABLES)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_settings_of_the_version_before_have_the_same_names_values_and_order(name: str) -> None:
+    manifest = MANIFESTS[name]
+    model = TABLES[TABLE_OF[manifest["identity"]["stage"]]]
+    settings = model.model_validate(manifest["settings"])
+    assert json.dumps(settings.model_dump()) == json.dumps(manifest["settings"])
+    # the identity may hold inputs beside the settings, such as the task of an evaluation
+    own = {k: v for k, v in manifest["identity"]["settings"].items() if k in model.model_fields}
+    assert json.dumps(result_settings(settings)) == json.dumps(own)
+
+
+def test_defaults_have_the_names_and_order_of_the_version_before() -> None:
+    for manifest in MANIFESTS.values():
+        model = TABLES[TABLE_OF[manifest["identity"]["stage"]]]
+        assert _names(model().model_dump()) == _names(manifest["settings"])
+
+
+def _names(tree: object) -> object:
+    if not isinstance(tree, dict):
+        return None
+    return [(name, _names(value)) for name, value in tree.items()]
