@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from cola_cli.errors import printable
+from cola_cli.errors import ColaError, InputError, printable
 
+RECORD_LIMIT = 64 << 20  # bytes of a record; those that cola writes have kilobytes
 # A list of lists takes 25 times the bytes of its text in memory; this many values take 1 GiB at most.
 VALUES_LIMIT = 8_000_000
 SHOWN = 300  # characters of a foreign text in a sentence
+
+RecordT = TypeVar("RecordT")
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -26,27 +30,57 @@ def read_regular(path: Path, limit: int) -> bytes:
     with open(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         if status.st_size > limit:
             raise ValueError(f"it is larger than {limit >> 20} MiB")
         return stream.read(status.st_size)
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text. Raises ValueError when it is none, nests too deep or would fill memory."""
-    if len(data) > VALUES_LIMIT:  # fewer bytes cannot hold more values
-        marks: tuple[Any, ...] = (b",", b"[", b"{") if isinstance(data, bytes) else (",", "[", "{")
-        if sum(data.count(mark) for mark in marks) > VALUES_LIMIT:
-            raise ValueError(f"it holds more than {VALUES_LIMIT:,} values")
+    """The value of a JSON text. Raises ValueError unless it is valid, shallow, and fits into memory."""
+    require_few_values(data)
     try:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
 
 
+def read_record(
+    path: Path,
+    model: type[RecordT],
+    remedy: str,
+    error: type[ColaError] = InputError,
+    limit: int = RECORD_LIMIT,
+) -> RecordT:
+    """A JSON file, or a TOML file named .toml, as a record of the type `model`, such as a pydantic model.
+
+    Types are strict: no text for a number, no 1 for true. Raises `error` naming the file and the wrong
+    field, with the remedy, when the file cannot be read or is not such a record.
+    """
+    try:
+        data = read_regular(path, limit)
+        if path.suffix == ".toml":
+            tree = tomllib.loads(data.decode())
+            return TypeAdapter(model).validate_python(tree, strict=True)
+        require_few_values(data)
+        return TypeAdapter(model).validate_json(data, strict=True)
+    except ValidationError as wrong:
+        raise error(f"{path} is not as expected ({reason(wrong)}).", remedy) from wrong
+    except (OSError, ValueError, RecursionError) as wrong:
+        raise error(f"{path} cannot be read ({reason(wrong)}).", remedy) from wrong
+
+
 def read_json(path: Path, limit: int) -> Any:
     """The value of a JSON file of at most `limit` bytes. Raises OSError or ValueError."""
     return parse_json(read_regular(path, limit))
+
+
+def require_few_values(data: bytes | str) -> None:
+    """Raise ValueError for a JSON text whose values could fill the memory."""
+    if len(data) > VALUES_LIMIT:  # fewer bytes cannot hold more values
+        marks: tuple[Any, ...] = (b",", b"[", b"{") if isinstance(data, bytes) else (",", "[", "{")
+        if sum(data.count(mark) for mark in marks) > VALUES_LIMIT:
+            raise ValueError(f"it holds more than {VALUES_LIMIT:,} values")
 
 
 def is_encodable(text: str) -> bool:
@@ -60,7 +94,7 @@ def is_encodable(text: str) -> bool:
 
 def reason(error: object) -> str:
     """What an error says, as part of a sentence: one printable line, not too long."""
-    if isinstance(error, ValidationError):
+    if isinstance(error, ValidationError):  # its first wrong field
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(step) for step in first["loc"])
         message = first["msg"].removeprefix("Value error, ")

@@ -18,7 +18,7 @@ from cola_cli.reporting import Reporter
 if TYPE_CHECKING:
     from cola_cli.sampling.prompts import Prompt
     from cola_cli.settings.sample import SampleSettings
-    from cola_cli.stages.sample import Sample
+    from cola_cli.stages.answers import Sample
 
 SAMPLING, FIRST_BLOCK = "Sampling", "First block"
 
@@ -188,7 +188,7 @@ def _to_stdout(
     watch: bool,
 ) -> None:
     from cola_cli.machine.threads import prepare_torch
-    from cola_cli.stages.sample import open_model, sample_stream
+    from cola_cli.stages.answers import open_model, sample_stream
 
     report.note(f"using {prepare_torch(threads)}")
     model = open_model(path, settings, device)

@@ -67,7 +67,7 @@ def watch_denoising(model: Cola, prompts: Iterable[Prompt], settings: SampleSett
     """Show prompts one after another as they are continued; an interrupt leaves the text so far."""
     from cola_cli.sampling.engine import Engine
     from cola_cli.sampling.rows import Request
-    from cola_cli.stages.sample import encoded_prompt
+    from cola_cli.stages.answers import encoded_prompt
 
     tokenizer = model.require_tokenizer()
     options = settings.options((tokenizer.end_of_text_id,))

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from cola_cli.artifacts.reading import VALUES_LIMIT, is_encodable, parse_json, reason, shown
-from cola_cli.corpus.files import READ_BYTES, CorpusFile, file_format, packing
+from cola_cli.artifacts.unpacking import unpacked
+from cola_cli.corpus.files import CorpusFile, file_format
 from cola_cli.corpus.parquet_footer import largest_page
 from cola_cli.errors import ColaError, InputError
 
 DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line
 PARQUET_ROWS = 256
 PAGE_LIMIT = 1 << 30  # bytes, unpacked, of one page, and of the rows that are held at once
-# Of packed zstd data at a time: it can grow 32,768-fold, and comes out all at once.
-ZSTD_BYTES = 1 << 10
 
 DocumentRule = Literal["blank-line", "file"]
 
@@ -81,56 +80,6 @@ def read_documents(
             raise
         # what lies behind a URL fails with the exceptions of whichever package reaches it
         raise InputError(f"{file} cannot be read ({reason(error)}).", "Try again.") from error
-
-
-class _ZstdStream(io.RawIOBase):
-    """Decompressed bytes of a .zst file; unlike zstandard's own reader it notices truncation."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        import zstandard
-
-        self._raw = raw
-        self._new_frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
-        self._frame: Any = None
-        self._packed = b""
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        import zstandard
-
-        while not self._ready:
-            if not self._packed:
-                self._packed = self._raw.read(ZSTD_BYTES)
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError("the compressed data ends too early")
-                return 0
-            if self._frame is None:
-                self._frame = self._new_frame()
-            try:
-                self._ready = self._frame.decompress(self._packed)
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from error
-            self._packed = b""
-            if self._frame.eof:
-                self._packed = self._frame.unused_data
-                self._frame = None
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-
-def unpacked(name: CorpusFile | Path, raw: BinaryIO) -> BinaryIO:
-    """What a .gz or .zst file holds, other files as they are; reading raises EOFError when it is cut off."""
-    if packing(name) == ".gz":
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if packing(name) == ".zst":
-        return io.BufferedReader(_ZstdStream(raw), READ_BYTES)
-    return raw
 
 
 def _lines(file: CorpusFile, stream: BinaryIO) -> Iterator[tuple[int, str]]:

@@ -93,12 +93,6 @@ def file_format(name: object) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
 
-def packing(name: object) -> str:
-    """`.gz` or `.zst` for a packed corpus file, else nothing."""
-    suffix = PurePosixPath(str(name)).suffix.lower()
-    return suffix if suffix in PACKED else ""
-
-
 def find_files(names: list[str]) -> list[CorpusFile]:
     """The corpus files that files, folders, patterns and URLs name, without repetition, in a stable order.
 

@@ -15,8 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from cola_cli.artifacts.rows import read_rows
 from cola_cli.errors import InputError
-from cola_cli.evaluation.outputs import read_rows
 from cola_cli.evaluation.scoring import nth_letter
 
 _FIELD = re.compile(r"\{(\w+)\}")

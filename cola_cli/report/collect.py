@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.artifact import METRICS, check_file, recorded_parts
 from cola_cli.artifacts.manifest import FileRecord, Manifest, flatten, read_manifest
+from cola_cli.artifacts.rows import read_rows
 from cola_cli.artifacts.status import survey
 from cola_cli.errors import ColaError, InputError
 from cola_cli.report.measurements import (
@@ -36,7 +37,6 @@ KINDS = (
     "evaluation",
 )
 MOST_SAMPLES = 48  # prompts read of one artifact
-LINE_LIMIT = 1 << 22  # bytes of one sample
 TEXT_LIMIT = 6000  # characters of one sample shown
 
 Curve = list[tuple[float, float]]
@@ -169,7 +169,7 @@ def _shown(
     try:
         metrics = _metrics(place, manifest)
         if manifest.kind == "samples":
-            samples = list(_samples(place, manifest))
+            samples = list(islice(_samples(place), MOST_SAMPLES))
     except ColaError as error:
         problems.append(_relative_text(error, base))
     return Shown(
@@ -227,46 +227,15 @@ def _metrics(place: Path, manifest: Manifest) -> dict[str, Curve]:
     }
 
 
-def _samples(place: Path, manifest: Manifest) -> Iterator[Sampled]:
+def _samples(place: Path) -> Iterator[Sampled]:
     """The first continuations of a samples artifact, finished or not."""
-    import zstandard
-
-    left = MOST_SAMPLES
     for _, part in sorted(recorded_parts(place).items()):
-        if left <= 0:
-            return
         check_file(place, FileRecord(path=part.file, bytes=part.bytes, sha256=part.sha256))
-        try:
-            with (place / part.file).open("rb") as packed:
-                stream = zstandard.ZstdDecompressor().stream_reader(packed)
-                rows = list(_lines(stream, left))
-            found = [_sampled(row) for row in rows]
-        except (OSError, ValueError, zstandard.ZstdError) as error:
-            raise InputError(
-                f"{place / part.file} cannot be read ({error}).", "Run `cola verify` on it."
-            ) from error
-        yield from found
-        left -= len(found)
+        for _, row in read_rows(place / part.file):
+            yield _sampled(row)
 
 
-def _lines(stream: Any, most: int) -> Iterator[Any]:
-    """The first `most` JSON lines of a binary stream, unpacked a little at a time."""
-    rest = b""
-    while most > 0:
-        block = stream.read(1 << 16)
-        *whole, rest = (rest + block).split(b"\n")
-        if not block and rest:
-            whole, rest = [*whole, rest], b""
-        for line in whole[:most]:
-            yield json.loads(line)
-        most -= len(whole)
-        if not block or len(rest) > LINE_LIMIT:
-            return
-
-
-def _sampled(row: Any) -> Sampled:
-    if not isinstance(row, dict):
-        raise ValueError("a row is no object")
+def _sampled(row: dict[str, Any]) -> Sampled:
     text, prompt = str(row.get("text", "")), str(row.get("prompt", ""))
     tokens = row.get("tokens")
     return Sampled(

@@ -86,7 +86,7 @@ def evaluate_text(
 
 def read_texts(path: Path) -> Iterator[tuple[str, str]]:
     """(prompt, text) of a samples artifact, or of JSONL with `text`, `generated` or `generate`."""
-    from cola_cli.evaluation.outputs import read_rows
+    from cola_cli.artifacts.rows import read_rows
     from cola_cli.stages.sample import read_samples
 
     if path.is_dir():

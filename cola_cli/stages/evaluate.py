@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Artifact, Identity, Output, Writer
+from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.artifacts.artifact import file_digest, text_digest
+from cola_cli.artifacts.rows import artifact_rows, read_rows
 from cola_cli.errors import InputError
 from cola_cli.evaluation.metrics import Figures, figures, paired_difference
 from cola_cli.evaluation.scoring import Item, Verdict, require_task, score
@@ -18,15 +19,14 @@ from cola_cli.reporting import Reporter
 from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings import result_settings
 from cola_cli.settings.evaluate import EvaluateSettings
+from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
 from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.stages.sample import Sample, encoded_prompt, open_model, sample_stream
 from cola_cli.stages.sample import model_fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
     from cola_cli.api import LanguageModel
 
 STAGE = "eval"
-SUFFIX = ".jsonl.zst"
 
 
 def run_evaluation(
@@ -74,22 +74,24 @@ def run_evaluation(
             "model": inputs["model"],
             "data_sha256": inputs["data"],
         }
-        _answer_missing(writer, model, questions, prompts, settings, reporter, common)
-        statistics = _statistics(task, read_parts(writer))
+        write_answers(
+            writer,
+            model,
+            prompts,
+            settings,
+            reporter,
+            ("answer", "items"),
+            lambda sample: _row(questions[sample.item], sample, common),
+        )
+        files = [writer.path / writer.parts[index].file for index in sorted(writer.parts)]
+        statistics = _statistics(task, [row for file in files for _, row in read_rows(file)])
         writer.finish(statistics)
     return Outcome(output_path, True, statistics)
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
     """The rows of an evaluation artifact, in the order of its items."""
-    artifact = Artifact.open(path, "evaluation")
-    return [row for part in artifact.parts for row in _read_rows(artifact.part_file(part.index))]
-
-
-def read_parts(writer: Writer) -> list[dict[str, Any]]:
-    """The rows that are written so far."""
-    files = [writer.path / writer.parts[index].file for index in sorted(writer.parts)]
-    return [row for file in files for row in _read_rows(file)]
+    return list(artifact_rows(Artifact.open(path, "evaluation")))
 
 
 def evaluation_figures(rows: Sequence[dict[str, Any]]) -> Figures:
@@ -169,37 +171,6 @@ def _fitted(model: LanguageModel, question: Question, settings: EvaluateSettings
     return Prompt(prompt.id, text, prompt.place)
 
 
-def _answer_missing(
-    writer: Writer,
-    model: LanguageModel,
-    questions: Sequence[Question],
-    prompts: Sequence[Prompt],
-    settings: EvaluateSettings,
-    reporter: Reporter,
-    common: dict[str, Any],
-) -> None:
-    size = settings.items_per_part
-    members = {
-        index: range(index * size, min(len(questions), (index + 1) * size))
-        for index in range(-(-len(questions) // size))
-        if index not in writer.parts
-    }
-    items = [item for index in members for item in members[index]]
-    reporter.start("answer", len(questions), "items", done=len(questions) - len(items))
-    done: dict[int, dict[str, Any]] = {}
-    # Item numbers stay those of the whole list, so that a resumed run draws the same noise.
-    numbered = ((item, prompts[item]) for item in items)
-    for sample in sample_stream(model, numbered, settings, reporter):
-        if sample.finish == "running":
-            continue
-        done[sample.item] = _row(questions[sample.item], sample, common)
-        reporter.advance(1)
-        index = sample.item // size
-        if all(item in done for item in members[index]):
-            _write_part(writer, index, [done.pop(item) for item in members[index]])
-    reporter.stop()
-
-
 def _row(question: Question, sample: Sample, common: dict[str, Any]) -> dict[str, Any]:
     item = Item(sample.text, question.ground_truth, question.choices)
     verdict = score(common["task"], item)
@@ -217,24 +188,6 @@ def _row(question: Question, sample: Sample, common: dict[str, Any]) -> dict[str
         "prompt_sha256": text_digest(question.prompt),
         **common,
     }
-
-
-def _write_part(writer: Writer, index: int, rows: list[dict[str, Any]]) -> None:
-    import zstandard
-
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with writer.part(index, suffix=SUFFIX) as part:
-        part.path.write_bytes(zstandard.ZstdCompressor(level=9).compress(lines.encode()))
-        part.rows = len(rows)
-        part.tokens = sum(row["tokens"] for row in rows)
-
-
-def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    import zstandard
-
-    data = zstandard.ZstdDecompressor().decompress(file.read_bytes())
-    # Not splitlines: texts may hold other line breaks that JSON leaves as they are.
-    yield from (json.loads(line) for line in data.decode().split("\n") if line)
 
 
 def _statistics(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

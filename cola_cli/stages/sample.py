@@ -3,111 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cola_cli.artifacts import Artifact, Identity, Output, Writer
+from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.artifacts.artifact import file_digest, text_digest
+from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.errors import InputError, UsageError
 from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.reporting import Reporter
 from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings import result_settings
 from cola_cli.settings.sample import SampleSettings
+from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
 from cola_cli.stages.outcome import Outcome, up_to_date
-
-if TYPE_CHECKING:
-    from cola_cli.api import LanguageModel
-    from cola_cli.sampling.rows import Request
 
 STAGE = "sample"
 MODELS = ("prior", "autoregressive", "llada")  # kinds of artifacts that can continue text
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The state of one prompt's continuation after a block."""
-
-    item: int
-    prompt: Prompt
-    text: str
-    tokens: int
-    finish: str
-
-    def row(self) -> dict[str, Any]:
-        """The JSON object of a finished sample."""
-        return {
-            "id": self.prompt.id,
-            "prompt": self.prompt.text,
-            "text": self.text,
-            "tokens": self.tokens,
-            "finish": self.finish,
-        }
-
-
-def open_model(path: Path, settings: SampleSettings, device: str) -> LanguageModel:
-    """Load the model for sampling; it must come with a tokenizer."""
-    import torch
-
-    from cola_cli.api import load_any
-    from cola_cli.machine.processes import pick_device
-
-    chosen = pick_device(device)
-    name = settings.dtype
-    if name == "auto":
-        name = "float32" if chosen.type == "cpu" else "stored"
-    dtype = None if name == "stored" else getattr(torch, name)
-    model = load_any(path, str(chosen), dtype)
-    model.require_tokenizer()
-    return model
-
-
-def sample_stream(
-    model: LanguageModel,
-    prompts: Iterable[tuple[int, Prompt]],
-    settings: SampleSettings,
-    reporter: Reporter,
-) -> Iterator[Sample]:
-    """Continue numbered prompts, yielding each one's state after every block.
-
-    A prompt's number seeds its random numbers. Raises InputError naming an empty prompt or one that is
-    longer than the model's context.
-    """
-    from cola_cli.sampling.rows import Request
-
-    tokenizer = model.require_tokenizer()
-    by_item: dict[int, Prompt] = {}
-
-    def requests() -> Iterator[Request]:
-        for item, prompt in prompts:
-            by_item[item] = prompt
-            yield Request(item, encoded_prompt(model, prompt))
-
-    options = settings.options((tokenizer.end_of_text_id,))
-    for request, generation in model.stream(
-        requests(), options, settings.batch_size, warn=reporter.warn
-    ):
-        ids, finish = generation.ids, generation.finish
-        text = tokenizer.decode(ids)
-        yield Sample(request.item, by_item[request.item], text, len(ids), finish)
-        if finish != "running":
-            del by_item[request.item]
-
-
-def encoded_prompt(model: LanguageModel, prompt: Prompt) -> list[int]:
-    """The token ids of a prompt. Raises InputError naming its place when it cannot be used."""
-    if not prompt.text:
-        raise InputError(f"{prompt.place}: the prompt is empty.", "Give it some text.")
-    ids = model.require_tokenizer().encode(prompt.text)
-    if model.context is not None and len(ids) >= model.context:
-        raise InputError(
-            f"{prompt.place}: the prompt has {len(ids)} tokens, but the model was trained on"
-            f" sequences of {model.context}.",
-            "Shorten the prompt.",
-        )
-    return ids
 
 
 def sample_to_artifact(
@@ -142,7 +55,9 @@ def sample_to_artifact(
         model = open_model(model_path, settings, device)
         for prompt in prompts:  # a wrong one is told before an hour of work
             encoded_prompt(model, prompt)
-        _write_missing(writer, model, prompts, settings, reporter)
+        write_answers(
+            writer, model, prompts, settings, reporter, ("sample", "prompts"), Sample.row, _stopped
+        )
         parts = [writer.parts[index] for index in sorted(writer.parts)]
         statistics = {
             "prompts": len(prompts),
@@ -155,14 +70,12 @@ def sample_to_artifact(
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a samples artifact, in the order of its prompts."""
-    import zstandard
+    return artifact_rows(Artifact.open(path, "samples"))
 
-    artifact = Artifact.open(path, "samples")
-    for part in artifact.parts:
-        data = zstandard.ZstdDecompressor().decompress(artifact.part_file(part.index).read_bytes())
-        # at newlines alone: generated text may hold the other characters that splitlines() cuts at
-        for line in data.decode().removesuffix("\n").split("\n"):
-            yield json.loads(line)
+
+def _stopped(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Statistics of a part: the samples that ended by themselves."""
+    return {"stopped": sum(row["finish"] == "stop" for row in rows)}
 
 
 def model_fingerprint(path: Path) -> str:
@@ -239,46 +152,6 @@ def _plan_baseline(artifact: Artifact, settings: SampleSettings) -> dict[str, in
         "passes": passes or settings.max_new_tokens,
         "cache_bytes": width * settings.batch_size * positions * cache,
     }
-
-
-def _write_missing(
-    writer: Writer,
-    model: LanguageModel,
-    prompts: list[Prompt],
-    settings: SampleSettings,
-    reporter: Reporter,
-) -> None:
-    size = settings.items_per_part
-    count = -(-len(prompts) // size)
-    missing = [index for index in range(count) if index not in writer.parts]
-    members = {
-        index: range(index * size, min(len(prompts), (index + 1) * size)) for index in missing
-    }
-    items = [item for index in missing for item in members[index]]
-    reporter.start("sample", len(prompts), "prompts", done=len(prompts) - len(items))
-    done: dict[int, Sample] = {}
-    # Item numbers stay those of the whole list, so that a resumed run draws the same noise.
-    numbered = ((item, prompts[item]) for item in items)
-    for sample in sample_stream(model, numbered, settings, reporter):
-        if sample.finish == "running":
-            continue
-        done[sample.item] = sample
-        reporter.advance(1)
-        index = sample.item // size
-        if all(item in done for item in members[index]):
-            _write_part(writer, index, [done.pop(item) for item in members[index]])
-    reporter.stop()
-
-
-def _write_part(writer: Writer, index: int, samples: list[Sample]) -> None:
-    import zstandard
-
-    lines = "".join(json.dumps(sample.row(), ensure_ascii=False) + "\n" for sample in samples)
-    with writer.part(index, suffix=".jsonl.zst") as part:
-        part.path.write_bytes(zstandard.ZstdCompressor(level=9).compress(lines.encode()))
-        part.rows = len(samples)
-        part.tokens = sum(sample.tokens for sample in samples)
-        part.statistics = {"stopped": sum(sample.finish == "stop" for sample in samples)}
 
 
 def demo_model() -> Path:

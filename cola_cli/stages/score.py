@@ -13,7 +13,7 @@ from cola_cli.corpus.files import find_files
 from cola_cli.errors import InputError
 from cola_cli.flow.likelihood import Divergence
 from cola_cli.settings.sample import SampleSettings
-from cola_cli.stages.sample import open_model
+from cola_cli.stages.answers import open_model
 
 
 def read_texts(path: Path, text_field: str) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from cola_cli.artifacts.unpacking import ZstdStream
 from cola_cli.corpus import documents
 from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import file_format, find_files
@@ -142,7 +143,7 @@ def test_a_zstd_bomb_is_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
     path.write_bytes(zstandard.compress(bytes(400 << 20), level=19))
     assert path.stat().st_size < 100_000
     with path.open("rb") as raw:
-        stream = documents._ZstdStream(raw)
+        stream = ZstdStream(raw)
         largest = 0
         while stream.readinto(bytearray(1)):
             largest = max(largest, len(stream._ready))

@@ -12,11 +12,12 @@ import pytest
 import zstandard
 
 from cola_cli.artifacts.artifact import file_digest, text_digest
+from cola_cli.artifacts.rows import read_rows
 from cola_cli.evaluation.metrics import paired_difference
 from cola_cli.evaluation.tasks import Question, built_in_template, read_questions
 from cola_cli.reporting import Silent
 from cola_cli.settings.evaluate import EvaluateSettings
-from cola_cli.stages import evaluate
+from cola_cli.stages import answers
 from cola_cli.stages.evaluate import comparison, read_answers, run_evaluation
 from tests.conftest import Run, content
 from tests.stages.killing import kill_until_done
@@ -65,7 +66,7 @@ def test_a_run_that_is_cut_short_goes_on_without_answering_again(
 ) -> None:
     whole = read_answers(answered("whole"))
     asked: list[int] = []
-    stream = evaluate.sample_stream
+    stream = answers.sample_stream
 
     def dying(model: Any, numbered: Any, *rest: Any) -> Any:
         for count, sample in enumerate(
@@ -77,7 +78,7 @@ def test_a_run_that_is_cut_short_goes_on_without_answering_again(
             yield sample
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "sample_stream", dying)
+        patch.setattr(answers, "sample_stream", dying)
         with pytest.raises(RuntimeError, match="power cut"):
             answered("broken", batch_size=1)
     finished = {int(file.stem) for file in (tmp_path / "broken" / "parts").glob("*.json")}
@@ -89,7 +90,7 @@ def test_a_run_that_is_cut_short_goes_on_without_answering_again(
             asked.append(sample.item)
             yield sample
 
-    monkeypatch.setattr(evaluate, "sample_stream", watched)
+    monkeypatch.setattr(answers, "sample_stream", watched)
     assert read_answers(answered("broken", batch_size=1)) == whole
     assert set(asked) == {4, 5, 6}
 
@@ -163,4 +164,4 @@ def test_different_prompts_are_not_compared(
 def test_a_line_separator_in_an_answer_does_not_break_the_rows(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl.zst"
     file.write_bytes(zstandard.compress('{"generate": "a\u2028b\u0085c"}\n'.encode()))
-    assert [row["generate"] for row in evaluate._read_rows(file)] == ["a\u2028b\u0085c"]
+    assert [row["generate"] for _, row in read_rows(file)] == ["a\u2028b\u0085c"]

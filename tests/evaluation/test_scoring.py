@@ -113,9 +113,9 @@ def test_a_paired_difference_of_equal_answers_is_exactly_zero() -> None:
     ("line", "message"),
     [
         ("{", "line 2 is not valid JSON"),
-        ("[]", "line 2 is no JSON object"),
+        ("[]", "line 2 is not a JSON object"),
         ('{"generate": "a"}', "line 2: the field 'ground_truth' is missing"),
-        ('{"generate": "a", "ground_truth": "b", "choices": "c"}', "'choices' is no list"),
+        ('{"generate": "a", "ground_truth": "b", "choices": "c"}', "'choices' is not a list"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:

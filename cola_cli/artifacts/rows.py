@@ -1,0 +1,71 @@
+"""Rows of JSONL, plain or packed as .gz or .zst: one object a line, one line in memory at a time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cola_cli.artifacts.artifact import Artifact
+from cola_cli.artifacts.reading import parse_json, reason
+from cola_cli.artifacts.unpacking import unpacked
+from cola_cli.errors import InputError
+
+PART_SUFFIX = ".jsonl.zst"  # of the parts of samples and evaluation artifacts
+LINE_LIMIT = 16 << 20  # bytes
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write the rows of one part, packed."""
+    import zstandard
+
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(zstandard.ZstdCompressor(level=9).compress(lines.encode()))
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line but empty ones. Raises InputError naming the file and line."""
+    try:
+        with path.open("rb") as raw:
+            stream = unpacked(path, raw)
+            number = 0
+            # Lines end at newlines alone: generated text may hold the other characters at which
+            # str.splitlines cuts.
+            while line := stream.readline(LINE_LIMIT):
+                number += 1
+                if len(line) == LINE_LIMIT:
+                    raise InputError(f"{path}, line {number} is too long.", "Is it a JSONL file?")
+                if line.strip():
+                    yield number, _row(path, number, line)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(
+            f"{path} is truncated or damaged ({reason(error)}).", "Fetch it again."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}).", "Name a file.") from error
+
+
+def artifact_rows(artifact: Artifact) -> Iterator[dict[str, Any]]:
+    """The rows of all parts of a samples or evaluation artifact, in order."""
+    for part in artifact.parts:
+        for _, row in read_rows(artifact.part_file(part.index)):
+            yield row
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = parse_json(line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}, line {number} is not UTF-8 ({error.reason}).", "Convert it to UTF-8."
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{path}, line {number} is not valid JSON ({reason(error)}).", "Correct that line."
+        ) from error
+    if not isinstance(row, dict):
+        raise InputError(f"{path}, line {number} is not a JSON object.", "Correct that line.")
+    return row

@@ -1,0 +1,146 @@
+"""Prompts to continuations: one by one as a stream, or as the parts of an artifact that are still missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cola_cli.artifacts import Writer
+from cola_cli.artifacts.rows import PART_SUFFIX, write_rows
+from cola_cli.errors import InputError
+from cola_cli.reporting import Reporter
+from cola_cli.sampling.prompts import Prompt
+from cola_cli.settings.sample import SampleSettings
+
+if TYPE_CHECKING:
+    from cola_cli.api import LanguageModel
+    from cola_cli.sampling.rows import Request
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The state of one prompt's continuation after a block."""
+
+    item: int
+    prompt: Prompt
+    text: str
+    tokens: int
+    finish: str
+
+    def row(self) -> dict[str, Any]:
+        """The JSON object of a finished sample."""
+        return {
+            "id": self.prompt.id,
+            "prompt": self.prompt.text,
+            "text": self.text,
+            "tokens": self.tokens,
+            "finish": self.finish,
+        }
+
+
+def open_model(path: Path, settings: SampleSettings, device: str) -> LanguageModel:
+    """Load the model for sampling; it must come with a tokenizer."""
+    import torch
+
+    from cola_cli.api import load_any
+    from cola_cli.machine.processes import pick_device
+
+    chosen = pick_device(device)
+    name = settings.dtype
+    if name == "auto":
+        name = "float32" if chosen.type == "cpu" else "stored"
+    dtype = None if name == "stored" else getattr(torch, name)
+    model = load_any(path, str(chosen), dtype)
+    model.require_tokenizer()
+    return model
+
+
+def sample_stream(
+    model: LanguageModel,
+    prompts: Iterable[tuple[int, Prompt]],
+    settings: SampleSettings,
+    reporter: Reporter,
+) -> Iterator[Sample]:
+    """Continue numbered prompts, yielding each one's state after every block.
+
+    A prompt's number seeds its random numbers. Raises InputError naming an empty prompt or one that is
+    longer than the model's context.
+    """
+    from cola_cli.sampling.rows import Request
+
+    tokenizer = model.require_tokenizer()
+    by_item: dict[int, Prompt] = {}
+
+    def requests() -> Iterator[Request]:
+        for item, prompt in prompts:
+            by_item[item] = prompt
+            yield Request(item, encoded_prompt(model, prompt))
+
+    options = settings.options((tokenizer.end_of_text_id,))
+    for request, generation in model.stream(
+        requests(), options, settings.batch_size, warn=reporter.warn
+    ):
+        ids, finish = generation.ids, generation.finish
+        text = tokenizer.decode(ids)
+        yield Sample(request.item, by_item[request.item], text, len(ids), finish)
+        if finish != "running":
+            del by_item[request.item]
+
+
+def encoded_prompt(model: LanguageModel, prompt: Prompt) -> list[int]:
+    """The token ids of a prompt. Raises InputError naming its place when it cannot be used."""
+    if not prompt.text:
+        raise InputError(f"{prompt.place}: the prompt is empty.", "Give it some text.")
+    ids = model.require_tokenizer().encode(prompt.text)
+    if model.context is not None and len(ids) >= model.context:
+        raise InputError(
+            f"{prompt.place}: the prompt has {len(ids)} tokens, but the model was trained on"
+            f" sequences of {model.context}.",
+            "Shorten the prompt.",
+        )
+    return ids
+
+
+def write_answers(
+    writer: Writer,
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    settings: SampleSettings,
+    reporter: Reporter,
+    progress: tuple[str, str],
+    row: Callable[[Sample], dict[str, Any]],
+    statistics: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda rows: {},
+) -> None:
+    """Continue the prompts of the parts that the artifact lacks, each part written when it is whole.
+
+    progress: label and unit of the progress bar. row: the JSON object of a finished sample, with its
+    `tokens`. statistics: of the rows of a part.
+    """
+    size = settings.items_per_part
+    members = {
+        index: range(index * size, min(len(prompts), (index + 1) * size))
+        for index in range(-(-len(prompts) // size))
+        if index not in writer.parts
+    }
+    items = [item for index in members for item in members[index]]
+    label, unit = progress
+    reporter.start(label, len(prompts), unit, done=len(prompts) - len(items))
+    done: dict[int, dict[str, Any]] = {}
+    # Item numbers stay those of the whole list, so that a resumed run draws the same noise.
+    numbered = ((item, prompts[item]) for item in items)
+    for sample in sample_stream(model, numbered, settings, reporter):
+        if sample.finish == "running":
+            continue
+        done[sample.item] = row(sample)
+        reporter.advance(1)
+        index = sample.item // size
+        if all(item in done for item in members[index]):
+            rows = [done.pop(item) for item in members[index]]
+            with writer.part(index, suffix=PART_SUFFIX) as part:
+                write_rows(part.path, rows)
+                part.rows = len(rows)
+                part.tokens = sum(one["tokens"] for one in rows)
+                part.statistics = statistics(rows)
+    reporter.stop()
