@@ -40,7 +40,10 @@ def test_json_and_toml_give_the_same_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"heads": "3"}', r"a\.json is not as expected \(heads: Input should be a valid integer\)"),
+        (
+            '{"heads": "3"}',
+            r"a\.json is not as expected \(heads: Input should be a valid integer\)",
+        ),
         ('{"heads": true}', "heads: Input should be a valid integer"),
         ('{"heads": 3, "scale": 1e999}', "scale: Input should be a finite number"),
         ('{"heads": 3, "scale": 1' + "0" * 400 + "}", "scale: Input should be a finite number"),
