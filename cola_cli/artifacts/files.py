@@ -37,6 +37,11 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_text(text: str) -> str:
+    """Hexadecimal SHA-256 of a text in UTF-8."""
+    return sha256_bytes(text.encode())
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb", buffering=0) as stream:

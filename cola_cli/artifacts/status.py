@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts.artifact import PARTS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, committed
 from cola_cli.artifacts.lock import holder_of
 from cola_cli.artifacts.manifest import Manifest, read_manifest
+from cola_cli.artifacts.parts import PARTS
 from cola_cli.artifacts.verify import find_artifacts
 from cola_cli.errors import ColaError
 

@@ -6,14 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cola_cli.artifacts.artifact import (
-    METRICS,
-    PARTS,
-    check_file,
-    content_files,
-    read_part_record,
-)
+from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
+from cola_cli.artifacts.checks import check_file, content_files
 from cola_cli.artifacts.files import remove_temporaries, sync
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import (
@@ -23,6 +18,7 @@ from cola_cli.artifacts.manifest import (
     read_manifest,
     write_manifest,
 )
+from cola_cli.artifacts.parts import PARTS, read_part_record
 from cola_cli.errors import DamagedArtifact, InputError
 
 

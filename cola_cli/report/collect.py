@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Artifact
-from cola_cli.artifacts.artifact import METRICS, check_file, recorded_parts
+from cola_cli.artifacts.artifact import METRICS
+from cola_cli.artifacts.checks import check_file
 from cola_cli.artifacts.manifest import FileRecord, Manifest, flatten, read_manifest
+from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.artifacts.status import survey
 from cola_cli.errors import ColaError, InputError

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
-from cola_cli.artifacts.artifact import recorded_parts, write_part
 from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.artifacts.parts import recorded_parts, write_part
 from cola_cli.errors import InputError
 from cola_cli.machine import interruption
 from cola_cli.machine.threads import describe_environment, prepare_torch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Artifact, Identity, Output
-from cola_cli.artifacts.artifact import file_digest, text_digest
+from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.rows import artifact_rows, read_rows
 from cola_cli.errors import InputError
 from cola_cli.evaluation.metrics import Figures, figures, paired_difference
@@ -50,8 +50,8 @@ def run_evaluation(
     asked = [[q.id, q.prompt, q.ground_truth, list(q.choices)] for q in questions]
     inputs = {
         "model": fingerprint_of(model_path),
-        "data": file_digest(data),
-        "prompts": text_digest(json.dumps(asked)),
+        "data": sha256_file(data),
+        "prompts": sha256_text(json.dumps(asked)),
     }
     identity = Identity(
         stage=STAGE, settings={"task": task} | result_settings(settings), inputs=inputs
@@ -185,7 +185,7 @@ def _row(question: Question, sample: Sample, common: dict[str, Any]) -> dict[str
         "tokens": sample.tokens,
         "finish": sample.finish,
         "cut": sample.prompt.text != question.prompt,
-        "prompt_sha256": text_digest(question.prompt),
+        "prompt_sha256": sha256_text(question.prompt),
         **common,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cola_cli.artifacts import Identity, Output
-from cola_cli.artifacts.artifact import file_digest
+from cola_cli.artifacts.files import sha256_file
 from cola_cli.errors import InputError
 from cola_cli.reporting import Reporter
 from cola_cli.stages.outcome import Outcome, up_to_date
@@ -31,7 +31,7 @@ def import_checkpoint(
     inputs = {"checkpoint": model_fingerprint(root)}
     found = tokenizer_file(root)
     if found is not None:
-        inputs["tokenizer"] = file_digest(found)
+        inputs["tokenizer"] = sha256_file(found)
     output = Output.open(
         output_path, "prior", Identity(stage=STAGE, settings={}, inputs=inputs), {}, overwrite
     )

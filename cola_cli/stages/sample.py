@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Artifact, Identity, Output
-from cola_cli.artifacts.artifact import file_digest, text_digest
+from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.errors import InputError, UsageError
 from cola_cli.machine.threads import describe_environment, prepare_torch
@@ -42,7 +42,7 @@ def sample_to_artifact(
         settings=result_settings(settings),
         inputs={
             "model": model_fingerprint(model_path),
-            "prompts": text_digest(json.dumps(numbered)),
+            "prompts": sha256_text(json.dumps(numbered)),
         },
     )
     output = Output.open(
@@ -93,7 +93,7 @@ def model_fingerprint(path: Path) -> str:
             f"{path} is no directory.", "Name a prior artifact or a checkpoint folder."
         )
     names = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors"))
-    return text_digest("".join(file_digest(name) for name in names))
+    return sha256_text("".join(sha256_file(name) for name in names))
 
 
 def plan_sampling(

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Identity, Output, Writer
-from cola_cli.artifacts.artifact import file_digest, recorded_parts, text_digest, write_part
+from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.artifacts.parts import recorded_parts, write_part
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import ColaError, InputError
 from cola_cli.machine.threads import available_cores
@@ -57,7 +58,7 @@ class Corpus:
     @property
     def identity(self) -> str:
         """A digest of the content of all files in their order."""
-        return text_digest("".join(self.digests[file.name]["sha256"] for file in self.files))
+        return sha256_text("".join(self.digests[file.name]["sha256"] for file in self.files))
 
     @property
     def bytes(self) -> int:
@@ -116,7 +117,7 @@ def tokenize(
     if tokenizer is not None:
         if not tokenizer.is_file():
             raise InputError(f"{tokenizer} is no file.", "Give the tokenizer.json itself.")
-        inputs["tokenizer"] = file_digest(tokenizer)
+        inputs["tokenizer"] = sha256_file(tokenizer)
     chosen = result_settings(settings)
     if tokenizer is not None:
         del chosen["vocab_size"], chosen["sample_bytes"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cola_cli.artifacts.artifact import text_digest
+from cola_cli.artifacts.files import sha256_text
 from cola_cli.artifacts.manifest import canonical_json, read_manifest
 from cola_cli.artifacts.reading import reason
 from cola_cli.cost import training as flops
@@ -342,7 +342,7 @@ class _Planner:
             "inputs": {name: step.key for name, step in inputs.items() if name != "match"},
             "given": given or {},
         }
-        key = text_digest(canonical_json(decides).decode())[:KEY_LENGTH]
+        key = sha256_text(canonical_json(decides).decode())[:KEY_LENGTH]
         kind = stage.rpartition(" ")[2]
         suffix = {"cloze": ".jsonl", "text": ".json", "words": ".json"}.get(kind, "")
         name = {"tokenize": "tokens", "encode": "latents", "sample": "samples", "run": "answers"}

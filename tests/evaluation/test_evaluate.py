@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from cola_cli.artifacts.artifact import file_digest, text_digest
+from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.evaluation.metrics import paired_difference
 from cola_cli.evaluation.tasks import Question, built_in_template, read_questions
@@ -55,8 +55,8 @@ def test_every_row_says_how_it_was_made(
     assert [row["id"] for row in rows] == list(range(7))
     for row, question in zip(rows, questions(), strict=True):
         assert (row["steps"], row["guidance"], row["seed"], row["dtype"]) == (2, 3.0, 5, "float32")
-        assert row["prompt_sha256"] == text_digest(question.prompt)
-        assert row["data_sha256"] == file_digest(tmp_path / "data.jsonl")
+        assert row["prompt_sha256"] == sha256_text(question.prompt)
+        assert row["data_sha256"] == sha256_file(tmp_path / "data.jsonl")
         assert (row["prompt"], row["ground_truth"]) == (question.prompt, "first")
         assert row["cut"] is False
 

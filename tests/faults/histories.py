@@ -116,8 +116,8 @@ def live(stages: Stages, stage: str, history: list[object], folder: Path) -> Non
 
 def _cut(output: Path, number: int) -> None:
     """Cut short the file of that number, of those that the artifact has a record of."""
-    from cola_cli.artifacts.artifact import recorded_parts
     from cola_cli.artifacts.manifest import read_manifest
+    from cola_cli.artifacts.parts import recorded_parts
 
     names = [record.path for record in read_manifest(output).files]
     names += [record.file for record in recorded_parts(output).values()]

@@ -156,7 +156,7 @@ def test_a_pipe_in_the_place_of_a_manifest_does_not_hold_a_command_up(tmp_path: 
     from cola_cli.errors import DamagedArtifact
 
     os.mkfifo(tmp_path / "manifest.json")
-    with pytest.raises(DamagedArtifact, match="no regular file"):
+    with pytest.raises(DamagedArtifact, match="not a regular file"):
         read_manifest(tmp_path)
 
 

@@ -1,0 +1,49 @@
+"""Whether the files of an artifact are those that its manifest records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cola_cli.artifacts.files import sha256_file
+from cola_cli.artifacts.lock import LOCK_NAME
+from cola_cli.artifacts.manifest import MANIFEST_NAME, FileRecord
+from cola_cli.artifacts.reading import reason
+from cola_cli.errors import DamagedArtifact
+
+RESTORE = "Restore it from a copy, or run the stage again with --overwrite."
+
+
+def check_size(directory: Path, record: FileRecord) -> None:
+    """Raise DamagedArtifact when a recorded file is missing, leaves the artifact, or has another size."""
+    path = directory / record.path
+    try:
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise DamagedArtifact(f"{path} is a link that leaves the artifact.", RESTORE)
+        if not path.is_file():
+            raise DamagedArtifact(f"{path} is missing.", RESTORE)
+        size = path.stat().st_size
+    except (OSError, RuntimeError) as error:  # links in a circle are a RuntimeError
+        raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", RESTORE) from error
+    if size != record.bytes:
+        raise DamagedArtifact(f"{path} has {size} bytes instead of {record.bytes}.", RESTORE)
+
+
+def check_file(directory: Path, record: FileRecord) -> None:
+    """Raise DamagedArtifact when a recorded file is missing or any byte of it differs."""
+    check_size(directory, record)
+    path = directory / record.path
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", RESTORE) from error
+    if digest != record.sha256:
+        raise DamagedArtifact(f"{path} is damaged: its SHA-256 is not the recorded one.", RESTORE)
+
+
+def content_files(directory: Path) -> Iterator[Path]:
+    """Every file of an artifact but its manifest and its lock."""
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name not in (MANIFEST_NAME, LOCK_NAME):
+            yield path

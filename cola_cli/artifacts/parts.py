@@ -1,0 +1,96 @@
+"""Data parts of an artifact: `parts/00000.*`, which counts once its record `parts/00000.json` is there."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cola_cli.artifacts.checks import check_file
+from cola_cli.artifacts.files import atomic_file, refuse_link, sha256_file, write_atomic
+from cola_cli.artifacts.manifest import FileRecord, PartRecord, signed_json
+from cola_cli.artifacts.reading import RECORD_LIMIT, parse_json, read_regular, reason
+from cola_cli.errors import DamagedArtifact, OutputConflict
+
+PARTS = "parts"
+_PART = re.compile(r"\d{5,}\.(?!json$).+")  # the data of a part; other files are somebody else's
+
+
+class PartWriter:
+    """One data part being written: write the file at `path`, then set what its record says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = 0
+        self.tokens = 0
+        self.statistics: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def write_part(
+    directory: Path, index: int, source: str = "", suffix: str = ".parquet"
+) -> Iterator[PartWriter]:
+    """Write data part `index` of the artifact at `directory`; it exists once its record does.
+
+    Needs no Writer, so that worker processes can call it for the one that holds the lock.
+    """
+    file = f"{PARTS}/{index:05d}{suffix}"
+    refuse_link(directory / PARTS)
+    with atomic_file(directory / file) as temporary:
+        part = PartWriter(temporary)
+        yield part
+        size, digest = temporary.stat().st_size, sha256_file(temporary)
+    record = PartRecord(
+        index=index,
+        file=file,
+        rows=part.rows,
+        tokens=part.tokens,
+        bytes=size,
+        sha256=digest,
+        source=source,
+        statistics=part.statistics,
+    )
+    write_atomic(directory / PARTS / f"{index:05d}.json", signed_json(record))
+
+
+def read_part_record(path: Path) -> PartRecord:
+    """Read and validate one `parts/00000.json`."""
+    remedy = "Run the stage again with --overwrite."
+    try:
+        text = read_regular(path, RECORD_LIMIT)
+        record = PartRecord.model_validate(parse_json(text))
+        if record.digest and signed_json(record) != text:
+            raise ValueError("its digest does not match its content")
+        return record
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(f"{path} is not a part record ({reason(error)}).", remedy) from error
+
+
+def recorded_parts(path: Path) -> dict[int, PartRecord]:
+    """The part records that lie in an artifact, finished or not, by index."""
+    records = (read_part_record(file) for file in sorted((path / PARTS).glob("*.json")))
+    return {record.index: record for record in records}
+
+
+def intact_parts(path: Path) -> dict[int, PartRecord]:
+    """The parts of an interrupted run that can be kept; damaged or unrecorded ones are removed."""
+    kept: dict[int, PartRecord] = {}
+    for file in sorted((path / PARTS).glob("*")):
+        if file.is_dir():
+            raise OutputConflict(
+                f"{file} is a directory where a part belongs.", "Choose another output directory."
+            )
+    for file in sorted((path / PARTS).glob("*.json")):
+        try:
+            record = read_part_record(file)
+            check_file(path, FileRecord(path=record.file, bytes=record.bytes, sha256=record.sha256))
+            kept[record.index] = record
+        except DamagedArtifact:
+            file.unlink()
+    recorded = {path / record.file for record in kept.values()}
+    for file in (path / PARTS).glob("*"):
+        if _PART.fullmatch(file.name) and file not in recorded:
+            file.unlink()
+    return kept
