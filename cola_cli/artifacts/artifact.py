@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar, Self
 
 from cola_cli.artifacts.checks import check_file
 from cola_cli.artifacts.manifest import Kind, Manifest, PartRecord, read_manifest
@@ -15,6 +16,8 @@ METRICS = "metrics.parquet"
 class Artifact:
     """A finished artifact, opened for reading. Every file is checked against its digest once."""
 
+    kind: ClassVar[Kind | None] = None
+
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
@@ -23,13 +26,14 @@ class Artifact:
         self._parts: list[PartRecord] | None = None
 
     @classmethod
-    def open(cls, path: Path | str, kind: Kind | None = None) -> Artifact:
-        """Open the finished artifact at `path`.
+    def open(cls, path: Path | str, kind: Kind | None = None) -> Self:
+        """Open the finished artifact at `path`, of the class's kind where it has one, such as `Tokens`.
 
-        Raises InputError when it is none, is unfinished, or is of another kind.
+        Raises InputError when it is not an artifact, is unfinished, or is of another kind.
         """
         directory = Path(path)
         manifest = read_manifest(directory)
+        kind = kind or cls.kind
         if kind is not None and manifest.kind != kind:
             raise InputError(
                 f"{directory} is a {manifest.kind} artifact, but one of kind {kind} is needed here.",

@@ -32,7 +32,7 @@ def vae(
     """
     from cola_cli.artifacts import Artifact
     from cola_cli.artifacts.files import write_atomic
-    from cola_cli.artifacts.manifest import read_manifest
+    from cola_cli.artifacts.kinds import Tokens
     from cola_cli.errors import InputError
     from cola_cli.machine.threads import prepare_torch
 
@@ -43,12 +43,12 @@ def vae(
     from cola_cli.evaluation.vae_diagnostics import accuracy_plot, diagnose
     from cola_cli.weights.artifact import load_vae
 
-    opened = Artifact.open(model, read_manifest(model).kind)
+    opened = Artifact.open(model)
     if not opened.has("vae/model.safetensors"):
-        raise InputError(f"{model} holds no VAE.", "Name a vae, latents or prior artifact.")
-    source = Artifact.open(tokens, "tokens")
+        raise InputError(f"{model} has no VAE.", "Name a vae, latents or prior artifact.")
+    source = Tokens.open(tokens)
     network = load_vae(opened)
-    if network.config.vocab_size < source.manifest.statistics["vocab_size"]:
+    if network.config.vocab_size < source.statistics.vocab_size:
         raise InputError(
             f"{tokens} has a larger vocabulary than {model}.", "Name the tokens it was trained on."
         )

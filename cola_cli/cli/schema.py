@@ -1,4 +1,4 @@
-"""cola schema: the JSON schema of manifests and settings."""
+"""cola schema: what artifacts promise; the JSON schemas of manifests and settings."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ def schema(
     name: Annotated[
         str,
         typer.Argument(
-            help="manifest, part, or the table of settings of a stage: tokenize, vae, prior ..."
+            help="An artifact (tokens, latents, model, samples, evaluation), manifest, part, or the table of"
+            " settings of a stage (tokenize, vae, prior ...)."
         ),
     ],
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Print the JSON schema of an artifact's manifest or of a stage's settings.
+    """Print what a kind of artifact promises, or the JSON schema of a manifest or of a stage's settings.
 
-    Example: cola schema manifest
+    Example: cola schema tokens
     """
+    from cola_cli.artifacts.kinds import KINDS
     from cola_cli.artifacts.manifest import pretty_json
     from cola_cli.cli.console import print_result
     from cola_cli.errors import UsageError
     from cola_cli.settings import nearest
 
-    models = _models()
-    if name not in models:
-        raise UsageError(f"there is no schema {name!r}.", nearest(name, models))
-    found = models[name].model_json_schema()
+    schemas = _models() | KINDS
+    if name not in schemas:
+        raise UsageError(f"there is no schema {name!r}.", nearest(name, schemas))
+    found = KINDS[name].contract() if name in KINDS else _models()[name].model_json_schema()
     print_result([pretty_json(found).decode().rstrip()], found, json)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.kinds import TrainedModel
 from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.corpus.tokenizer import load_tokenizer
 from cola_cli.errors import InputError, UsageError
@@ -57,11 +57,11 @@ class Judge(Protocol):
 class ArtifactJudge:
     """An autoregressive model of `cola train ar`."""
 
-    def __init__(self, artifact: Artifact, device: torch.device) -> None:
+    def __init__(self, artifact: TrainedModel, device: torch.device) -> None:
         tokenizer = load_tokenizer(artifact.file("tokenizer.json"))
         self.tokenizer: Codec = tokenizer
         self.start: int | None = tokenizer.end_of_text_id  # as before a document in training
-        length = artifact.manifest.statistics.get("seq_len")
+        length = artifact.statistics.seq_len
         self.context: int | None = (
             None if length is None else length - 1
         )  # the last predicts nothing
@@ -129,7 +129,7 @@ def open_judge(path: Path, device: torch.device) -> Judge:
     Raises InputError when it is neither, UsageError when `transformers` is needed and absent.
     """
     if (path / MANIFEST_NAME).exists():
-        artifact = Artifact.open(path)
+        artifact = TrainedModel.open(path)
         if artifact.manifest.kind != "autoregressive":
             raise InputError(
                 f"{path} is a {artifact.manifest.kind} artifact, and no model that gives likelihoods"

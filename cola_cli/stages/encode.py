@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
+from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
 from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.artifacts.parts import recorded_parts, write_part
 from cola_cli.errors import InputError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from cola_cli.models.text_vae import TextVAE
 
 STAGE = "encode"
-COPIED = ("tokenizer.json", "vae/config.json", "vae/model.safetensors")
 
 
 def encode(
@@ -50,7 +50,7 @@ def encode(
     index = i modulo n are made, beside other processes that make theirs; a run without it makes what is
     missing and commits the artifact. Under torchrun every process takes its shard and the first commits.
     """
-    tokens = Artifact.open(tokens_path, "tokens")
+    tokens = Tokens.open(tokens_path)
     vae_artifact = Artifact.open(vae_path, "vae")
     require_same_tokenizer(tokens, vae_artifact)
     identity = Identity(
@@ -98,24 +98,24 @@ def encode(
                 return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
         with output.writing(environment) as writer:
             encode_parts(set(writer.parts), 0, 1)
-            for name in COPIED:
-                source = tokens if name == "tokenizer.json" else vae_artifact
+            for name in Latents.FILES:
+                source = tokens if name == TOKENIZER else vae_artifact
                 with writer.file(name) as temporary:
                     temporary.write_bytes(source.file(name).read_bytes())
             shape = latent_shape(tokens, vae.config)
-            statistics = _statistics(recorded_parts(output.path), tokens, shape)
+            statistics = _statistics(writer.path, tokens, shape).model_dump(mode="json")
             writer.finish(statistics)
     return Outcome(output.path, True, statistics)
 
 
-def latent_shape(tokens: Artifact, config: TextVAEConfig) -> tuple[int, int]:
+def latent_shape(tokens: Tokens, config: TextVAEConfig) -> tuple[int, int]:
     """(N, d) of one sequence."""
-    return tokens.manifest.statistics["seq_len"] // config.patch_size, config.latent_dim
+    return tokens.statistics.seq_len // config.patch_size, config.latent_dim
 
 
 def require_same_tokenizer(tokens: Artifact, vae: Artifact) -> None:
     """Raise InputError unless the Text VAE was trained on the tokenizer of these tokens."""
-    if tokens.file("tokenizer.json").read_bytes() != vae.file("tokenizer.json").read_bytes():
+    if tokens.file(TOKENIZER).read_bytes() != vae.file(TOKENIZER).read_bytes():
         raise InputError(
             f"{vae.path} was trained with another tokenizer than that of {tokens.path}.",
             "Tokenize with that tokenizer.json, or train a VAE on these tokens.",
@@ -123,7 +123,7 @@ def require_same_tokenizer(tokens: Artifact, vae: Artifact) -> None:
 
 
 def _encode_part(
-    tokens: Artifact,
+    tokens: Tokens,
     part: PartRecord,
     output: Path,
     vae: TextVAE,
@@ -239,31 +239,31 @@ class Sums:
         return {f"latent_{name}": value for name, value in vars(self).items()}
 
 
-def _statistics(
-    parts: dict[int, PartRecord], tokens: Artifact, shape: tuple[int, int]
-) -> dict[str, Any]:
+def _statistics(path: Path, tokens: Tokens, shape: tuple[int, int]) -> LatentsStatistics:
     """Totals, and per channel the mean and variance of the means and the mean posterior variance."""
     import numpy as np
 
-    records = [parts[index] for index in sorted(parts)]
-
-    def total(name: str) -> np.ndarray:
-        values = [record.statistics[f"latent_{name}"] for record in records]
-        return np.sum(np.array(values, np.float64), axis=0)
-
-    positions = float(total("positions"))
-    mean, square, variance = (total(name) / positions for name in ("mean", "square", "variance"))
-    kept = ("seq_len", "vocab_size", "pad_id", "end_of_text_id")
-    return {
-        "rows": sum(record.rows for record in records),
-        "tokens": sum(record.tokens for record in records),
-        "latent_shape": list(shape),
-        "log_snr": math.log(float(square.mean() / variance.mean())),
-        "channel_mean": mean.tolist(),
-        "channel_variance": (square - mean**2).tolist(),
-        "posterior_variance": variance.tolist(),
-        **{name: tokens.manifest.statistics[name] for name in kept},
-    }
+    records = [record for _, record in sorted(recorded_parts(path).items())]
+    parts = [LatentsPart.of(record.statistics, path / record.file) for record in records]
+    positions = sum(part.latent_positions for part in parts)
+    mean, square, variance = (
+        np.sum([getattr(part, f"latent_{name}") for part in parts], axis=0) / positions
+        for name in ("mean", "square", "variance")
+    )
+    packed = tokens.statistics
+    return LatentsStatistics(
+        rows=sum(record.rows for record in records),
+        tokens=sum(record.tokens for record in records),
+        latent_shape=shape,
+        log_snr=math.log(float(square.mean() / variance.mean())),
+        channel_mean=mean.tolist(),
+        channel_variance=(square - mean**2).tolist(),
+        posterior_variance=variance.tolist(),
+        seq_len=packed.seq_len,
+        vocab_size=packed.vocab_size,
+        pad_id=packed.pad_id,
+        end_of_text_id=packed.end_of_text_id,
+    )
 
 
 def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
@@ -271,11 +271,11 @@ def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
     from cola_cli.cost import training as flops
     from cola_cli.weights.configs import vae_config
 
-    tokens = Artifact.open(tokens_path, "tokens")
+    tokens = Tokens.open(tokens_path)
     vae_artifact = Artifact.open(vae_path, "vae")
     require_same_tokenizer(tokens, vae_artifact)
     config = vae_config(vae_artifact)
-    length = tokens.manifest.statistics["seq_len"]
+    length = tokens.statistics.seq_len
     rows = sum(part.rows for part in tokens.parts)
     positions = rows * length // config.patch_size
     return {

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.artifacts import Identity, Output
 from cola_cli.artifacts.files import sha256_file, sha256_text
+from cola_cli.artifacts.kinds import Evaluation, EvaluationStatistics
 from cola_cli.artifacts.rows import artifact_rows, read_rows
 from cola_cli.errors import InputError
 from cola_cli.evaluation.metrics import Figures, figures, paired_difference
@@ -84,14 +85,19 @@ def run_evaluation(
             lambda sample: _row(questions[sample.item], sample, common),
         )
         files = [writer.path / writer.parts[index].file for index in sorted(writer.parts)]
-        statistics = _statistics(task, [row for file in files for _, row in read_rows(file)])
+        rows = [row for file in files for _, row in read_rows(file)]
+        statistics = EvaluationStatistics(
+            task=task,
+            **evaluation_figures(rows).as_dict(),
+            cut_prompts=sum(row["cut"] for row in rows),
+        ).model_dump()
         writer.finish(statistics)
     return Outcome(output_path, True, statistics)
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
     """The rows of an evaluation artifact, in the order of its items."""
-    return list(artifact_rows(Artifact.open(path, "evaluation")))
+    return list(artifact_rows(Evaluation.open(path)))
 
 
 def evaluation_figures(rows: Sequence[dict[str, Any]]) -> Figures:
@@ -188,8 +194,3 @@ def _row(question: Question, sample: Sample, common: dict[str, Any]) -> dict[str
         "prompt_sha256": sha256_text(question.prompt),
         **common,
     }
-
-
-def _statistics(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    cut = sum(row["cut"] for row in rows)
-    return {"task": task} | evaluation_figures(rows).as_dict() | {"cut_prompts": cut}

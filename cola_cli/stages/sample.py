@@ -9,6 +9,7 @@ from typing import Any
 
 from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.artifacts.files import sha256_file, sha256_text
+from cola_cli.artifacts.kinds import Samples, SamplesPart, SamplesStatistics
 from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.errors import InputError, UsageError
 from cola_cli.machine.threads import describe_environment, prepare_torch
@@ -58,19 +59,19 @@ def sample_to_artifact(
         write_answers(
             writer, model, prompts, settings, reporter, ("sample", "prompts"), Sample.row, _stopped
         )
-        parts = [writer.parts[index] for index in sorted(writer.parts)]
-        statistics = {
-            "prompts": len(prompts),
-            "tokens": sum(part.tokens for part in parts),
-            "stopped": sum(part.statistics["stopped"] for part in parts),
-        }
+        parts = writer.parts.values()
+        statistics = SamplesStatistics(
+            prompts=len(prompts),
+            tokens=sum(part.tokens for part in parts),
+            stopped=sum(SamplesPart.of(part.statistics, writer.path).stopped for part in parts),
+        ).model_dump()
         writer.finish(statistics)
     return Outcome(output_path, True, statistics)
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a samples artifact, in the order of its prompts."""
-    return artifact_rows(Artifact.open(path, "samples"))
+    return artifact_rows(Samples.open(path))
 
 
 def _stopped(rows: list[dict[str, Any]]) -> dict[str, Any]:

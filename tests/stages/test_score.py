@@ -60,4 +60,4 @@ def test_a_vae_is_diagnosed_with_a_plot(cola: Run, tmp_path: Path, made: Path) -
 
 def test_an_artifact_without_a_vae_cannot_be_diagnosed(cola: Run, made: Path) -> None:
     tokens = made / "tokens"
-    assert "holds no VAE" in cola("diagnose", "vae", tokens, "--tokens", tokens, expect=4).stderr
+    assert "has no VAE" in cola("diagnose", "vae", tokens, "--tokens", tokens, expect=4).stderr

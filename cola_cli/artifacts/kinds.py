@@ -1,0 +1,264 @@
+"""What each kind of artifact promises to later stages: its files, the columns of its parts, its statistics.
+
+Stages read what earlier ones wrote through these types and nothing else. Trained models share one kind here;
+which families of them there are is not for an artifact to know.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cola_cli.artifacts.artifact import METRICS, Artifact
+from cola_cli.artifacts.checks import RESTORE
+from cola_cli.artifacts.reading import reason
+from cola_cli.errors import DamagedArtifact
+
+TOKENIZER = "tokenizer.json"
+
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+RecordT = TypeVar("RecordT", bound="Record")
+
+
+class Record(BaseModel):
+    """Numbers or a row that a stage writes for later ones, which may find more than they know."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @classmethod
+    def of(cls: type[RecordT], tree: dict[str, Any], place: Path) -> RecordT:
+        """The record in a JSON object at `place`. Raises DamagedArtifact naming the field that is wrong."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise DamagedArtifact(
+                f"{place} is not as its stage writes it ({reason(error)}).", RESTORE
+            ) from error
+
+
+class TypedArtifact(Artifact, Generic[RecordT]):
+    """A finished artifact of a known kind.
+
+    STATISTICS: of the manifest. FILES: name -> meaning. PART: statistics of a part. ROW: its columns.
+    """
+
+    STATISTICS: ClassVar[type[Record]]
+    FILES: ClassVar[dict[str, str]] = {}
+    PART: ClassVar[type[Record] | None] = None
+    ROW: ClassVar[type[Record] | None] = None
+
+    @cached_property
+    def statistics(self) -> RecordT:
+        """The statistics in the manifest. Raises DamagedArtifact naming the field that is wrong."""
+        found: Any = self.STATISTICS.of(self.manifest.statistics, self.path)
+        return found
+
+    @classmethod
+    def contract(cls) -> dict[str, Any]:
+        """The promise as JSON: files, and JSON schemas of the statistics, the parts and their rows."""
+        schemas = {"statistics": cls.STATISTICS, "part_statistics": cls.PART, "columns": cls.ROW}
+        return {
+            "title": cls.__name__,
+            "description": cls.__doc__,
+            "files": cls.FILES,
+            **{name: model.model_json_schema() for name, model in schemas.items() if model},
+        }
+
+
+# Statistics and rows, with fields in the order in which stages write them
+
+
+class SplitStatistics(Record):
+    """Totals of the training or validation split."""
+
+    documents: Count
+    bytes: Count = Field(description="Of text, in UTF-8.")
+    rows: Count = Field(description="Sequences.")
+    tokens: Count
+
+
+class TokensStatistics(Record):
+    documents: Count = Field(description="Documents, without duplicates and empty ones.")
+    bytes: Count = Field(description="Of their text, in UTF-8.")
+    tokens: Count = Field(description="Tokens of both splits, padding left out.")
+    bytes_per_token: float
+    duplicates: Count = Field(description="Documents left out because an equal one came before.")
+    rejects: Count = Field(description="Documents left out because they hold no text.")
+    seq_len: Size = Field(description="L, tokens of a sequence.")
+    vocab_size: Size
+    end_of_text_id: Count = Field(description="The token between documents.")
+    pad_id: Count = Field(description="The token that fills the last sequence of a part.")
+    splits: dict[str, SplitStatistics] = Field(description="Totals of train and validation.")
+
+
+class TokensPart(Record):
+    split: Literal["train", "validation"]
+    documents: Count
+    bytes: Count = Field(description="Of text, in UTF-8.")
+
+
+class Segment(Record):
+    document: int = Field(description="Number of the document in the corpus.")
+    offset: int = Field(description="Its tokens in earlier sequences.")
+    length: int = Field(description="Its tokens in this sequence.")
+
+
+class TokensRow(Record):
+    tokens: list[int] = Field(description="L token ids (int32), padded at the end.")
+    length: int = Field(description="Tokens before the padding (int32).")
+    segments: list[Segment] = Field(description="The pieces of documents in the sequence.")
+
+
+class Tokens(TypedArtifact[TokensStatistics]):
+    """A corpus as token ids, packed into sequences of one length; of `cola tokenize`."""
+
+    kind = "tokens"
+    STATISTICS = TokensStatistics
+    FILES: ClassVar = {TOKENIZER: "The tokenizer."}
+    PART = TokensPart
+    ROW = TokensRow
+
+
+class LatentsStatistics(Record):
+    rows: Count = Field(description="Sequences.")
+    tokens: Count = Field(description="Tokens of all sequences, padding left out.")
+    latent_shape: tuple[Size, Size] = Field(description="N latents of d channels a sequence.")
+    log_snr: float = Field(description="log of mean squared mean over mean posterior variance.")
+    channel_mean: list[float] = Field(description="(d,) mean of the posterior means.")
+    channel_variance: list[float] = Field(description="(d,) variance of the posterior means.")
+    posterior_variance: list[float] = Field(description="(d,) mean of the posterior variances.")
+    seq_len: Size = Field(description="L, tokens of a sequence.")
+    vocab_size: Size
+    pad_id: Count
+    end_of_text_id: Count
+
+
+class LatentsPart(TokensPart):
+    latent_positions: Count = Field(description="Latents of text, those of padding left out.")
+    latent_mean: list[float] = Field(description="(d,) sum of the means over these latents.")
+    latent_square: list[float] = Field(description="(d,) sum of the squared means.")
+    latent_variance: list[float] = Field(description="(d,) sum of the posterior variances.")
+
+
+class LatentsRow(TokensRow):
+    mean: bytes = Field(description="(N, d) float16, mean of the posterior q(z_0 | x).")
+    logvar: bytes = Field(description="(N, d) float16, its log-variance.")
+
+
+class Latents(TypedArtifact[LatentsStatistics]):
+    """The posterior q(z_0 | x) of every sequence of a tokens artifact, part by part; of `cola encode`."""
+
+    kind = "latents"
+    STATISTICS = LatentsStatistics
+    FILES: ClassVar = {
+        TOKENIZER: "The tokenizer of the tokens.",
+        "vae/config.json": "Shape of the Text VAE that made the latents.",
+        "vae/model.safetensors": "Its weights.",
+    }
+    PART = LatentsPart
+    ROW = LatentsRow
+
+
+class ModelStatistics(Record):
+    """Beside these, the last value of every metric of the training."""
+
+    parameters: Count | None = Field(default=None, description="Weights, of a prior with its VAE.")
+    seq_len: Size | None = Field(
+        default=None, description="Tokens of a training sequence; not known of imported models."
+    )
+    steps: Count | None = Field(default=None, description="Optimizer steps.")
+
+
+class TrainedModel(TypedArtifact[ModelStatistics]):
+    """A trained or imported network, or several: Text VAE, prior with its VAE, baseline."""
+
+    STATISTICS = ModelStatistics
+    FILES: ClassVar = {
+        TOKENIZER: "The tokenizer of the training text, if known.",
+        "NAME/config.json": "Shape of the network NAME: vae, prior, or that of a baseline.",
+        "NAME/model.safetensors": "Its weights.",
+        METRICS: "A row a logged step of the training.",
+    }
+
+
+class SamplesStatistics(Record):
+    prompts: Count
+    tokens: Count = Field(description="Generated tokens.")
+    stopped: Count = Field(description="Samples that ended with the end-of-text token.")
+
+
+class SamplesPart(Record):
+    stopped: Count
+
+
+class SamplesRow(Record):
+    id: int | str = Field(description="Of the prompt.")
+    prompt: str
+    text: str = Field(description="The continuation.")
+    tokens: Count = Field(description="Tokens of the continuation.")
+    finish: str = Field(description="stop or length.")
+
+
+class Samples(TypedArtifact[SamplesStatistics]):
+    """Continuations of prompts, in the order of the prompts; of `cola sample`."""
+
+    kind = "samples"
+    STATISTICS = SamplesStatistics
+    PART = SamplesPart
+    ROW = SamplesRow
+
+
+class EvaluationStatistics(Record):
+    task: str
+    correct: Count = Field(description="Right answers.")
+    n: Count = Field(description="Items.")
+    accuracy: float
+    low: float = Field(description="Lower end of its 95 % bootstrap interval.")
+    high: float = Field(description="Upper end.")
+    valid_options: float | None = Field(description="Share of answers that name an option.")
+    accuracy_given_valid: float | None = Field(description="Accuracy among these.")
+    chance: float | None = Field(description="Accuracy of guessing.")
+    cut_prompts: Count = Field(description="Prompts cut to fit into the model's context.")
+
+
+class EvaluationRow(Record):
+    id: int | str
+    prompt: str
+    ground_truth: str
+    choices: list[str] = Field(description="Options; empty for open answers.")
+    generate: str = Field(description="The raw generation.")
+    correct: bool
+    option: str | None = Field(description="The letter of the option that the answer names.")
+    tokens: Count
+    finish: str = Field(description="stop or length.")
+    cut: bool = Field(description="Whether the prompt was cut to fit into the model's context.")
+    prompt_sha256: str
+    task: str
+    steps: int | None = Field(description="Of the sampler, where it has any.")
+    guidance: float | None
+    temperature: float
+    seed: int
+    dtype: str
+    model: str = Field(description="Fingerprint of the model.")
+    data_sha256: str
+
+
+class Evaluation(TypedArtifact[EvaluationStatistics]):
+    """Answers to the items of a benchmark, scored item by item; of `cola eval run`."""
+
+    kind = "evaluation"
+    STATISTICS = EvaluationStatistics
+    ROW = EvaluationRow
+
+
+KINDS: dict[str, type[TypedArtifact[Any]]] = {
+    "tokens": Tokens,
+    "latents": Latents,
+    "model": TrainedModel,
+    "samples": Samples,
+    "evaluation": Evaluation,
+}

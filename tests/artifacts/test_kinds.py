@@ -1,0 +1,80 @@
+"""What each kind of artifact promises is what the stages write, to the last statistic and column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.artifacts.kinds import (
+    KINDS,
+    Evaluation,
+    Latents,
+    Record,
+    Samples,
+    Tokens,
+    TrainedModel,
+    TypedArtifact,
+)
+from cola_cli.artifacts.rows import artifact_rows
+from cola_cli.errors import DamagedArtifact, InputError
+from tests.conftest import Run
+
+MADE = Path(__file__).parent.parent / "format1" / "run"
+PLACES: dict[str, type[TypedArtifact[Any]]] = {
+    "tokens": Tokens, "latents": Latents, "samples": Samples, "answers": Evaluation,
+    "vae": TrainedModel, "prior": TrainedModel, "ar": TrainedModel,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_an_artifact_has_the_promised_files_and_statistics(name: str) -> None:
+    artifact = PLACES[name].open(MADE / name)
+    written = artifact.manifest.statistics
+    fields = list(type(artifact.statistics).model_fields)
+    assert json.loads(artifact.statistics.model_dump_json()) == written
+    if isinstance(artifact, TrainedModel):
+        assert set(fields) < set(written)  # the metrics are there besides
+    else:
+        assert list(written) == fields
+    for file in artifact.FILES:
+        pattern = file.replace("NAME", "*")
+        assert list(artifact.path.glob(pattern)), file
+
+
+@pytest.mark.parametrize("name", [name for name, kind in PLACES.items() if kind.ROW])
+def test_parts_have_the_promised_columns_and_statistics(name: str) -> None:
+    artifact = PLACES[name].open(MADE / name)
+    row = artifact.ROW
+    assert row is not None
+    for part in artifact.parts:
+        assert list(part.statistics) == list(artifact.PART.model_fields if artifact.PART else ())
+        (artifact.PART or Record).of(part.statistics, artifact.path)
+    if artifact.parts[0].file.endswith(".parquet"):
+        assert pq.read_schema(artifact.part_file(0)).names == list(row.model_fields)
+        return
+    for found in artifact_rows(artifact):
+        assert list(found) == list(row.model_fields)
+        row.of(found, artifact.path)
+
+
+def test_a_statistic_that_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
+    output = Output.open(tmp_path, "tokens", Identity(stage="tokenize", settings={}, inputs={}))
+    with output.writing() as writer:
+        writer.finish(Artifact.open(MADE / "tokens").manifest.statistics | {"seq_len": "long"})
+    with pytest.raises(DamagedArtifact, match=r"seq_len: Input should be a valid integer"):
+        Tokens.open(tmp_path).statistics.seq_len  # noqa: B018
+    with pytest.raises(InputError, match="is a tokens artifact, but one of kind latents is needed"):
+        Latents.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_promise_is_printed(cola: Run, name: str) -> None:
+    shown = json.loads(cola("schema", name).stdout)
+    assert shown["description"] == KINDS[name].__doc__
+    assert shown["statistics"]["properties"].keys() == KINDS[name].STATISTICS.model_fields.keys()
+    assert shown["files"] == KINDS[name].FILES
