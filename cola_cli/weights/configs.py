@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TypeVar
 
 from cola_cli.artifacts import Artifact
-from cola_cli.artifacts.reading import read_json, reason
+from cola_cli.artifacts.checks import RESTORE
+from cola_cli.artifacts.reading import read_record
 from cola_cli.errors import DamagedArtifact
 from cola_cli.models.config import PriorConfig, Shape, TextVAEConfig, TransformerConfig
 
-CONFIG_LIMIT = 1 << 20  # bytes
 VAE, PRIOR, TRANSFORMER = "vae", "prior", "transformer"  # folders of networks in an artifact
 
 Config = TypeVar("Config", bound=Shape)
@@ -24,14 +24,7 @@ def network_files(*names: str) -> tuple[str, ...]:
 
 def read_config(artifact: Artifact, name: str, kind: type[Config]) -> Config:
     """The config of the network `name`. Raises DamagedArtifact unless it is one of this kind."""
-    path = artifact.file(f"{name}/config.json")
-    try:
-        return kind.model_validate(read_json(path, CONFIG_LIMIT), strict=True)
-    except ValueError as error:
-        raise DamagedArtifact(
-            f"{path} is not the configuration of a network ({reason(error)}).",
-            "Restore it from a copy, or run the stage that made it again with --overwrite.",
-        ) from error
+    return read_record(artifact.file(f"{name}/config.json"), kind, RESTORE, DamagedArtifact)
 
 
 def vae_config(artifact: Artifact) -> TextVAEConfig:

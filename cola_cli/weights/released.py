@@ -6,7 +6,7 @@ the rotary frequencies once a layer; all else is the same, so tensors go both wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from cola_cli.artifacts.reading import parse_json, reason, shown
+from cola_cli.artifacts.reading import read_record, reason, shown
 from cola_cli.errors import InputError
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
@@ -27,7 +27,6 @@ _Config = TypeVar("_Config", TextVAEConfig, PriorConfig)
 
 ROOT, VAE, PRIOR = "cola_dlm", "cola_vae", "cola_dit"
 TOKENIZER = "tokenizer.json"
-CONFIG_LIMIT = 1 << 20  # bytes
 
 # our setting -> the released one
 VAE_SETTINGS = {
@@ -168,11 +167,6 @@ def find_root(folder: Path) -> Path:
     )
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether the folder looks like a released checkpoint."""
-    return any((root / VAE).is_dir() for root in (folder, folder / ROOT))
-
-
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a released checkpoint; weights keep their stored precision.
 
@@ -192,9 +186,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def read_configs(root: Path) -> tuple[TextVAEConfig, PriorConfig]:
     """The shapes of the VAE and the prior below `root`, checked against each other."""
-    vae = _config(root / VAE / "config.json", TextVAEConfig, VAE_SETTINGS, VAE_ABSENT, VAE_FIXED)
-    prior = _config(root / PRIOR / "config.json", PriorConfig, PRIOR_SETTINGS, PRIOR_ABSENT, {})
-    _check_prior(root / PRIOR / "config.json", prior)
+    vae = _config(
+        root / VAE / "config.json", TextVAEConfig, VAE_SETTINGS, VAE_ABSENT, lambda vae: VAE_FIXED
+    )
+    prior = _config(
+        root / PRIOR / "config.json", PriorConfig, PRIOR_SETTINGS, PRIOR_ABSENT, _prior_fixed
+    )
     if prior.latent_dim != vae.latent_dim:
         raise InputError(
             f"{root}: the VAE has {vae.latent_dim} latent channels, the prior {prior.latent_dim}.",
@@ -280,11 +277,7 @@ def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tupl
         theirs: getattr(vae, ours) for ours, theirs in VAE_SETTINGS.items()
     }
     prior_document = {theirs: getattr(prior, ours) for ours, theirs in PRIOR_SETTINGS.items()}
-    prior_document |= {
-        "txt_out_channels": prior.latent_dim,
-        "emb_dim": prior.dim,
-        "patch_size": 1,
-    }
+    prior_document |= {name: allowed[0] for name, allowed in _prior_fixed(prior).items()}
     names = (("ColaTextVAEModel", "cola_text_vae"), ("ColaDiTModel", "cola_dit"))
     documents = [
         document | {"architectures": [architecture], "model_type": kind, "dtype": dtype}
@@ -301,58 +294,39 @@ def _config(
     kind: type[_Config],
     names: dict[str, str],
     absent: dict[str, Any],
-    fixed: dict[str, tuple[Any, ...]],
+    fixed: Callable[[_Config], dict[str, tuple[Any, ...]]],
 ) -> _Config:
-    try:
-        if path.stat().st_size > CONFIG_LIMIT:
-            raise ValueError("it is too large")
-        document = parse_json(path.read_bytes())
-        if not isinstance(document, dict):
-            raise ValueError("it is no JSON object")
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}).", "Name a whole checkpoint."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is no configuration ({reason(error)}).", "Fetch it again."
-        ) from error
-    for name, allowed in fixed.items():
-        if name in document and document[name] not in allowed:
-            raise InputError(
-                f"{path}: {name} = {shown(repr(document[name]))} is not supported"
-                f" (only {', '.join(map(repr, allowed))}).",
-                "cola computes the released model's mathematics; this config asks for another.",
-            )
+    document = read_record(path, dict[str, Any], "Fetch the checkpoint again.")
     settings = {ours: document.get(theirs, absent[theirs]) for ours, theirs in names.items()}
     try:
-        return kind.model_validate(settings, strict=True)
+        config = kind.model_validate(settings, strict=True)
     except ValidationError as error:
         ours = next(iter(error.errors()[0]["loc"]), None)
         why = reason(error)
         if ours is not None:
             why = f"{names[str(ours)]} = {shown(repr(settings[str(ours)]))} is not possible ({why})"
         raise InputError(f"{path}: {why}.", "Correct it.") from error
-
-
-def _check_prior(path: Path, config: PriorConfig) -> None:
-    document = parse_json(path.read_bytes())
-    required = {
-        "txt_out_channels": config.latent_dim,
-        "emb_dim": config.dim,
-        "patch_size": 1,
-    }
-    for name, value in required.items():
-        if document.get(name, value) != value:
+    for name, allowed in fixed(config).items():
+        if name in document and document[name] not in allowed:
             raise InputError(
-                f"{path}: {name} = {shown(repr(document[name]))}, but the released model works with {value}"
-                " alone.",
-                "Correct the config.",
+                f"{path}: {name} = {document[name]!r} is not supported"
+                f" (only {', '.join(map(repr, allowed))}).",
+                "cola computes the released model's mathematics; this config asks for another.",
             )
+    return config
+
+
+def _prior_fixed(prior: PriorConfig) -> dict[str, tuple[Any, ...]]:
+    """As VAE_FIXED: a released prior says some sizes twice."""
+    return {
+        "txt_out_channels": (prior.latent_dim,),
+        "emb_dim": (prior.dim,),
+        "patch_size": (1,),
+    }
 
 
 def _check(tensors: dict[str, Tensor], expected: dict[str, Tensor], where: Path) -> None:
-    """Name the first tensor that is missing, surplus, misshapen or of a type that is no weight's."""
+    """Name the first tensor that is missing, surplus, misshapen or not of a type of weights."""
     remedy = "Use the config.json and the weights of one and the same checkpoint."
     for name, tensor in expected.items():
         if name not in tensors:
