@@ -22,7 +22,7 @@ from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.autoregressive import AutoregressiveSampler
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
-from cola_cli.sampling.rows import Generation, Request
+from cola_cli.sampling.requests import Generation, Request
 from cola_cli.settings.sample import SamplingOptions
 
 BATCH_SIZE = 64
@@ -234,8 +234,7 @@ class Cola(LanguageModel):
             times = torch.cat((times.new_zeros(batch, past), times), dim=1)
         positions = torch.arange(past + count, device=self.device)
         attend = BlockCausal(past + count, block, self.device)
-        modulation = self.prior.modulation(times)
-        return self.prior(z, modulation, self.prior.rotation(positions), attend)[:, past:]
+        return self.prior.velocity(z, times, self.prior.rotation(positions), attend)[:, past:]
 
 
 class Baseline(LanguageModel):

@@ -66,7 +66,7 @@ class Page:
 def watch_denoising(model: Cola, prompts: Iterable[Prompt], settings: SampleSettings) -> None:
     """Show prompts one after another as they are continued; an interrupt leaves the text so far."""
     from cola_cli.sampling.engine import Engine
-    from cola_cli.sampling.rows import Request
+    from cola_cli.sampling.requests import Request
     from cola_cli.stages.answers import encoded_prompt
 
     tokenizer = model.require_tokenizer()

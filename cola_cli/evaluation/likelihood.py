@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cola_cli.api import Cola
 from cola_cli.errors import InputError
-from cola_cli.flow.likelihood import Divergence, elbo, iwae, log_density, normal_log_density
-from cola_cli.models.attention import BlockCausal
+from cola_cli.flow import gaussian
+from cola_cli.flow.likelihood import Divergence, elbo, iwae, log_density
 
 
 @dataclass(frozen=True)
@@ -59,23 +58,6 @@ class Likelihood:
         return rows
 
 
-class _EarlierCleanBlocks:
-    """Attention of noisy blocks: clean blocks before their own, and their own noisy block."""
-
-    def __init__(self, past: int, length: int, block_size: int, device: torch.device) -> None:
-        block = torch.arange(length, device=device) // block_size
-        earlier = block[:, None] > block[None, :past]
-        own = block[:, None] == block[None]
-        self._mask = torch.cat((earlier, own), 1)
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if layer in self.kept:
-            clean_k, clean_v = self.kept[layer]
-            k, v = torch.cat((clean_k, k), 2), torch.cat((clean_v, v), 2)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask)
-
-
 def prior_log_density(
     model: Cola, z0: Tensor, steps: int, divergence: Divergence, seed: int
 ) -> Tensor:
@@ -85,25 +67,12 @@ def prior_log_density(
     do not move, so the Jacobian is block-diagonal.
     """
     prior, device = model.prior, model.device
-    block, length = prior.config.block_size, z0.shape[1]
-    past = (length - 1) // block * block
-    positions = torch.arange(length, device=device)
-    attend = _EarlierCleanBlocks(past, length, block, device)
-    if past:
-        causal = BlockCausal(past, block, device)
-
-        def keep(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            attend.kept[layer] = k, v
-            return causal(layer, q, k, v)
-
-        with torch.no_grad():
-            zero = prior.modulation(torch.zeros(1, device=device))
-            prior(z0[:, :past], zero, prior.rotation(positions[:past]), keep)
-    table = prior.rotation(positions)
+    with torch.no_grad():
+        attend = prior.teacher_forced(z0, prior.config.block_size)
+    table = prior.rotation(torch.arange(z0.shape[1], device=device))
 
     def velocity(z: Tensor, t: float) -> Tensor:
-        modulation = prior.modulation(torch.tensor([t], device=device))
-        return prior(z, modulation, table, attend).float()
+        return prior.velocity(z, torch.tensor([t], device=device), table, attend).float()
 
     generator = torch.Generator().manual_seed(seed)
     probe = torch.randn(z0.shape, generator=generator).to(device)
@@ -134,10 +103,10 @@ def likelihood(
         mean, logvar = (part.expand(draws, -1, -1) for part in posterior)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(mean.shape, generator=generator).to(model.device)
-        sample = mean + (0.5 * logvar).exp() * noise
+        sample = gaussian.sample(mean, logvar, noise)
         # the density of the scaled latents, which the prior and the decoder work on
         volume = config.latent_dim * math.log(abs(config.scaling_factor))
-        log_posterior = normal_log_density(sample, mean, logvar) - volume
+        log_posterior = gaussian.normal_log_density(sample, mean, logvar) - volume
         z0 = model.vae.to_prior(sample)
         logits = model.vae.decode(z0).float().log_softmax(-1)
         chosen = logits.gather(-1, tokens.expand(draws, -1).unsqueeze(-1)).squeeze(-1)

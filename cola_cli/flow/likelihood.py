@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cola_cli.flow.gaussian import standard_normal_log_density
+
 Divergence = Literal["exact", "hutchinson"]
 Velocity = Callable[[Tensor, float], Tensor]
 
@@ -53,17 +55,6 @@ def velocity_and_divergence(
                 (row,) = torch.autograd.grad(v[:, position, channel].sum(), z, retain_graph=True)
                 share[:, position, channel] = row[:, position, channel]
         return v.detach(), share.sum(-1)
-
-
-def standard_normal_log_density(z: Tensor) -> Tensor:
-    """log N(z; 0, I) of each position, (B, n)."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
-
-
-def normal_log_density(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, exp(logvar)) of each position, (B, n)."""
-    squared = (z - mean).square() * (-logvar).exp()
-    return -0.5 * (squared + logvar + math.log(2 * math.pi)).sum(-1)
 
 
 def elbo(log_weights: Tensor) -> Tensor:

@@ -12,8 +12,13 @@ def interpolate(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
 
 
 def target_velocity(z0: Tensor, z1: Tensor) -> Tensor:
-    """dz_t/dt = z_1 - z_0."""
+    """dz_t/dt = z_1 - z_0, what the network learns to predict."""
     return z1 - z0
+
+
+def clean_estimate(z: Tensor, t: Tensor | float, velocity: Tensor) -> Tensor:
+    """E[z_0 | z_t] = z_t - t v of the velocity at (z_t, t)."""
+    return z - t * velocity
 
 
 def renoise(z: Tensor, source: float, target: float, noise: Tensor) -> Tensor:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# attend(layer, q, k, v) -> out, all (B, H, n, head_dim); q and k are normalised and rotated.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 CHUNK = 64  # queries at a time in training: fewer waste less, more give the kernels larger products
 
@@ -27,9 +32,9 @@ def clean_and_noisy_mask(
     """(2L - b, 2L - b) bool, for positions [clean without its last block | noisy].
 
     A clean query sees clean blocks up to its own; a noisy query sees earlier clean blocks and its own
-    noisy block. The brute-force form of `CleanAndNoisy`.
+    noisy block. The brute-force form of `CleanCopy` and `NoisyCopy`.
     """
-    clean = length - block_size
+    clean = earlier_length(length, block_size)
     block = torch.arange(length, device=device) // block_size
     block = torch.cat((block[:clean], block))
     noisy = torch.arange(clean + length, device=device) >= clean
@@ -95,11 +100,12 @@ class NoisyCopy:
         device: torch.device | str = "cpu",
     ) -> None:
         self._clean = clean  # keys and values of the clean copy, by layer
-        mask = clean_and_noisy_mask(length, block_size, device)[length - block_size :]
+        clean_length = earlier_length(length, block_size)
+        mask = clean_and_noisy_mask(length, block_size, device)[clean_length:]
         self._chunks = []
         for start, stop in _chunks(length, block_size):
-            history = stop - block_size
-            own = slice(length - block_size + start, length - block_size + stop)
+            history = earlier_length(stop, block_size)
+            own = slice(clean_length + start, clean_length + stop)
             part = torch.cat((mask[start:stop, :history], mask[start:stop, own]), 1)
             self._chunks.append((start, stop, history, part))
 
@@ -115,6 +121,11 @@ class NoisyCopy:
             values = torch.cat((clean_v[:, :, :history], own_v), 2)
             outs.append(F.scaled_dot_product_attention(part, keys, values, attn_mask=mask))
         return torch.cat(outs, 2)
+
+
+def earlier_length(length: int, block_size: int) -> int:
+    """Positions before the last block of `length` positions, which may be cut short."""
+    return (length - 1) // block_size * block_size
 
 
 def _chunks(length: int, block_size: int) -> list[tuple[int, int]]:

@@ -70,9 +70,12 @@ class TextVAEConfig(TextVAEShape):
     qk_bias: bool = Field(
         default=False, description="Whether queries, keys and values have a bias."
     )
-    # the prior works on (mean - shifting_factor) * scaling_factor
     scaling_factor: float = Field(default=1.0, description="Factor on shifted latents.")
     shifting_factor: float = Field(default=0.0, description="Subtracted from the latents.")
+
+    def to_prior(self, latents: Any) -> Any:
+        """Latents (a tensor or an array) on the prior's scale."""
+        return (latents - self.shifting_factor) * self.scaling_factor
 
     @property
     def mask_token_id(self) -> int:

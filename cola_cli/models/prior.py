@@ -8,86 +8,18 @@ depends on the timestep alone is computed once per distinct timestep, not per to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cola_cli.models.attention import Attend, CleanCopy, NoisyCopy, earlier_length
 from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig
+from cola_cli.models.modulation import LayerModulation, Modulation
 from cola_cli.models.rotary import Rotation, rotary_frequencies, rotate_interleaved, rotation, wide
 
 TIMESTEP_SCALE = 1000.0  # t in [0, 1] is embedded as 1000 t
-
-# attend(layer, q, k, v) -> out, all (B, H, n, head_dim); q and k are normalised and rotated.
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-class LayerModulation(NamedTuple):
-    """The modulation of one norm or block: its rows are shifts, scales and gates.
-
-    values (rows, B or 1, groups or 1, 1, D); at `places` (indices into the B n positions) the rows are
-    those of `clean` (rows, D) instead.
-    """
-
-    values: Tensor
-    clean: Tensor | None = None
-    places: Tensor | None = None
-
-    def norm(self, x: Tensor, row: int) -> Tensor:
-        """x * (1 + scale) + shift with shift and scale in rows `row` and `row + 1`; x (B, n, D)."""
-        shift, scale = self.values[row], 1 + self.values[row + 1]
-        out = torch.addcmul(shift, x.unflatten(1, (shift.shape[1], -1)), scale).flatten(1, 2)
-        if self.clean is None or self.places is None:
-            return out
-        few = x.flatten(0, 1)[self.places] * (1 + self.clean[row + 1]) + self.clean[row]
-        return _put(out, self.places, few)
-
-    def gate(self, x: Tensor, row: int) -> Tensor:
-        """x * gate with the gate in row `row`; x (B, n, D)."""
-        gate = self.values[row]
-        out = (x.unflatten(1, (gate.shape[1], -1)) * gate).flatten(1, 2)
-        if self.clean is None or self.places is None:
-            return out
-        return _put(out, self.places, x.flatten(0, 1)[self.places] * self.clean[row])
-
-
-class Modulation(NamedTuple):
-    """Shifts, scales and gates for groups of positions that share a timestep.
-
-    blocks: (layers, 6, B or 1, groups or 1, 1, D) in the order shift, scale, gate of attention, then of
-    the MLP. output: (2, B or 1, groups or 1, 1, D), shift and scale of the last norm. A group is
-    n / groups consecutive positions. At `places`, indices into the B n positions, the modulation of t = 0
-    holds instead: clean_blocks (layers, 6, D) and clean_output (2, D).
-    """
-
-    blocks: Tensor
-    output: Tensor
-    places: Tensor | None = None
-    clean_blocks: Tensor | None = None
-    clean_output: Tensor | None = None
-
-    def with_clean(self, places: Tensor, zero: Modulation) -> Modulation:
-        """The same with the positions at `places` at t = 0; `zero` is the modulation of that alone."""
-        return Modulation(
-            self.blocks, self.output, places, zero.blocks[:, :, 0, 0, 0], zero.output[:, 0, 0, 0]
-        )
-
-    def layer(self, layer: int) -> LayerModulation:
-        """The modulation of one block: shift, scale, gate of attention, then of the MLP."""
-        clean = None if self.clean_blocks is None else self.clean_blocks[layer]
-        return LayerModulation(self.blocks[layer], clean, self.places)
-
-    def last(self) -> LayerModulation:
-        """The modulation of the last norm: shift, scale."""
-        return LayerModulation(self.output, self.clean_output, self.places)
-
-    def step(self, index: int) -> Modulation:
-        """Entry `index` of a table made from timesteps (steps,), for all rows and positions."""
-        return Modulation(
-            self.blocks[:, :, :, index : index + 1], self.output[:, :, index : index + 1]
-        )
 
 
 class WideLinear(nn.Linear):
@@ -224,8 +156,42 @@ class Prior(nn.Module):
         """The rotary table of positions (n,) or (B, n)."""
         return rotation(positions, self.frequencies)
 
+    def velocity(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        table: Rotation,
+        attend: Attend,
+        clean_places: Tensor | None = None,
+    ) -> Tensor:
+        """dz/dt of the flow at (z_t, t): z_t (B, n, d) -> (B, n, d).
+
+        t (groups,) or (B, groups), a group being n / groups consecutive positions; the positions at
+        `clean_places`, indices into the B n positions, are at t = 0 instead. `attend` says who sees whom.
+        """
+        modulation = self.modulation(t)
+        if clean_places is not None:
+            modulation = modulation.with_clean(clean_places, self.modulation(t.new_zeros(1)))
+        return self(z_t, modulation, table, attend)
+
+    def teacher_forced(self, z0: Tensor, block_size: int) -> NoisyCopy:
+        """Attention of the noisy blocks of a whole sequence to themselves and to the clean latents before.
+
+        z0 (B, N, d). Cola DLM paper, figure 1: positions [clean without its last block | noisy], shared
+        numbers. The clean copy goes first, as a block-causal pass at t = 0.
+        """
+        length, device = z0.shape[1], z0.device
+        clean = earlier_length(length, block_size)
+        history = self.remember(
+            z0[:, :clean],
+            self.modulation(torch.zeros(1, device=device)),
+            self.rotation(torch.arange(clean, device=device)),
+            CleanCopy(clean, block_size, device),
+        )
+        return NoisyCopy(history, length, block_size, device)
+
     def forward(self, z: Tensor, modulation: Modulation, table: Rotation, attend: Attend) -> Tensor:
-        """z (B, n, d) -> velocity (B, n, d)."""
+        """What the network predicts for z (B, n, d), which is the velocity: (B, n, d)."""
         x = self.latent_in(z.to(self.latent_in.weight.dtype))
         for block in self.each_block():
             x, _, _ = block(x, modulation.layer(block.layer), table, attend)
@@ -254,9 +220,3 @@ def timestep_sinusoid(t: Tensor) -> Tensor:
     steps = torch.arange(half, dtype=t.dtype, device=t.device)
     angles = (t * TIMESTEP_SCALE).unsqueeze(-1) * torch.exp(steps * (-math.log(10_000.0) / half))
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
-
-
-def _put(x: Tensor, places: Tensor, rows: Tensor) -> Tensor:
-    """x (B, n, D) with `rows` (k, D) at `places` (k,) of its B n positions, changed in place."""
-    x.flatten(0, 1).index_copy_(0, places, rows.to(x.dtype))
-    return x

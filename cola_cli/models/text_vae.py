@@ -6,15 +6,13 @@ is normed before the attention output is added, and the feed-forward is normed o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cola_cli.models.attention import BlockCausal
+from cola_cli.models.attention import Attend, BlockCausal
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.models.rotary import Rotation, rotary_frequencies, rotate_halves, rotation, wide
 
@@ -22,19 +20,12 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)
 INIT_STD = 0.02
 INIT_CUTOFF = 3 * INIT_STD
 
-# attend(layer, q, k, v) -> out, all (B, H, n, head_dim); q and k are normalised and rotated.
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
 
 class Posterior(NamedTuple):
     """q(z_0 | x): mean and log-variance, each (B, N, d)."""
 
     mean: Tensor
     logvar: Tensor
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """mean + exp(logvar / 2) * noise, noise (B, N, d)."""
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 
 class Block(nn.Module):
@@ -156,9 +147,4 @@ class TextVAE(nn.Module):
 
     def to_prior(self, mean: Tensor) -> Tensor:
         """Latents on the prior's scale: (mean - shifting_factor) * scaling_factor."""
-        return (mean - self.config.shifting_factor) * self.config.scaling_factor
-
-
-def logsnr(posterior: Posterior) -> float:
-    """log(E[mean^2] / E[variance]) over positions and channels, natural logarithm."""
-    return math.log(posterior.mean.square().mean().item() / posterior.logvar.exp().mean().item())
+        return self.config.to_prior(mean)

@@ -5,20 +5,15 @@ Pre-norm blocks with RMSNorm, SwiGLU and rotary positions, no biases, embedding 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cola_cli.models.attention import BlockCausal
+from cola_cli.models.attention import Attend, BlockCausal
 from cola_cli.models.config import TransformerConfig
 from cola_cli.models.rotary import Rotation, rotary_frequencies, rotate_halves, rotation
 
 INIT_STD = 0.02
-
-# attend(layer, q, k, v) -> out, all (B, H, n, head_dim); q and k are rotated.
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Block(nn.Module):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from cola_cli.models.transformer import Transformer
-from cola_cli.sampling.cache import CausalAttention, KeyValueCache, runs
+from cola_cli.sampling.cache import CausalAttention, KeyValueCache, stretches
 from cola_cli.sampling.engine import cut
 from cola_cli.sampling.noise import TOKENS, generator
-from cola_cli.sampling.rows import Generation, Request
+from cola_cli.sampling.requests import Generation, Request
+from cola_cli.sampling.slots import Slots
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised
 from cola_cli.settings.sample import SamplingOptions
 
@@ -56,9 +57,9 @@ class AutoregressiveSampler:
         """Yield a request's generation so far, now and then and at its end; the last is not "running"."""
         waiting = iter(requests)
         active: list[_Row] = []
-        free = list(range(self.batch_size))
+        slots = Slots(self.batch_size)
         while True:
-            fresh = self._admit(list(islice(waiting, len(free))), free)
+            fresh = self._admit(list(islice(waiting, slots.free)), slots)
             active = sorted([*active, *fresh], key=lambda row: row.slot)
             if not active:
                 return
@@ -68,25 +69,24 @@ class AutoregressiveSampler:
                 generation = cut(row.ids, self.options)
                 if generation.finish != "running":
                     active.remove(row)
-                    free.append(row.slot)
+                    slots.give_back(row.slot)
                 if generation.finish != "running" or len(row.ids) % SHOWN_EVERY == 0:
                     yield row.request, generation
-            free.sort()
 
-    def _admit(self, requests: list[Request], free: list[int]) -> list[_Row]:
+    def _admit(self, requests: list[Request], slots: Slots) -> list[_Row]:
         """Give prompts slots and cache all their tokens but the last."""
         rows = []
         for request in requests:
             if not request.prompt:
                 raise ValueError("an autoregressive model cannot continue an empty prompt")
-            rows.append(_Row(request, free.pop(0), request.prompt[-1], len(request.prompt) - 1))
+            rows.append(_Row(request, slots.take(), request.prompt[-1], len(request.prompt) - 1))
         if rows:
             length = max(row.fill for row in rows) + self.budget
             self._cache.reserve(max(row.slot for row in rows) + 1, length)
         for count, members in groupby(rows, key=lambda row: row.fill):
             if count:
                 group = list(members)
-                entries = runs([row.slot for row in group], [0] * len(group))
+                entries = stretches([row.slot for row in group], [0] * len(group))
                 ids = [list(row.request.prompt[:-1]) for row in group]
                 attend = CausalAttention(self._cache, entries, count, 1)
                 self.network.hidden(torch.tensor(ids, device=self.device), None, attend)
@@ -97,7 +97,7 @@ class AutoregressiveSampler:
         fills = [row.fill for row in rows]
         ids = torch.tensor([[row.last] for row in rows], device=self.device)
         positions = torch.tensor(fills, device=self.device).unsqueeze(1)
-        attend = CausalAttention(self._cache, runs([row.slot for row in rows], fills), 1, 1)
+        attend = CausalAttention(self._cache, stretches([row.slot for row in rows], fills), 1, 1)
         logits = self.network(ids, positions, attend)[:, 0].float()  # (rows, vocab)
         options = self.options
         if options.temperature < GREEDY_BELOW and options.repetition_penalty == 1.0:

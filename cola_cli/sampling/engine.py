@@ -15,18 +15,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from cola_cli.cost.sampling import PORTION, length_bucket, row_bucket
+from cola_cli.cost.sampling import PORTION
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
-from cola_cli.sampling.cache import CausalAttention, KeyValueCache, runs
-from cola_cli.sampling.denoise import RunDenoiser, rounded
-from cola_cli.sampling.fast.cuda_graph import StaticDenoiser
+from cola_cli.sampling.cache import CausalAttention, KeyValueCache, stretches
+from cola_cli.sampling.denoise import Denoiser, rounded
+from cola_cli.sampling.fast import best_denoiser
 from cola_cli.sampling.noise import TOKENS, block_noise, generator
-from cola_cli.sampling.rows import Generation, Request, Row
+from cola_cli.sampling.requests import Generating, Generation, Request
+from cola_cli.sampling.slots import Slots
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised
 from cola_cli.settings.sample import SamplingOptions
 
 T = TypeVar("T")
+MakeDenoiser = Callable[[Prior, KeyValueCache, SamplingOptions], Denoiser]
 
 
 class Engine:
@@ -42,9 +44,9 @@ class Engine:
         options: SamplingOptions,
         batch_size: int = 64,
         pad_id: int | None = None,
-        static: bool | None = None,
+        make_denoiser: MakeDenoiser = best_denoiser,
     ) -> None:
-        """static: blocks in fixed shapes, as CUDA graphs need them; None where there is a GPU."""
+        """make_denoiser: what takes a block from noise to latents."""
         self.vae, self.prior, self.options = vae, prior, options
         self.batch_size = batch_size
         self.pad_id = vae.config.vocab_size - 1 if pad_id is None else pad_id
@@ -66,11 +68,7 @@ class Engine:
         )
         with torch.inference_mode():
             self._zero = prior.modulation(torch.zeros(1, device=self.device))
-        self._denoiser = RunDenoiser(prior, self._cache, options)
-        self.static: StaticDenoiser | None = None
-        static = self.device.type == "cuda" if static is None else static
-        if static and options.first_block != "partial-repaint":
-            self.static = StaticDenoiser(self._denoiser, self._cache)
+        self.denoiser = make_denoiser(prior, self._cache, options)
         # shown (t, new tokens of every row as they would read now) before each step
         self.on_step: Callable[[float, list[list[int]]], None] | None = None
 
@@ -83,10 +81,10 @@ class Engine:
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
         """Yield a request's generation so far after each of its blocks; the last one is not "running"."""
         waiting = iter(requests)
-        active: list[Row] = []
-        free = list(range(self.batch_size))
+        active: list[Generating] = []
+        slots = Slots(self.batch_size)
         while True:
-            fresh = self._admit(list(islice(waiting, len(free))), free)
+            fresh = self._admit(list(islice(waiting, slots.free)), slots)
             active = sorted([*active, *fresh], key=lambda row: row.slot)
             if not active:
                 return
@@ -100,28 +98,24 @@ class Engine:
                 generation = self._so_far(row)
                 if generation.finish != "running":
                     active.remove(row)
-                    free.append(row.slot)
+                    slots.give_back(row.slot)
                 yield row.request, generation
-            free.sort()
 
     # before the first block
 
-    def _admit(self, requests: list[Request], free: list[int]) -> list[Row]:
+    def _admit(self, requests: list[Request], slots: Slots) -> list[Generating]:
         """Encode prompts, give each a free slot, and fill the caches with what lies before its block."""
         latents = self._encode([request.prompt for request in requests])
         rows = [
-            self._row(request, free.pop(0), known)
+            self._row(request, slots.take(), known)
             for request, known in zip(requests, latents, strict=True)
         ]
         if not rows:
             return rows
-        slots = max(row.slot for row in rows) + 1
+        places = max(row.slot for row in rows) + 1
         length = max(len(r.prefix) + r.blocks * self.prior.config.block_size for r in rows)
-        if self.static:
-            self._cache.reserve(row_bucket(slots), length_bucket(length))
-        else:
-            self._cache.reserve(slots, length)
-        self._decoder_cache.reserve(slots, length)
+        self.denoiser.reserve(places, length)
+        self._decoder_cache.reserve(places, length)
         for count, group in groupby(rows, key=lambda row: len(row.prefix)):
             if count:
                 for portion in portions(list(group), count):
@@ -152,14 +146,14 @@ class Engine:
                     found[member] = mean[: -(-len(prompts[member]) // self.vae.config.patch_size)]
         return [found[i] for i in range(len(prompts))]
 
-    def _row(self, request: Request, slot: int, known: Tensor) -> Row:
+    def _row(self, request: Request, slot: int, known: Tensor) -> Generating:
         block, patch = self.prior.config.block_size, self.vae.config.patch_size
         whole = len(known) // block * block
         prefix, position = whole, whole
         if self.options.first_block in ("left-pad", "right-pad"):
             prefix, position = len(known), -(-len(known) // block) * block
         trim = max(0, len(request.prompt) - prefix * patch)
-        return Row(
+        return Generating(
             request=request,
             slot=slot,
             prefix=known[:prefix],
@@ -191,11 +185,11 @@ class Engine:
             raise ValueError(f"noise has {len(given)} blocks, {budget} new tokens need {blocks}")
         return blocks
 
-    def _prefill(self, rows: list[Row], count: int) -> None:
+    def _prefill(self, rows: list[Generating], count: int) -> None:
         """Fill the caches of rows whose prefixes have `count` latents."""
         block = self.prior.config.block_size
         offset = -count % block if self.options.first_block == "left-pad" else 0
-        entries = runs([row.slot for row in rows], [0] * len(rows))
+        entries = stretches([row.slot for row in rows], [0] * len(rows))
         z = torch.stack([row.prefix for row in rows])
         self.prior.remember(
             rounded(z, self._released),
@@ -210,17 +204,14 @@ class Engine:
 
     # one block
 
-    def _denoise(self, rows: list[Row]) -> Tensor:
+    def _denoise(self, rows: list[Generating]) -> Tensor:
         """The next block of every row, (rows, block_size, d) float32."""
         noise = torch.stack([self._noise(row) for row in rows])
-        on_step = self.on_step
-        if self.static and on_step is None:
-            return self.static.denoise(rows, noise)
-        if on_step is not None:
-            self._denoiser.shown = lambda t, z: on_step(t, self._preview(rows, z))
-        return self._denoiser.denoise(rows, noise)
+        if (on_step := self.on_step) is not None:
+            self.denoiser.shown = lambda t, z: on_step(t, self._preview(rows, z))
+        return self.denoiser.denoise(rows, noise)
 
-    def _noise(self, row: Row) -> Tensor:
+    def _noise(self, row: Generating) -> Tensor:
         block = len(row.latents)
         shape = (self.prior.config.block_size, self.prior.config.latent_dim)
         if row.request.noise is not None:
@@ -229,7 +220,7 @@ class Engine:
 
     # after a block
 
-    def _read(self, rows: list[Row], z: Tensor) -> list[list[int]]:
+    def _read(self, rows: list[Generating], z: Tensor) -> list[list[int]]:
         """Token ids of the blocks z (rows, block_size, d), prompt part included."""
         logits = self._logits(rows, z)
         for row in rows:
@@ -239,28 +230,28 @@ class Engine:
             return logits.argmax(-1).tolist()
         return [self._choose(row, own).tolist() for row, own in zip(rows, logits, strict=True)]
 
-    def _logits(self, rows: list[Row], z: Tensor) -> Tensor:
+    def _logits(self, rows: list[Generating], z: Tensor) -> Tensor:
         """(rows, block_size * patch_size, vocab); the decoder's cache holds the blocks, uncounted yet."""
         block = self.prior.config.block_size
         decoded = torch.tensor([row.decoded for row in rows], device=self.device)
-        entries = runs([row.slot for row in rows], [row.decoded for row in rows])
+        entries = stretches([row.slot for row in rows], [row.decoded for row in rows])
         attend = CausalAttention(self._decoder_cache, entries, block, self.vae.config.block_size)
         positions = decoded.unsqueeze(1) + torch.arange(block, device=self.device)
         return self.vae.decode(z, positions, attend).float()
 
-    def _preview(self, rows: list[Row], z: Tensor) -> list[list[int]]:
+    def _preview(self, rows: list[Generating], z: Tensor) -> list[list[int]]:
         """The new tokens that the blocks would read as now."""
         ids = self._logits(rows, z).argmax(-1).tolist()
         return [own if row.latents else own[row.trim :] for row, own in zip(rows, ids, strict=True)]
 
-    def _choose(self, row: Row, logits: Tensor) -> Tensor:
+    def _choose(self, row: Generating, logits: Tensor) -> Tensor:
         options = self.options
         seen = torch.tensor(row.ids, dtype=torch.int64, device=logits.device)
         logits = penalised(logits, seen, options.repetition_penalty)
         source = generator(options.seed, row.request.item, len(row.latents), TOKENS)
         return choose(logits, options.temperature, options.top_k, options.top_p, source)
 
-    def _so_far(self, row: Row) -> Generation:
+    def _so_far(self, row: Generating) -> Generation:
         options = self.options
         exhausted = len(row.latents) >= row.blocks
         latents = torch.stack(row.latents)

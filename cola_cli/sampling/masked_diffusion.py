@@ -15,7 +15,7 @@ from torch import Tensor
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.engine import cut
 from cola_cli.sampling.noise import TOKENS, generator
-from cola_cli.sampling.rows import Generation, Request
+from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.tokens import GREEDY_BELOW, choose
 from cola_cli.settings.sample import SamplingOptions
 

@@ -16,7 +16,7 @@ from cola_cli.settings.sample import SampleSettings
 
 if TYPE_CHECKING:
     from cola_cli.api import LanguageModel
-    from cola_cli.sampling.rows import Request
+    from cola_cli.sampling.requests import Request
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def sample_stream(
     A prompt's number seeds its random numbers. Raises InputError naming an empty prompt or one that is
     longer than the model's context.
     """
-    from cola_cli.sampling.rows import Request
+    from cola_cli.sampling.requests import Request
 
     tokenizer = model.require_tokenizer()
     by_item: dict[int, Prompt] = {}

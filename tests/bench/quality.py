@@ -32,7 +32,7 @@ from cola_cli.evaluation.text_metrics import text_figures
 from cola_cli.flow.guidance import is_guided
 from cola_cli.flow.solvers import chosen_grid, evaluation_times
 from cola_cli.sampling.prompts import read_prompts
-from cola_cli.sampling.rows import Generation
+from cola_cli.sampling.requests import Generation
 
 REFERENCE_STEPS = 64
 WORD = re.compile(r"[A-Za-z']+")

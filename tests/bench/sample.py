@@ -35,7 +35,7 @@ from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.engine import Engine
-from cola_cli.sampling.rows import Request
+from cola_cli.sampling.requests import Request
 from cola_cli.settings.sample import SamplingOptions
 from tests.oracles import plain_sample
 from tests.oracles.plain_sample import Weights

@@ -17,7 +17,7 @@ from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.settings.sample import SamplingOptions
-from cola_cli.sampling.rows import Request
+from cola_cli.sampling.requests import Request
 torch.manual_seed(0)
 vocab, *arguments = map(int, sys.argv[1:])
 vae = TextVAEConfig(vocab_size=vocab, encoder_layers=1, decoder_layers=2, dim=64, ffn_dim=96, heads=2)

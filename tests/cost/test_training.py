@@ -27,7 +27,7 @@ from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.autoregressive import AutoregressiveSampler
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
-from cola_cli.sampling.rows import Request
+from cola_cli.sampling.requests import Request
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.sample import SamplingOptions
 from cola_cli.settings.training import Train

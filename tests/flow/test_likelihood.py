@@ -10,12 +10,11 @@ from torch import Tensor
 
 from cola_cli.api import Cola
 from cola_cli.evaluation.likelihood import likelihood, prior_log_density, response_score
+from cola_cli.flow.gaussian import normal_log_density, standard_normal_log_density
 from cola_cli.flow.likelihood import (
     elbo,
     iwae,
     log_density,
-    normal_log_density,
-    standard_normal_log_density,
     velocity_and_divergence,
 )
 from cola_cli.models.config import PriorConfig, TextVAEConfig

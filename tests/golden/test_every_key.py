@@ -369,12 +369,14 @@ def generations(tag: str) -> tuple[list[Generation], list[tuple[int, Tensor]]]:
     with pytest.MonkeyPatch.context() as patch:
         follow = Trajectory.follow
 
-        def watched(own: Trajectory, start: Tensor, pins: Any, velocity: Any, *rest: Any) -> Tensor:
+        def watched(
+            own: Trajectory, rows: Any, start: Tensor, pins: Any, velocity: Any, *rest: Any
+        ) -> Tensor:
             def noted(z: Tensor, evaluation: int) -> Tensor:
                 seen.append((evaluation, z.clone()))
                 return velocity(z, evaluation)
 
-            return follow(own, start, pins, noted, *rest)
+            return follow(own, rows, start, pins, noted, *rest)
 
         patch.setattr(Trajectory, "follow", watched)
         found = golden.detail_model().generate_ids(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -13,12 +14,16 @@ from cola_cli.api import Cola
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
+from cola_cli.sampling.denoise import PlainDenoiser
 from cola_cli.sampling.engine import Engine
-from cola_cli.sampling.rows import Request
+from cola_cli.sampling.fast import best_denoiser
+from cola_cli.sampling.requests import Request
 from cola_cli.settings.sample import SamplingOptions
 from tests import golden
 from tests.oracles import plain_generate as reference
 
+# blocks in the shapes of buckets with masks, as on a GPU
+IN_FIXED_SHAPES = functools.partial(best_denoiser, fixed_shapes=True)
 VOCABULARY = 40
 LATENT = 4
 
@@ -89,8 +94,8 @@ def test_any_batch_of_prompts_gives_what_each_gives_alone_without_caches(data: A
     noise = torch.randn(len(lengths), data.draw(st.integers(1, 3)), block, LATENT)
     prompts = [torch.randint(0, VOCABULARY, (length,)).tolist() for length in lengths]
     options = SamplingOptions(max_new_tokens=None, steps=steps, guidance=guidance)
-    static = data.draw(st.booleans())  # fixed shapes with masks, as on a GPU
-    engine = Engine(model.vae, model.prior, options, batch_size, VOCABULARY - 1, static)
+    maker = data.draw(st.sampled_from([PlainDenoiser, best_denoiser, IN_FIXED_SHAPES]))
+    engine = Engine(model.vae, model.prior, options, batch_size, VOCABULARY - 1, maker)
     requests = [Request(i, prompt, noise[i]) for i, prompt in enumerate(prompts)]
     found = {request.item: generation for request, generation in engine.run(requests)}
     for item, (prompt, own_noise) in enumerate(zip(prompts, noise, strict=True)):

@@ -16,13 +16,14 @@ from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.engine import Engine
-from cola_cli.sampling.fast import cpu_attention as native
-from cola_cli.sampling.fast import fused_prior as lean
-from cola_cli.sampling.rows import Request
+from cola_cli.sampling.fast import cpu_attention, fused_prior
+from cola_cli.sampling.requests import Request
 from cola_cli.settings.sample import SamplingOptions
 
 EPS = 1e-5
-needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(
+    cpu_attention.find_compiler() is None, reason="needs a C++ compiler"
+)
 
 
 def normalised(x: Tensor, norm: Tensor, angles: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def test_it_is_attention_over_what_is_stored_and_the_own_block(
     norms = drawn(2, 2, head_dim)
     keys, values = drawn(2, 2, heads, 80 + 2 * n, head_dim)
     was = keys.clone(), values.clone()
-    kernel = native.block_attention(torch.empty(1), n, head_dim, EPS)
+    kernel = cpu_attention.block_attention(torch.empty(1), n, head_dim, EPS)
     assert kernel is not None
     out = kernel(
         qkv,
@@ -134,7 +135,7 @@ def test_generation_is_the_same_without_it_and_however_rows_are_shared_out(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [tokens(block, threads, batch) for threads, batch in itertools.product((1, 2), (1, 8))]
-    monkeypatch.setattr(lean, "block_attention", lambda *_: None)
+    monkeypatch.setattr(fused_prior, "block_attention", lambda *_: None)
     expected = tokens(block, 1, 1)
     assert tokens(block, 2, 8) == expected
     for own in found:
@@ -150,15 +151,15 @@ def test_without_a_compiler_that_works_there_is_none(
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     for name in ("no-such-compiler", str(broken)):
         monkeypatch.setenv("CXX", name)
-        native.library_function.cache_clear()
-        assert native.block_attention(torch.empty(1), 16, 64, EPS) is None
-    native.library_function.cache_clear()
+        cpu_attention.library_function.cache_clear()
+        assert cpu_attention.block_attention(torch.empty(1), 16, 64, EPS) is None
+    cpu_attention.library_function.cache_clear()
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
 @pytest.fixture
 def compiler() -> tuple[str, ...]:
-    found = native.find_compiler()
+    found = cpu_attention.find_compiler()
     if not found:
         pytest.skip("there is no C++ compiler")
     return found
@@ -172,9 +173,9 @@ def cache(tmp_path: Path) -> Path:
 
 
 def test_it_is_built_once(compiler: tuple[str, ...], cache: Path) -> None:
-    first = native.built(compiler, native.FLAGS, cache)
+    first = cpu_attention.built(compiler, cpu_attention.FLAGS, cache)
     made = first.stat().st_mtime_ns
-    assert native.built(compiler, native.FLAGS, cache) == first
+    assert cpu_attention.built(compiler, cpu_attention.FLAGS, cache) == first
     assert first.stat().st_mtime_ns == made
     assert sorted(cache.iterdir()) == [first.with_suffix(".sha256"), first]
 
@@ -183,7 +184,7 @@ def test_it_is_built_once(compiler: tuple[str, ...], cache: Path) -> None:
 def test_a_damaged_library_is_built_again(
     compiler: tuple[str, ...], cache: Path, tmp_path: Path, damage: str
 ) -> None:
-    library = native.built(compiler, native.FLAGS, cache)
+    library = cpu_attention.built(compiler, cpu_attention.FLAGS, cache)
     whole = library.read_bytes()
     if damage == "cut":
         library.write_bytes(whole[:4096])
@@ -197,9 +198,9 @@ def test_a_damaged_library_is_built_again(
         library.symlink_to(tmp_path / "planted.so")
     else:
         library.with_suffix(".sha256").unlink()
-    native.load(compiler, native.FLAGS, cache)
+    cpu_attention.load(compiler, cpu_attention.FLAGS, cache)
     assert not library.is_symlink()
-    assert native._digest(library) == native._recorded(library.with_suffix(".sha256"))
+    assert cpu_attention._digest(library) == cpu_attention._recorded(library.with_suffix(".sha256"))
 
 
 PLANTED = """#include <cstdio>
@@ -212,13 +213,15 @@ def test_a_planted_library_is_never_loaded(
     compiler: tuple[str, ...], cache: Path, tmp_path: Path, how: str
 ) -> None:
     """Whoever may write the cache directory could put code there: it is not even looked at."""
-    library = native.built(compiler, native.FLAGS, cache)
+    library = cpu_attention.built(compiler, cpu_attention.FLAGS, cache)
     trace = tmp_path / "executed"
     source = tmp_path / "planted.cpp"
     source.write_text(PLANTED % trace)
     command = [*compiler, "-shared", "-fPIC", str(source), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True)
-    library.with_suffix(".sha256").write_text(native._digest(library) or "")  # a careful attacker
+    library.with_suffix(".sha256").write_text(
+        cpu_attention._digest(library) or ""
+    )  # a careful attacker
     used = cache
     if how == "writable":
         cache.chmod(0o777)
@@ -233,27 +236,27 @@ def test_a_planted_library_is_never_loaded(
         os.chown(cache, 12345, 12345)
     else:
         pytest.skip("only root can give a directory away")
-    function = native.load(compiler, native.FLAGS, used).cola_block_attention
+    function = cpu_attention.load(compiler, cpu_attention.FLAGS, used).cola_block_attention
     assert function
     assert not trace.exists()
 
 
 def test_a_relative_cache_directory_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "rel")
-    assert native.cache_directory() == Path.home() / ".cache" / "cola"
+    assert cpu_attention.cache_directory() == Path.home() / ".cache" / "cola"
 
 
 def test_the_compiler_may_have_arguments(
     compiler: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", f"{compiler[0]} -O0")
-    assert native.find_compiler() == (compiler[0], "-O0")
+    assert cpu_attention.find_compiler() == (compiler[0], "-O0")
     for nothing in ("", " "):
         monkeypatch.setenv("CXX", nothing)
-        assert native.find_compiler() is None
+        assert cpu_attention.find_compiler() is None
 
 
 def test_other_shapes_and_types_are_left_to_torch() -> None:
-    assert native.block_attention(torch.empty(1), 6, 64, EPS) is None
-    assert native.block_attention(torch.empty(1), 16, 24, EPS) is None
-    assert native.block_attention(torch.empty(1, dtype=torch.bfloat16), 16, 64, EPS) is None
+    assert cpu_attention.block_attention(torch.empty(1), 6, 64, EPS) is None
+    assert cpu_attention.block_attention(torch.empty(1), 16, 24, EPS) is None
+    assert cpu_attention.block_attention(torch.empty(1, dtype=torch.bfloat16), 16, 64, EPS) is None

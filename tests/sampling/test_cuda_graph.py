@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from cola_cli.models.config import TransformerConfig
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.autoregressive import AutoregressiveSampler
 from cola_cli.sampling.engine import Engine
-from cola_cli.sampling.fast.fused_prior import LeanPrior
-from cola_cli.sampling.rows import Generation, Request
+from cola_cli.sampling.fast import best_denoiser
+from cola_cli.sampling.fast.cuda_graph import GraphDenoiser
+from cola_cli.sampling.fast.fused_prior import FusedPrior
+from cola_cli.sampling.fast.ragged_denoiser import RaggedDenoiser
+from cola_cli.sampling.requests import Generation, Request
 from cola_cli.settings.sample import SamplingOptions
 from tests import golden
 from tests.oracles.graphed_ar import GraphedAutoregressive
@@ -33,7 +37,8 @@ def generations(
     source = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 500, (n,), generator=source).tolist() for n in LENGTHS]
     chosen = SamplingOptions(**({"max_new_tokens": 11, "steps": 3} | options))
-    engine = Engine(vae, prior, chosen, 4, 511, fixed)
+    maker = functools.partial(best_denoiser, fixed_shapes=fixed)
+    engine = Engine(vae, prior, chosen, 4, 511, maker)
     found = {}
     for request, generation in engine.run(Request(i, prompt) for i, prompt in enumerate(prompts)):
         found[request.item] = generation
@@ -61,8 +66,8 @@ def test_fixed_shapes_give_the_same_rows(
     monkeypatch.setattr(cost, "LENGTH_STEP", 16)
     expected, _ = generations(False, **options)
     found, engine = generations(True, **options)
-    assert engine.static is not None
-    rows, keys, pinned = (set(part) for part in zip(*engine.static.buckets, strict=True))
+    assert isinstance(engine.denoiser, GraphDenoiser)
+    rows, keys, pinned = (set(part) for part in zip(*engine.denoiser.buckets, strict=True))
     assert rows >= {4, 2}
     assert len(keys) > 1
     assert pinned == {True, False} or options.get("first_block")
@@ -80,13 +85,13 @@ def test_compiled_parts_serve_all_layers_and_give_the_same(monkeypatch: pytest.M
         traced.append(graph)
         return graph.forward
 
-    made = LeanPrior.__init__
+    made = FusedPrior.__init__
 
-    def compiled(lean: LeanPrior, *arguments: Any) -> None:
-        made(lean, *arguments)
-        lean.compile(backend=backend)
+    def compiled(fused: FusedPrior, *arguments: Any) -> None:
+        made(fused, *arguments)
+        fused.compile(backend=backend)
 
-    monkeypatch.setattr(LeanPrior, "__init__", compiled)
+    monkeypatch.setattr(FusedPrior, "__init__", compiled)
     torch._dynamo.reset()
     found, _ = generations(True)
     for one, other in zip(found, expected, strict=True):
@@ -96,7 +101,8 @@ def test_compiled_parts_serve_all_layers_and_give_the_same(monkeypatch: pytest.M
 
 
 def test_partial_repaint_is_left_to_the_other_way() -> None:
-    assert generations(True, first_block="partial-repaint")[1].static is None
+    engine = generations(True, first_block="partial-repaint")[1]
+    assert isinstance(engine.denoiser, RaggedDenoiser)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -104,8 +110,8 @@ def test_partial_repaint_is_left_to_the_other_way() -> None:
 def test_graphs_on_a_gpu_give_the_tokens_of_a_cpu(options: dict[str, Any]) -> None:
     expected, _ = generations(False, **options)
     found, engine = generations(True, device="cuda", **options)
-    assert engine.static is not None
-    assert engine.static.buckets
+    assert isinstance(engine.denoiser, GraphDenoiser)
+    assert engine.denoiser.buckets
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.latents.cpu(), other.latents, atol=1e-3, rtol=1e-2)
         assert one.ids == other.ids

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cola_cli.sampling.fast.side_by_side import Streams, stream_count
-from cola_cli.sampling.rows import Request, Row
+from cola_cli.sampling.fast.side_by_side import SideBySide, part_count
+from cola_cli.sampling.requests import Generating, Request
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ from cola_cli.sampling.rows import Request, Row
     ],
 )
 def test_parts(rows: int, threads: int, expected: int) -> None:
-    assert stream_count(rows, threads) == expected
+    assert part_count(rows, threads) == expected
 
 
-def rows(count: int) -> list[Row]:
+def rows(count: int) -> list[Generating]:
     none = torch.empty(0, 1)
-    return [Row(Request(i, []), i, none, none, 0, 0, 1) for i in range(count)]
+    return [Generating(Request(i, []), i, none, none, 0, 0, 1) for i in range(count)]
 
 
 @pytest.fixture
@@ -49,12 +49,12 @@ def test_each_row_is_worked_on_once_in_order_on_threads_with_their_share() -> No
     seen: list[tuple[str, int]] = []
     meeting = threading.Barrier(2, timeout=30)  # both parts must be at work at once
 
-    def work(part: list[Row], noise: Tensor) -> Tensor:
+    def work(part: list[Generating], noise: Tensor) -> Tensor:
         meeting.wait()
         seen.append((threading.current_thread().name, torch.get_num_threads()))
         return noise + torch.tensor([row.slot for row in part]).view(-1, 1, 1)
 
-    out = Streams().run(work, rows(8), torch.zeros(8, 2, 3))
+    out = SideBySide().run(work, rows(8), torch.zeros(8, 2, 3))
     assert out[:, 0, 0].tolist() == list(range(8))
     assert len({name for name, _ in seen}) == 2
     assert {count for _, count in seen} == {1}
@@ -65,7 +65,7 @@ def test_each_row_is_worked_on_once_in_order_on_threads_with_their_share() -> No
 def test_an_error_is_raised_when_all_parts_have_ended() -> None:
     ended = []
 
-    def work(part: list[Row], noise: Tensor) -> Tensor:
+    def work(part: list[Generating], noise: Tensor) -> Tensor:
         if part[0].slot == 0:
             raise MemoryError("no room")
         time.sleep(0.2)
@@ -73,5 +73,5 @@ def test_an_error_is_raised_when_all_parts_have_ended() -> None:
         return noise
 
     with pytest.raises(MemoryError, match="no room"):
-        Streams().run(work, rows(8), torch.zeros(8, 1, 1))
+        SideBySide().run(work, rows(8), torch.zeros(8, 1, 1))
     assert len(ended) == 1

@@ -16,14 +16,15 @@ from torch import Tensor
 from cola_cli.cost.sampling import length_bucket, row_bucket
 from cola_cli.flow.guidance import guided
 from cola_cli.sampling.cache import KeyValueCache
-from cola_cli.sampling.denoise import Pins, RunDenoiser, Trajectory, rounded
-from cola_cli.sampling.fast.fused_prior import LeanPrior
-from cola_cli.sampling.rows import Row
+from cola_cli.sampling.denoise import Pins, Shown, Trajectory, rounded
+from cola_cli.sampling.fast.fused_prior import FusedPrior
+from cola_cli.sampling.fast.ragged_denoiser import RaggedDenoiser
+from cola_cli.sampling.requests import Generating
 
 WARM_UPS = 2  # runs before a capture: compilation and the libraries' workspaces
 
 
-class MaskedAttention:
+class BucketAttention:
     """Attention of [committed blocks | noisy blocks | blocks alone] over the first `keys` of the cache.
 
     `fill` (B,) counts the cached latents of the rows, `noisy` (B,) where their noisy blocks begin. Where
@@ -70,12 +71,12 @@ class _Bucket:
     """The buffers of one bucket, and its loop, captured where there is a GPU."""
 
     def __init__(
-        self, lean: LeanPrior, cache: KeyValueCache, trajectory: Trajectory, rows: int, keys: int,
+        self, fused: FusedPrior, cache: KeyValueCache, trajectory: Trajectory, rows: int, keys: int,
         pinned: bool, released: bool,
     ) -> None:  # fmt: skip
-        block, channels = lean.config.block_size, lean.config.latent_dim
+        block, channels = fused.config.block_size, fused.config.latent_dim
         device = cache.device
-        self._lean, self._cache, self._trajectory = lean, cache, trajectory
+        self._fused, self._cache, self._trajectory = fused, cache, trajectory
         self._rows, self._keys, self._released = rows, keys, released
         self.noise = torch.zeros(rows, block, channels, device=device)
         self.pending = torch.zeros_like(self.noise)
@@ -94,11 +95,11 @@ class _Bucket:
         block, device = self.noise.shape[1], self.noise.device
         steps = torch.arange(block, device=device)
         starts = torch.stack((before, position, torch.zeros_like(position)))  # (3, rows)
-        table = self._lean.rotation(starts.flatten()[:, None] + steps)
+        table = self._fused.rotation(starts.flatten()[:, None] + steps)
         table = table.unflatten(0, (3, -1))
         history = (noisy > 0)[:, None, None]
         attention = {
-            guides: MaskedAttention(self._cache, fill, noisy, self._keys, block, guides)
+            guides: BucketAttention(self._cache, fill, noisy, self._keys, block, guides)
             for guides in (False, True)
         }
         pins = self.pins if self._trajectory.clean_pins else None
@@ -114,7 +115,7 @@ class _Bucket:
                 held = none if pins is None else pins.where
                 clean = torch.cat([~none] * commits + [held] * (len(parts) - commits))
             first = 0 if commits else 1
-            v = self._lean(
+            v = self._fused(
                 rounded(torch.cat(parts), self._released),
                 evaluation,
                 clean,
@@ -127,7 +128,7 @@ class _Bucket:
                 return conditional
             return torch.where(history, guided(conditional, velocities[-1], scale), conditional)
 
-        return self._trajectory.follow(self.noise, self.pins, velocity)
+        return self._trajectory.follow([], self.noise, self.pins, velocity)
 
     def _captured(self) -> Callable[[], Tensor]:
         side = torch.cuda.Stream()
@@ -147,25 +148,31 @@ class _Bucket:
         return replay
 
 
-class StaticDenoiser:
+class GraphDenoiser:
     """Denoises rows in fixed shapes; the slot of a row is its place. Not for partial repaint."""
 
-    def __init__(self, eager: RunDenoiser, cache: KeyValueCache) -> None:
-        """eager: whose prior, grid and options these are."""
-        trajectory, lean = eager.trajectory, eager.lean
-        if trajectory.options.first_block == "partial-repaint":
-            raise ValueError("partial repaint draws noise inside a block, which no graph can hold")
-        self._block = lean.config.block_size
-        self._cache, self._trajectory, self._lean = cache, trajectory, lean
+    def __init__(self, eager: RaggedDenoiser, cache: KeyValueCache) -> None:
+        """eager: whose prior, grid and options these are; it takes over while somebody watches."""
+        self.trajectory = eager.trajectory
+        self.shown: Shown | None = None
+        self._eager, self._fused, self._cache = eager, eager.fused, cache
+        self._block = eager.fused.config.block_size
         self.buckets: dict[tuple[int, int, bool], _Bucket] = {}
         self._storage = 0
 
-    def denoise(self, rows: list[Row], noise: Tensor) -> Tensor:
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for so many rows of so many latents, rounded up to a bucket."""
+        self._cache.reserve(row_bucket(slots), length_bucket(length))
+
+    def denoise(self, rows: list[Generating], noise: Tensor) -> Tensor:
         """The rows' next blocks (rows, block_size, d) float32 from noise; commits what was pending."""
+        if self.shown:
+            self._eager.shown = self.shown
+            return self._eager.denoise(rows, noise)
         slots = [row.slot for row in rows]
         longest = max(row.fill for row in rows) + 2 * self._block
         size, keys = row_bucket(max(slots) + 1), length_bucket(longest)
-        self._cache.reserve(size, keys)
+        self.reserve(size, keys)
         if self._storage != self._cache.keys[0].data_ptr():  # a graph holds addresses
             self.buckets.clear()
             self._storage = self._cache.keys[0].data_ptr()
@@ -173,8 +180,8 @@ class StaticDenoiser:
         key = (size, keys, pinned)
         if key not in self.buckets:
             self.buckets[key] = _Bucket(
-                self._lean, self._cache, self._trajectory, size, keys, pinned,
-                self._trajectory.options.compat == "released",
+                self._fused, self._cache, self.trajectory, size, keys, pinned,
+                self.trajectory.options.compat == "released",
             )  # fmt: skip
         bucket = self.buckets[key]
         self._fill(bucket, rows, slots, noise)
@@ -184,7 +191,9 @@ class StaticDenoiser:
             row.pending = None
         return z[slots].clone() if slots != list(range(size)) else z.clone()
 
-    def _fill(self, bucket: _Bucket, rows: list[Row], slots: list[int], noise: Tensor) -> None:
+    def _fill(
+        self, bucket: _Bucket, rows: list[Generating], slots: list[int], noise: Tensor
+    ) -> None:
         """Copy what the block needs into the bucket's buffers."""
         counts = torch.zeros(bucket.counts.shape, dtype=torch.int64)
         starts = torch.zeros(bucket.noise.shape)

@@ -21,7 +21,7 @@ from cola_cli.sampling.fast.cpu_attention import block_attention
 
 # attend(layer, q, k, v) -> out, all (entries, n, H, head_dim); q and k are normalised and rotated. One that
 # does that by itself is called as attend(layer, qkv), qkv (entries, n, 3, H, head_dim).
-Attend = Callable[..., Tensor]
+PackedAttend = Callable[..., Tensor]
 
 
 class Dense(NamedTuple):
@@ -55,7 +55,7 @@ class Layer(NamedTuple):
 Modulations = Sequence[Tensor]
 
 
-class LeanPrior:
+class FusedPrior:
     """Velocities at the evaluations of one grid."""
 
     @torch.inference_mode()
@@ -108,7 +108,7 @@ class LeanPrior:
         evaluation: int,
         clean: Tensor | None,
         table: Tensor | None,
-        attend: Attend,
+        attend: PackedAttend,
         again: Tensor | None = None,
     ) -> Tensor:
         """z (E, n, d) -> velocity (E, n, d), float32.
@@ -186,7 +186,7 @@ def modulated(x: Tensor, shift: Tensor, factor: Tensor, eps: float) -> Tensor:
 
 
 def rotated(x: Tensor, table: Tensor) -> Tensor:
-    """x (E, n, H, head_dim) with its pairs of channels turned as `LeanPrior.rotation` says."""
+    """x (E, n, H, head_dim) with its pairs of channels turned as `FusedPrior.rotation` says."""
     pairs = wide(x).view(*x.shape[:-1], -1, 2)
     if table.is_complex():
         turned = torch.view_as_real(torch.view_as_complex(pairs) * table)

@@ -14,21 +14,21 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cola_cli.sampling.rows import Row
+from cola_cli.sampling.requests import Generating
 
-Work = Callable[[list[Row], Tensor], Tensor]  # (rows, noise (rows, ...)) -> (rows, ...)
+Work = Callable[[list[Generating], Tensor], Tensor]  # (rows, noise (rows, ...)) -> (rows, ...)
 
 
-class Streams:
+class SideBySide:
     """Runs work on parts of its rows at once, as many as share torch's threads without rest."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
 
-    def run(self, work: Work, rows: list[Row], noise: Tensor) -> Tensor:
+    def run(self, work: Work, rows: list[Generating], noise: Tensor) -> Tensor:
         """What `work` makes of all rows. Raises what it raised, after all parts have ended."""
         threads = torch.get_num_threads()
-        count = stream_count(len(rows), threads)
+        count = part_count(len(rows), threads)
         if count == 1:
             return work(rows, noise)
         if self._pool is None:
@@ -47,7 +47,7 @@ class Streams:
         return torch.cat([done.result() for done in parts])
 
 
-def stream_count(rows: int, threads: int) -> int:
+def part_count(rows: int, threads: int) -> int:
     """The most parts of `rows` that use all threads all but an eighth of the time."""
     return max(
         count

@@ -9,7 +9,6 @@ trained, and L = lambda_VAE (reconstruction + beta E log q + lambda_mask L_mask)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from cola_cli.corpus.sequences import Rows
-from cola_cli.models.attention import CleanCopy, NoisyCopy
+from cola_cli.flow import gaussian, timesteps
+from cola_cli.flow.path import interpolate, target_velocity
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import wide
@@ -36,20 +36,15 @@ from cola_cli.training.objectives.text_vae import (
 )
 
 
-def location(latent_dim: int) -> float:
-    """1 + 0.5 ln(d / 16), the location of the logit-normal law that fits the paper's best runs."""
-    return 1 + 0.5 * math.log(latent_dim / 16)
-
-
 def draw_timesteps(
     randoms: Sequence[np.random.Generator], blocks: int, law: Timesteps, latent_dim: int
 ) -> np.ndarray:
     """One t in [0, 1] a block, (B, blocks) float32, 0 clean and 1 noise."""
     if law.law == "logit-normal":
-        loc = location(latent_dim) if law.loc is None else law.loc
-        return 1 / (1 + np.exp(-(loc + law.scale * randomness.normal(randoms, blocks))))
+        loc = timesteps.location(latent_dim) if law.loc is None else law.loc
+        return timesteps.logit_normal(randomness.normal(randoms, blocks), loc, law.scale)
     t = randomness.uniform(randoms, blocks)
-    return law.shift * t / (1 + (law.shift - 1) * t) if law.law == "shifted" else t
+    return timesteps.shifted(t, law.shift) if law.law == "shifted" else t
 
 
 def draw_clean(
@@ -80,8 +75,10 @@ class FlowMatching(Objective):
         self.patch_size = vae.patch_size
         self.prior = prior
         self.settings = settings
-        self.shift, self.scale = vae.shifting_factor, vae.scaling_factor
-        self.latent_variance = latent_variance  # (d,) on that scale, for a linear prediction's loss
+        self.to_prior = vae.to_prior
+        self.latent_variance = (
+            latent_variance  # (d,) on the prior's scale, for a linear prediction's loss
+        )
 
     def draw(
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
@@ -137,8 +134,8 @@ class FlowMatching(Objective):
         mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
         z0 = mean
         if self.settings.data.clean == "sample":
-            z0 = objectives.draw_latent(mean, logvar, batch["noise"])
-        z0 = (z0 - self.shift) * self.scale
+            z0 = gaussian.sample(mean, logvar, batch["noise"])
+        z0 = self.to_prior(z0)
         terms = self.flow(z0, z0, batch)
         terms["loss"] = terms["flow"]
         if evaluate:
@@ -151,11 +148,11 @@ class FlowMatching(Objective):
         z0 = z0.detach()
         t = batch["t"].repeat_interleave(batch["block_size"], 1).masked_fill(batch["clean"], 0)
         t = t.unsqueeze(-1)  # (B, N, 1)
-        z_t = (1 - t) * noised + t * batch["z1"]
+        z_t = interpolate(noised, batch["z1"], t)
         velocity = clean_and_noisy_velocity(
             self.prior, z0, z_t, batch["t"], batch["block_size"], batch["clean_places"]
         )
-        errors = (wide(velocity) - (batch["z1"] - z0)).square().mean(-1)
+        errors = (wide(velocity) - target_velocity(z0, batch["z1"])).square().mean(-1)
         return {"flow": (errors * batch["flow_weight"]).sum()}
 
     def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
@@ -212,10 +209,10 @@ class JointTraining(FlowMatching):
         with torch.set_grad_enabled(torch.is_grad_enabled() and batch["vae_moves"]):
             mean, logvar, logits, masked_logits = encode_and_decode(self.vae, batch)
             terms = self._vae_terms(batch, mean, logvar, logits, masked_logits)
-        z0 = objectives.draw_latent(mean, logvar, batch["noise"])
+        z0 = gaussian.sample(mean, logvar, batch["noise"])
         if settings.data.clean == "mean":
             z0 = mean
-        z0 = (z0 - self.shift) * self.scale
+        z0 = self.to_prior(z0)
         noised = z0 if settings.loss.flow_gradient == "latent" else z0.detach()
         terms |= self.flow(z0, noised, batch)
         terms["loss"] = terms["loss"] + settings.loss.flow * terms["flow"]
@@ -240,8 +237,10 @@ class JointTraining(FlowMatching):
             "reconstruction": objectives.reconstruction(
                 logits, batch["tokens"], batch["token_weight"]
             ),
-            "negative_entropy": objectives.negative_entropy(logvar, positions),
-            "reference": objectives.posterior_kl(mean, logvar, other_mean, other_logvar, positions),
+            "negative_entropy": objectives.weighted(gaussian.negative_entropy(logvar), positions),
+            "reference": objectives.weighted(
+                gaussian.normal_kl(mean, logvar, other_mean, other_logvar), positions
+            ),
             "drift": (drift * positions).sum().detach(),
         }
         vae_loss = terms["reconstruction"] + weights.beta * terms["negative_entropy"]
@@ -268,32 +267,18 @@ def clean_and_noisy_velocity(
 ) -> Tensor:
     """The velocities of all blocks at once: z0, z_t (B, N, d), t (B, N / b) -> (B, N, d).
 
-    Block b of z_t sees z0 of earlier blocks and itself (Cola DLM paper, figure 1: positions [clean
-    without its last block | noisy], shared numbers). The positions of z_t at `places`, indices into its
+    Block b of z_t sees z0 of earlier blocks and itself. The positions of z_t at `places`, indices into its
     B N positions, are at t = 0.
-    The clean copy goes first, as a plain block-causal pass at t = 0; the noisy one attends to its keys.
     """
-    length, device = z0.shape[1], z0.device
-    positions = torch.arange(length, device=device)
-    zero = prior.modulation(torch.zeros(1, device=device))
-    clean = length - block_size
-    history = prior.remember(
-        z0[:, :clean],
-        zero,
-        prior.rotation(positions[:clean]),
-        CleanCopy(clean, block_size, device),
-    )
-    attend = NoisyCopy(history, length, block_size, device)
-    modulation = prior.modulation(t)
-    if places is not None:
-        modulation = modulation.with_clean(places, zero)
-    return prior(z_t, modulation, prior.rotation(positions), attend)
+    attend = prior.teacher_forced(z0, block_size)
+    table = prior.rotation(torch.arange(z0.shape[1], device=z0.device))
+    return prior.velocity(z_t, t, table, attend, places)
 
 
 def predictions_without_a_model(z0: Tensor, batch: Batch) -> dict[str, Tensor]:
     """The flow loss of predicting 0, of the best linear function of z_t, and the mean of the target (d,)."""
     weight = batch["flow_weight"]
-    target = batch["z1"] - z0
+    target = target_velocity(z0, batch["z1"])
     return {
         "flow_of_zero": (target.square().mean(-1) * weight).sum(),
         "flow_of_linear": (batch["linear"] * weight).sum(),

@@ -6,7 +6,6 @@ whole global batch, whatever the number of micro-batches and processes; padded p
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -23,8 +22,6 @@ from cola_cli.models.rotary import wide
 # the global batch.
 Draws = dict[str, Any]
 Batch = dict[str, Any]
-
-LOG_2_PI = math.log(2 * math.pi)
 
 
 class Objective(nn.Module, ABC):
@@ -57,28 +54,9 @@ def reconstruction(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
     return torch.dot(losses, weight.flatten())
 
 
-def standard_normal_kl(mean: Tensor, logvar: Tensor, weight: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, I)), summed over channels. (B, N, d), weight (B, N) -> scalar."""
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1)
-    return (kl * weight).sum()
-
-
-def posterior_kl(
-    mean: Tensor, logvar: Tensor, other_mean: Tensor, other_logvar: Tensor, weight: Tensor
-) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(other ...)), summed over channels. (B, N, d) -> scalar."""
-    ratio = (logvar.exp() + (mean - other_mean).square()) * (-other_logvar).exp()
-    return (0.5 * (other_logvar - logvar + ratio - 1).sum(-1) * weight).sum()
-
-
-def negative_entropy(logvar: Tensor, weight: Tensor) -> Tensor:
-    """E_q log q of a diagonal normal, summed over channels. (B, N, d) -> scalar."""
-    return (-0.5 * (logvar + 1 + LOG_2_PI).sum(-1) * weight).sum()
-
-
-def draw_latent(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """mean + sigma * noise, (B, N, d)."""
-    return mean + (0.5 * logvar).exp() * noise
+def weighted(terms: Tensor, weight: Tensor) -> Tensor:
+    """The weighted sum of terms (B, N), a scalar."""
+    return (terms * weight).sum()
 
 
 def token_weights(rows: Rows) -> np.ndarray:

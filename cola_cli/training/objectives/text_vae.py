@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cola_cli.corpus.sequences import Rows
+from cola_cli.flow import gaussian
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.settings.training import Mask
 from cola_cli.settings.vae import VAESettings
@@ -77,7 +78,9 @@ class TextVAEObjective(Objective):
             "reconstruction": objectives.reconstruction(
                 logits, batch["tokens"], batch["token_weight"]
             ),
-            "kl": objectives.standard_normal_kl(mean, logvar, batch["position_weight"]),
+            "kl": objectives.weighted(
+                gaussian.standard_normal_kl(mean, logvar), batch["position_weight"]
+            ),
         }
         terms["loss"] = terms["reconstruction"] + loss.beta * terms["kl"]
         if masked_logits is not None:
@@ -122,7 +125,7 @@ def encode_and_decode(
     mean, logvar = posterior.mean, posterior.logvar
     if fix is not None:
         logvar = fix(logvar)
-    hidden = vae.decode_hidden(objectives.draw_latent(mean, logvar, noise))  # (B, L, D)
+    hidden = vae.decode_hidden(gaussian.sample(mean, logvar, noise))  # (B, L, D)
     masked_logits = None
     if masked:
         masked_logits = vae.token_out(hidden[rows:].flatten(0, 1)[batch["masked_places"]])

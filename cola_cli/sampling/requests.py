@@ -34,7 +34,7 @@ class Generation:
 
 
 @dataclass
-class Row:
+class Generating:
     """A prompt being continued."""
 
     request: Request

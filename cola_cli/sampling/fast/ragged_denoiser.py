@@ -1,0 +1,200 @@
+"""One block of every row, of any lengths, without padding: rows of equal length share an attention call.
+
+Conditional and unconditional blocks go through the prior in one pass, and the clean block before is
+committed to the cache in the first pass of the next one. On a CPU parts of the batch go side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cola_cli.flow.guidance import guided
+from cola_cli.models.prior import Prior
+from cola_cli.sampling.cache import KeyValueCache, Stretch, stretches
+from cola_cli.sampling.denoise import Pins, Shown, Trajectory, find_pins, rounded
+from cola_cli.sampling.fast.cpu_attention import BlockAttention
+from cola_cli.sampling.fast.fused_prior import FusedPrior, repeated
+from cola_cli.sampling.fast.side_by_side import SideBySide
+from cola_cli.sampling.requests import Generating
+from cola_cli.settings.sample import SamplingOptions
+
+
+class RaggedAttention:
+    """Attention of one pass of the prior: entries [committed blocks | noisy blocks | blocks alone].
+
+    A committed block is stored for good, a noisy one behind it (the next pass overwrites it). A block alone,
+    the unconditional one, sees only itself.
+    """
+
+    def __init__(
+        self, cache: KeyValueCache, commits: list[Stretch], noisy: list[Stretch], alone: slice
+    ):
+        self._cache = cache
+        self._cached = [*commits, *noisy]
+        self._alone = alone
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (entries, block, H, head_dim) -> the same shape."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        pieces = []
+        for stretch in self._cached:
+            entries = slice(stretch.start, stretch.stop)
+            keys, values = self._cache.store(layer, stretch, k[entries], v[entries])
+            pieces.append(F.scaled_dot_product_attention(q[entries], keys, values))
+        alone = self._alone
+        if alone.stop > alone.start:
+            pieces.append(F.scaled_dot_product_attention(q[alone], k[alone], v[alone]))
+        # the kernels write (entries, block, H, head_dim), so that only joining copies
+        outs = [piece.transpose(1, 2) for piece in pieces]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+class CompiledAttention:
+    """What `RaggedAttention` does and, before it, norms and rotation, by one compiled function."""
+
+    def __init__(
+        self,
+        kernel: BlockAttention,
+        norms: Sequence[tuple[Tensor, Tensor]],
+        cache: KeyValueCache,
+        slots: list[int],
+        fills: list[int],
+        turns: Tensor,
+    ) -> None:
+        """norms: (query, key) per layer. slots, fills: of the cached entries; the remaining entries attend
+        only to themselves. turns: rotary table of all entries."""
+        self._kernel, self._norms, self._cache, self._turns = kernel, norms, cache, turns
+        entries, block, _, half = turns.shape
+        alone = entries - len(slots)
+        self._slots = torch.tensor([*slots, *(-1 - place for place in range(alone))])
+        self._fills = torch.tensor([*fills, *[0] * alone])
+        self._alone = torch.empty(alone, cache.keys[0].shape[1], 2, block, 2 * half)
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        """qkv (entries, block, 3, H, head_dim) -> (entries, block, H, head_dim)."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        return self._kernel(
+            qkv, *self._norms[layer], self._turns, keys, values, self._alone,
+            self._slots, self._fills,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a pass of the prior needs besides z: which entries it has, where, and who sees whom."""
+
+    commits: list[Generating]
+    alone: list[int]  # rows that also have an unconditional entry
+    again: Tensor | None  # the places of their conditional entries
+    table: Tensor | None  # of the committed and noisy entries; none where `attend` has it
+    attend: RaggedAttention | CompiledAttention
+    clean: Tensor | None  # (committed + noisy, block_size, 1): positions at t = 0
+
+
+class RaggedDenoiser:
+    """Denoises rows of any lengths without padding."""
+
+    def __init__(self, prior: Prior, cache: KeyValueCache, options: SamplingOptions) -> None:
+        self.trajectory = Trajectory(options)
+        self._released = options.compat == "released"
+        self._block, self._channels = prior.config.block_size, prior.config.latent_dim
+        self._cache = cache
+        self._device = prior.latent_in.weight.device
+        self.fused = FusedPrior(prior, self.trajectory.network_times(self._device))
+        self.shown: Shown | None = None
+        self._side_by_side = SideBySide()
+
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for so many rows of so many latents."""
+        self._cache.reserve(slots, length)
+
+    def denoise(self, rows: list[Generating], noise: Tensor) -> Tensor:
+        """The rows' next blocks (rows, block_size, d) float32 from noise; commits what was pending."""
+        if self.shown or self._device.type != "cpu":
+            return self._denoise(rows, noise)
+        return self._side_by_side.run(self._denoise, rows, noise)
+
+    def _denoise(self, rows: list[Generating], noise: Tensor) -> Tensor:
+        pins = find_pins(rows, self._block, self._channels, self._device)
+        passes: dict[tuple[bool, bool], _Pass] = {}
+
+        def velocity(z: Tensor, evaluation: int) -> Tensor:
+            guides = self.trajectory.guides(evaluation)
+            key = (any(row.pending is not None for row in rows), guides)
+            if key not in passes:
+                passes[key] = self._pass(rows, guides, pins)
+            return self._velocity(rows, z, evaluation, passes[key])
+
+        return self.trajectory.follow(rows, noise.to(self._device), pins, velocity, self.shown)
+
+    def _pass(self, rows: list[Generating], guides: bool, pins: Pins | None) -> _Pass:
+        block = self._block
+        commits = [row for row in rows if row.pending is not None]
+        fills = [row.fill + (block if row.pending is not None else 0) for row in rows]
+        alone = [index for index, fill in enumerate(fills) if guides and fill]
+        starts = [row.position - block for row in commits] + [row.position for row in rows]
+        positions = torch.tensor(starts, device=self._device).unsqueeze(1)
+        positions = positions + torch.arange(block, device=self._device)  # (entries, block)
+        count = len(commits)
+        again = torch.tensor(alone, device=self._device) + count if alone else None
+        clean_slots, clean_fills = [row.slot for row in commits], [row.fill for row in commits]
+        slots = [row.slot for row in rows]
+        turns = self.fused.rotation(positions)
+        attend: RaggedAttention | CompiledAttention
+        if self.fused.kernel is None:
+            attend = RaggedAttention(
+                self._cache,
+                stretches(clean_slots, clean_fills),
+                stretches(slots, fills, start=count),
+                slice(len(starts), len(starts) + len(alone)),
+            )
+        else:
+            attend = CompiledAttention(
+                self.fused.kernel,
+                self.fused.norms,
+                self._cache,
+                clean_slots + slots,
+                clean_fills + fills,
+                turns if again is None else repeated(turns, again),
+            )
+        clean = torch.zeros(len(starts), block, 1, dtype=torch.bool, device=self._device)
+        clean[:count] = True
+        pinned = pins is not None and self.trajectory.clean_pins
+        if pins and pinned:
+            clean[count:] = pins.where
+        any_clean = clean if commits or pinned else None
+        table = turns if self.fused.kernel is None else None
+        return _Pass(commits, alone, again, table, attend, any_clean)
+
+    def _velocity(
+        self, rows: list[Generating], z: Tensor, evaluation: int, entries: _Pass
+    ) -> Tensor:
+        """The guided velocity of the rows' blocks; commits what is pending on the way."""
+        committed = [row.pending for row in entries.commits if row.pending is not None]
+        x = torch.cat((torch.stack(committed), z)) if committed else z
+        v = self.fused(
+            rounded(x, self._released),
+            evaluation,
+            entries.clean,
+            entries.table,
+            entries.attend,
+            entries.again,
+        )
+        for row in entries.commits:
+            row.fill += self._block
+            row.pending = None
+        conditional = v[len(committed) : len(committed) + len(rows)]
+        if not entries.alone:
+            return conditional
+        unconditional = v[len(committed) + len(rows) :]
+        scale = self.trajectory.options.guidance
+        if len(entries.alone) == len(rows):
+            return guided(conditional, unconditional, scale)
+        conditional = conditional.clone()
+        conditional[entries.alone] = guided(conditional[entries.alone], unconditional, scale)
+        return conditional

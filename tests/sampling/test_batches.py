@@ -1,0 +1,92 @@
+"""What a prompt becomes never depends on the batch that it is in, whatever the options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cola_cli.sampling.denoise import PlainDenoiser
+from cola_cli.sampling.engine import Engine
+from cola_cli.sampling.fast import best_denoiser
+from cola_cli.sampling.requests import Request
+from cola_cli.settings.sample import SamplingOptions
+from tests import golden
+
+# Every option of generation; with `partial-repaint` the solver is Euler's.
+OPTIONS = st.fixed_dictionaries(
+    {
+        "steps": st.integers(2, 4),
+        "guidance": st.sampled_from([0.0, 1.0, 3.0]),
+        "guidance_interval": st.sampled_from([(0.0, 1.0), (0.3, 0.8)]),
+        "solver": st.sampled_from(["euler", "heun", "midpoint"]),
+        "first_block": st.sampled_from(["clean-repaint", "partial-repaint", "left-pad", "right-pad"]),
+        "repaint_times": st.integers(1, 3),
+        "repaint_fraction": st.sampled_from([0.5, 1.0]),
+        "temperature": st.sampled_from([0.0, 1.0]),
+        "top_k": st.sampled_from([None, 5]),
+        "top_p": st.sampled_from([None, 0.8]),
+        "repetition_penalty": st.sampled_from([1.0, 1.2]),
+        "compat": st.sampled_from(["none", "released"]),
+        "seed": st.integers(0, 3),
+    }
+)  # fmt: skip
+LENGTHS = st.lists(st.integers(1, 40), min_size=2, max_size=5)
+
+
+def generations(
+    prompts: list[list[int]], options: SamplingOptions, batch: int, maker: Any = best_denoiser
+) -> list[list[int]]:
+    model = golden.detail_model()
+    engine = Engine(model.vae, model.prior, options, batch, 511, maker)
+    last = {r.item: g for r, g in engine.run(Request(i, p) for i, p in enumerate(prompts))}
+    return [last[i].ids for i in range(len(prompts))]
+
+
+def chosen(options: dict[str, Any]) -> SamplingOptions:
+    if options["first_block"] == "partial-repaint":
+        options = options | {"solver": "euler"}
+    return SamplingOptions(max_new_tokens=9, **options)
+
+
+@settings(max_examples=25)
+@given(OPTIONS, LENGTHS)
+def test_a_batch_gives_what_its_rows_give_alone(
+    options: dict[str, Any], lengths: list[int]
+) -> None:
+    source = torch.Generator().manual_seed(sum(lengths))
+    prompts = [torch.randint(0, 500, (n,), generator=source).tolist() for n in lengths]
+    alone = generations(prompts, chosen(options), 1)
+    assert generations(prompts, chosen(options), len(prompts)) == alone
+    assert generations(prompts, chosen(options), 2) == alone
+
+
+@settings(max_examples=10)
+@given(OPTIONS, LENGTHS)
+def test_the_fast_denoiser_gives_the_tokens_of_the_plain_one(
+    options: dict[str, Any], lengths: list[int]
+) -> None:
+    source = torch.Generator().manual_seed(sum(lengths))
+    prompts = [torch.randint(0, 500, (n,), generator=source).tolist() for n in lengths]
+    plain = generations(prompts, chosen(options), 4, PlainDenoiser)
+    assert generations(prompts, chosen(options), 4) == plain
+
+
+def test_a_row_without_pins_is_not_renoised_beside_one_that_has_some() -> None:
+    """Partial repaint executes the steps of the first block several times, for the prompt's sake alone."""
+    block = golden.detail_model().prior.config.block_size
+    prompts = [list(range(3, 3 + 2 * block)), list(range(9, 10 + 2 * block))]
+    options = SamplingOptions(
+        max_new_tokens=8, steps=4, first_block="partial-repaint", repaint_times=2, guidance=1.0
+    )
+    together = generations(prompts, options, 2)
+    assert together == generations(prompts, options, 1)
+
+
+@pytest.mark.parametrize("batch", [1, 10**9])
+def test_an_absurd_batch_size_costs_nothing(batch: int) -> None:
+    options = SamplingOptions(max_new_tokens=2, steps=1)
+    assert len(generations([[1, 2, 3]], options, batch)) == 1
