@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from cola_cli.artifacts.checks import check_file
-from cola_cli.artifacts.manifest import Kind, Manifest, PartRecord, read_manifest
+from cola_cli.artifacts.manifest import MANIFEST_NAME, Kind, Manifest, PartRecord, read_manifest
 from cola_cli.artifacts.parts import PARTS, read_part_record
 from cola_cli.errors import DamagedArtifact, InputError
 
@@ -79,3 +79,8 @@ class Artifact:
     def part_file(self, index: int) -> Path:
         """The path of data part `index`, checked on first use."""
         return self.file(self.parts[index].file)
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a directory is an artifact, finished or not."""
+    return (path / MANIFEST_NAME).exists()

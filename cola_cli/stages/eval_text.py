@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Artifact
-from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.corpus.sequences import Sequences, split_documents
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
 from cola_cli.errors import InputError, UsageError
@@ -139,7 +139,7 @@ def _codec(trained_on: Artifact | None, judge: Judge | None, reference: Path | N
     """The tokenizer whose tokens are counted: of --tokens, else of --reference, else of --judge."""
     if trained_on is not None:
         return load_tokenizer(trained_on.file("tokenizer.json"))
-    if reference is not None and (reference / MANIFEST_NAME).exists():
+    if reference is not None and is_artifact(reference):
         return load_tokenizer(Artifact.open(reference, "tokens").file("tokenizer.json"))
     if judge is not None:
         return judge.tokenizer
@@ -192,7 +192,7 @@ def _held_out(
     """What gives the held-out documents in the tokens of `codec`, as often as called."""
     source = trained_on
     if reference is not None:
-        if not (reference / MANIFEST_NAME).exists():
+        if not is_artifact(reference):
             from cola_cli.corpus.files import find_files
 
             return partial(_file_documents, codec, find_files([str(reference)]))

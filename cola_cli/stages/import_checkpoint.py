@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cola_cli.artifacts import Identity, Output
+from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import sha256_file
+from cola_cli.artifacts.kinds import TOKENIZER
 from cola_cli.errors import InputError
 from cola_cli.reporting import Reporter
 from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.stages.sample import model_fingerprint
+from cola_cli.weights.folder import open_model_folder
 
 STAGE = "import"
 
@@ -24,11 +26,11 @@ def import_checkpoint(
     """
     from cola_cli.weights.released import find_root, tokenizer_file
 
-    root = find_root(folder)
-    if (folder / "manifest.json").exists():
+    if is_artifact(folder):
         raise InputError(f"{folder} is an artifact already.", "Name a released checkpoint folder.")
+    root = find_root(folder)
     reporter.note(f"reading {root}")
-    inputs = {"checkpoint": model_fingerprint(root)}
+    inputs = {"checkpoint": open_model_folder(root).fingerprint()}
     found = tokenizer_file(root)
     if found is not None:
         inputs["tokenizer"] = sha256_file(found)
@@ -46,10 +48,8 @@ def import_checkpoint(
         write_network(writer, "vae", checkpoint.vae.state_dict(), checkpoint.vae.config)
         write_network(writer, "prior", checkpoint.prior.state_dict(), checkpoint.prior.config)
         if checkpoint.tokenizer is not None:
-            writer.write("tokenizer.json", checkpoint.tokenizer.read_bytes())
-        statistics = {
-            "parameters": checkpoint.vae.config.parameter_count()
-            + checkpoint.prior.config.parameter_count()
-        }
+            writer.write(TOKENIZER, checkpoint.tokenizer.read_bytes())
+        configs = (checkpoint.vae.config, checkpoint.prior.config)
+        statistics = {"parameters": sum(config.parameter_count() for config in configs)}
         writer.finish(statistics)
     return Outcome(output_path, True, statistics)

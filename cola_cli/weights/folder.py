@@ -1,0 +1,110 @@
+"""A model on disk that can continue text: an artifact of ours, or a checkpoint in the authors' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cola_cli.artifacts.artifact import is_artifact
+from cola_cli.artifacts.files import sha256_file, sha256_text
+from cola_cli.artifacts.kinds import TOKENIZER, TrainedModel
+from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
+from cola_cli.errors import InputError
+from cola_cli.weights.configs import prior_config, vae_config
+
+if TYPE_CHECKING:
+    from cola_cli.models.config import PriorConfig, TextVAEConfig
+    from cola_cli.models.prior import Prior
+    from cola_cli.models.text_vae import TextVAE
+
+
+class ModelFolder(Protocol):
+    """Everything that is known of a model without loading it, and its networks.
+
+    artifact: None for a checkpoint in the authors' layout. context: tokens of a training sequence, None if
+    unknown. Those of `configs` and `load` are a Text VAE and a prior; the artifact of a model over tokens is
+    read by its family.
+    """
+
+    artifact: TrainedModel | None
+    context: int | None
+
+    def tokenizer(self) -> TextTokenizer | None:
+        """The tokenizer, if there is one."""
+
+    def fingerprint(self) -> str:
+        """The digest by which the model enters an identity."""
+
+    def configs(self) -> tuple[TextVAEConfig, PriorConfig]:
+        """The shapes of the Text VAE and the prior, without their weights."""
+
+    def load(self) -> tuple[TextVAE, Prior]:
+        """The Text VAE and the prior, on the CPU, in their stored precision."""
+
+
+def open_model_folder(path: Path) -> ModelFolder:
+    """The model at `path`: an artifact, the folder that holds `cola_dlm`, or that folder itself.
+
+    Raises InputError when it is neither.
+    """
+    if not path.is_dir():
+        raise InputError(
+            f"{path} is not a directory.", "Name a prior artifact or a checkpoint folder."
+        )
+    return _OurFolder(path) if is_artifact(path) else _ReleasedFolder(path)
+
+
+class _OurFolder:
+    def __init__(self, path: Path) -> None:
+        artifact = TrainedModel.open(path)
+        self.artifact: TrainedModel | None = artifact
+        self._artifact = artifact
+        self.context = artifact.statistics.seq_len
+
+    def tokenizer(self) -> TextTokenizer | None:
+        if not self._artifact.has(TOKENIZER):
+            return None
+        return load_tokenizer(self._artifact.file(TOKENIZER))
+
+    def fingerprint(self) -> str:
+        return self._artifact.manifest.fingerprint
+
+    def configs(self) -> tuple[TextVAEConfig, PriorConfig]:
+        prior = TrainedModel.open(self._artifact.path, "prior")
+        return vae_config(prior), prior_config(prior)
+
+    def load(self) -> tuple[TextVAE, Prior]:
+        from cola_cli.weights.artifact import load_prior, load_vae
+
+        prior = TrainedModel.open(self._artifact.path, "prior")
+        return load_vae(prior), load_prior(prior)
+
+
+class _ReleasedFolder:
+    def __init__(self, path: Path) -> None:
+        from cola_cli.weights.released import find_root
+
+        self.artifact: TrainedModel | None = None
+        self.context: int | None = None
+        self._path, self._root = path, find_root(path)
+
+    def tokenizer(self) -> TextTokenizer | None:
+        from cola_cli.weights.released import tokenizer_file
+
+        found = tokenizer_file(self._root)
+        return load_tokenizer(found) if found else None
+
+    def fingerprint(self) -> str:
+        names = sorted(p for p in self._path.rglob("*") if p.suffix in (".json", ".safetensors"))
+        return sha256_text("".join(sha256_file(name) for name in names))
+
+    def configs(self) -> tuple[TextVAEConfig, PriorConfig]:
+        from cola_cli.weights.released import read_configs
+
+        return read_configs(self._root)
+
+    def load(self) -> tuple[TextVAE, Prior]:
+        from cola_cli.weights.released import read_checkpoint
+
+        checkpoint = read_checkpoint(self._root)
+        return checkpoint.vae, checkpoint.prior
