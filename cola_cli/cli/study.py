@@ -1,4 +1,4 @@
-"""cola scaling: studies of models along compute or along a setting."""
+"""cola study: studies of models along compute or along a setting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan(
 ) -> None:
     """Show every run before anything starts: parameters, tokens, operations in full and as 6 N D.
 
-    Example: cola scaling plan pipelines/studies/scaling.toml -o runs/scaling
+    Example: cola study plan pipelines/studies/scaling.toml -o runs/scaling
     """
     from cola_cli.studies.run import plan_rows
     from cola_cli.studies.settings import read_study
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Train and measure what is missing of a study; stop it and run it again as you like.
 
-    Example: cola scaling run pipelines/studies/scaling.toml -o runs/scaling
+    Example: cola study run pipelines/studies/scaling.toml -o runs/scaling
     """
     from cola_cli.studies.run import command, missing_steps, run_study
     from cola_cli.studies.settings import read_study
@@ -93,7 +93,7 @@ def table_(
 ) -> None:
     """Every metric at every point with its interval over the seeds, and the fitted power laws.
 
-    Example: cola scaling table runs/scaling
+    Example: cola study table runs/scaling
     """
     from cola_cli.studies.results import law_rows, notes, place_rows, study_results
     from cola_cli.studies.run import recorded_study
@@ -140,7 +140,7 @@ def plot(
 ) -> None:
     """Draw the curves with intervals and power laws as an SVG file, light or dark as the viewer is.
 
-    Example: cola scaling plot runs/scaling -o scaling.svg
+    Example: cola study plot runs/scaling -o scaling.svg
     """
     from cola_cli.artifacts.files import write_atomic
     from cola_cli.studies.results import study_drawing

@@ -89,7 +89,7 @@ def study_results(study: Study, folder: Path) -> list[Results]:
         for sweep in study.sweeps
     ]
     if not any(results.places for results in found):
-        raise InputError(f"no run of the study in {folder} is done.", "Use `cola scaling run`.")
+        raise InputError(f"no run of the study in {folder} is done.", "Use `cola study run`.")
     return found
 
 
@@ -312,7 +312,7 @@ def _figures(run: Run, source: str) -> dict[str, Any]:
         return found
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}).", "Remove it and use `cola scaling run` again."
+            f"{path} cannot be read ({error}).", "Remove it and use `cola study run` again."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`cola scaling`: the runs of a study made one after the other, and what came of them."""
+"""`cola study`: the runs of a study made one after the other, and what came of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cola_cli.studies.plan import plan_study
 from cola_cli.studies.results import compute_curves
 from cola_cli.studies.settings import Study, parse_study
 
-STUDY_FILE = "study.json"  # what `cola scaling table` and `plot` read
+STUDY_FILE = "study.json"  # what `cola study table` and `plot` read
 STUDY_LIMIT = 16 << 20  # bytes
 NGRAM = 8  # of the figure `memorised`, as `cola eval text` has it
 
@@ -83,12 +83,10 @@ def recorded_study(folder: Path) -> Study:
     """The study that was last run into `folder`. Raises InputError when there is none."""
     path = folder / STUDY_FILE
     if not path.is_file():
-        raise InputError(
-            f"{folder} holds no study.", "Name the folder that `cola scaling run` made."
-        )
+        raise InputError(f"{folder} holds no study.", "Name the folder that `cola study run` made.")
     tree = read_json(path, STUDY_LIMIT)
     if not isinstance(tree, dict):
-        raise InputError(f"{path} is no study.", "Run `cola scaling run` again.")
+        raise InputError(f"{path} is no study.", "Run `cola study run` again.")
     return parse_study(tree, str(path))
 
 

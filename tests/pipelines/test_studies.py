@@ -70,7 +70,7 @@ def test_a_study_in_miniature_ends_in_a_table_and_a_chart(tmp_path: Path, name: 
     corpus = documents(tmp_path)
     variables = environment(tmp_path, CORPUS=corpus, SETTINGS=STUDIES / "miniature.toml")
     run = tmp_path / "run"
-    shown = bash(f"{name}.sh", run, env=variables)
+    shown = bash("study.sh", name, run, env=variables)
     study = read_study(STUDIES / f"{name}.toml", STUDIES / "miniature.toml", [str(corpus)])
     runs = plan_study(study, run)
     assert shown.count(str(run / runs[0].trained.path.name)) >= 1

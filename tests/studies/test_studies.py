@@ -1,4 +1,4 @@
-"""cola scaling: planned as it runs, resumed after a kill, its commands the same, its figures by hand."""
+"""cola study: planned as it runs, resumed after a kill, its commands the same, its figures by hand."""
 
 from __future__ import annotations
 
@@ -131,11 +131,17 @@ def test_a_study_that_is_run_again_finds_nothing_to_do(
     assert run_study(study_of(corpus), made, Silent(), "cpu", 1)[1] == 0
     (corpus.parent / "study.toml").write_text(STUDY)
     options = [corpus.parent / "study.toml", "-o", made, "--corpus", corpus]
-    assert "up to date" in cola("scaling", "run", *options).stdout
-    assert cola("scaling", "run", *options, "--commands").stdout == ""
-    shown = json.loads(cola("scaling", "plan", *options, "--json").stdout)["runs"]
+    assert "up to date" in cola("study", "run", *options).stdout
+    assert cola("study", "run", *options, "--commands").stdout == ""
+    shown = json.loads(cola("study", "plan", *options, "--json").stdout)["runs"]
     assert len(shown) == 2 * 3 * 2
     assert {row["left"] for row in shown} == {0}
+
+
+def test_the_former_name_of_the_command_still_works_and_is_not_listed(cola: Cola) -> None:
+    shown = cola("scaling", "--help").stdout
+    assert all(name in shown for name in ("plan", "run", "table", "plot"))
+    assert "scaling" not in re.findall(r"^\W*(\w+)", cola("--help").stdout, re.MULTILINE)
 
 
 def test_every_point_is_made_of_ordinary_whole_artifacts(made: Path) -> None:
@@ -202,7 +208,7 @@ def test_a_matched_line_has_the_settings_that_match_gives(corpus: Path, made: Pa
 
 
 def test_the_table_is_what_the_artifacts_say(corpus: Path, made: Path, cola: Cola) -> None:
-    found = json.loads(cola("scaling", "table", made, "--json").stdout)
+    found = json.loads(cola("study", "table", made, "--json").stdout)
     (sweep,) = found["sweeps"]
     runs = plan_study(study_of(corpus), made)
     assert len(sweep["places"]) == 6
@@ -229,15 +235,15 @@ def test_the_table_is_what_the_artifacts_say(corpus: Path, made: Path, cola: Col
     assert law["exponent"] == pytest.approx(statistics.linear_regression(x, y).slope)
     assert any("never between lines of different models" in note for note in found["notes"])
     assert any("under one judge" in note for note in found["notes"])
-    text = cola("scaling", "table", made, "--markdown").stdout
+    text = cola("study", "table", made, "--markdown").stdout
     assert "| real text |" in text
     assert "**compute: power laws**" in text
 
 
 def test_the_plot_has_every_point_and_the_report_reads_the_same(made: Path, cola: Cola) -> None:
-    cola("scaling", "plot", made, "-o", "plot.svg")
+    cola("study", "plot", made, "-o", "plot.svg")
     file = made.parent / "plot.svg"
-    drawn = CliRunner().invoke(app, ["scaling", "plot", str(made), "-o", str(file)])
+    drawn = CliRunner().invoke(app, ["study", "plot", str(made), "-o", str(file)])
     assert drawn.exit_code == 0, drawn.output
     picture = ElementTree.parse(file).getroot()
     space = "{http://www.w3.org/2000/svg}"
@@ -264,7 +270,7 @@ def test_killed_again_and_again_a_study_ends_as_if_undisturbed(
     corpus: Path, made: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
-    arguments = ["scaling", "run", tmp_path / "study.toml", "-o", tmp_path / "killed"]
+    arguments = ["study", "run", tmp_path / "study.toml", "-o", tmp_path / "killed"]
     options = ["--corpus", corpus, "--device", "cpu", "--threads", "1"]
     wanted = ["train prior", "eval text", "train llada"]
     for stage in wanted:
