@@ -40,7 +40,9 @@ def vae(
     import torch
 
     from cola_cli.corpus.sequences import Sequences
-    from cola_cli.evaluation.vae_diagnostics import accuracy_plot, diagnose
+    from cola_cli.evaluation.vae_diagnostics import diagnose
+    from cola_cli.report.drawing import drawing
+    from cola_cli.report.latents import robustness_chart
     from cola_cli.weights.artifact import load_vae
 
     opened = Artifact.open(model)
@@ -58,17 +60,17 @@ def vae(
     )
     found = diagnose(network, batches)
     if plot is not None:
-        write_atomic(plot, accuracy_plot(found).encode())
+        write_atomic(plot, drawing([robustness_chart({model.name: found})]).encode())
     if json:
-        print_json(found.as_dict())
+        print_json(found.model_dump(mode="json"))
         return
-    figures: list[list[object]] = [
+    metrics: list[list[object]] = [
         ["tokens", found.tokens],
         ["reconstructed from the posterior mean", found.accuracy],
         ["logSNR", found.log_snr],
         ["active channels", f"{found.active_channels} of {len(found.kl_per_channel)}"],
         ["KL per channel, nats", " ".join(f"{kl:.2f}" for kl in found.kl_per_channel)],
     ]
-    table(str(model), ["figure", "value"], figures)
+    table(str(model), ["metric", "value"], metrics)
     bars = [[t, accuracy, "█" * round(BAR * accuracy)] for t, accuracy in found.accuracy_at.items()]
     table("under latent noise", ["t", "reconstructed", ""], bars)

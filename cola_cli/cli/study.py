@@ -143,11 +143,12 @@ def plot(
     Example: cola study plot runs/scaling -o scaling.svg
     """
     from cola_cli.artifacts.files import write_atomic
-    from cola_cli.studies.results import study_drawing
+    from cola_cli.report.study import scaling_drawing
+    from cola_cli.studies.results import drawn_curves
     from cola_cli.studies.run import recorded_study
 
     file = output or run / "scaling.svg"
-    drawn = study_drawing(recorded_study(run), run, x).encode()
+    drawn = scaling_drawing(drawn_curves(recorded_study(run), run, x)).encode()
     write_atomic(file, drawn)
     found = {"path": str(file), "bytes": len(drawn)}
     print_result([f"{file}: {len(drawn):,} bytes"], found, json)

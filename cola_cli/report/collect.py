@@ -18,14 +18,8 @@ from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.artifacts.status import survey
 from cola_cli.errors import ColaError, InputError
-from cola_cli.report.measurements import (
-    DIAGNOSES,
-    SCALING,
-    Diagnosis,
-    Scaling,
-    read_diagnosis,
-    read_scaling,
-)
+from cola_cli.evaluation.diagnosis import DIAGNOSES, Diagnosis, read_diagnosis
+from cola_cli.studies.measurements import CURVES, Curves, read_curves
 
 WRITERS = ("prior", "autoregressive", "llada")  # kinds of models that write text
 KINDS = (
@@ -90,7 +84,7 @@ class Collected:
     title: str
     artifacts: list[Shown]
     diagnoses: dict[str, Diagnosis]
-    scalings: dict[str, Scaling]
+    scalings: dict[str, Curves]
     problems: list[str]
 
     def of(self, *kinds: str) -> list[Shown]:
@@ -105,7 +99,7 @@ def collect(runs: Sequence[Path]) -> Collected:
     for run in runs:
         if not run.is_dir():
             raise InputError(f"{run} is not a directory.", "Name an artifact or a run's directory.")
-        files = {path.resolve() for name in (DIAGNOSES, SCALING) for path in run.rglob(name)}
+        files = {path.resolve() for name in (DIAGNOSES, CURVES) for path in run.rglob(name)}
         if any(run.rglob("manifest.json")) or not files:
             places |= {Path(state.path).resolve(): state.state for state in survey(run)}
         measured |= files
@@ -123,15 +117,15 @@ def collect(runs: Sequence[Path]) -> Collected:
         _shown(place, places[place], manifests, labels, base, problems) for place in sorted(places)
     ]
     diagnoses: dict[str, Diagnosis] = {}
-    scalings: dict[str, Scaling] = {}
+    scalings: dict[str, Curves] = {}
     for path in sorted(measured - inside):
         try:
-            if path.name == SCALING:
-                scalings[_label(path, base)] = read_scaling(path)
+            if path.name == CURVES:
+                scalings[_label(path, base)] = read_curves(path)
             else:
                 diagnoses[_label(path, base)] = read_diagnosis(path)
         except InputError as error:
-            problems.append(f"{_label(path.parent, base)}: {error.problem}")
+            problems.append(_relative_text(error, base))
     shown.sort(key=lambda one: (KINDS.index(one.kind) if one.kind in KINDS else 99, one.label))
     title = ", ".join(dict.fromkeys(run.resolve().name for run in runs))
     return Collected(title, _coloured(shown), diagnoses, scalings, problems)

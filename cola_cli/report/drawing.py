@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import resources
 
 from cola_cli.report.charts import CHARACTER, COLOURS, Chart, drawable, marker, svg
 from cola_cli.report.markup import Markup, element
 
 MARGIN = 20  # around all charts
+# Rules that a file of its own needs beyond the page's style sheet.
+FILE_STYLE = """
+svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
+svg .page { fill: var(--page); } svg .title { font-size: 14px; font-weight: 600; }
+svg text.legend { font-size: 12.5px; fill: var(--ink); }
+"""
 
 
-def drawing(charts: Sequence[Chart], style: str, columns: int = 2) -> str:
-    """Charts side by side as one SVG file that stands alone; those without points are left out.
-
-    style: CSS with the page's colours and classes.
-    """
+def drawing(charts: Sequence[Chart], columns: int = 2) -> str:
+    """Charts side by side as one SVG file that stands alone; a chart without points is left out."""
+    style = (resources.files("cola_cli.report") / "style.css").read_text("utf-8") + FILE_STYLE
     made = [
         replace(one, series=[s for s in map(drawable(one), one.series) if s.points])
         for one in charts

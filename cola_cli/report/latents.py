@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cola_cli.evaluation.diagnosis import Diagnosis
 from cola_cli.report.charts import Axis, Chart, Series, figure, grid
 from cola_cli.report.collect import Collected, Shown
 from cola_cli.report.markup import Markup, element
@@ -26,7 +27,7 @@ def latent_statistics(collected: Collected) -> list[Markup]:
         grid(
             [
                 figure(_signal_and_noise(encoded)),
-                figure(_robustness(collected)),
+                figure(robustness_chart(collected.diagnoses)),
                 figure(_kl(collected)),
             ]
         )
@@ -132,23 +133,24 @@ def _signal_and_noise(encoded: Sequence[Shown]) -> Chart:
     )
 
 
-def _robustness(collected: Collected) -> Chart:
+def robustness_chart(diagnoses: Mapping[str, Diagnosis]) -> Chart:
+    """Reconstruction against latent noise: a curve for each diagnosis, by its label."""
     series = [
         Series(label, sorted(found.accuracy_at.items()), place)
-        for place, (label, found) in enumerate(collected.diagnoses.items())
+        for place, (label, found) in enumerate(diagnoses.items())
     ]
     return Chart(
         "Robustness to latent noise",
-        f"Decoded from (1 − t) mean + t noise. {_of(collected)}".strip(),
+        f"Decoded from (1 − t) mean + t noise. {_of(diagnoses)}".strip(),
         Axis("noise t"),
         Axis("tokens reconstructed", percent=True, low=0.0, high=1.0),
         series,
     )
 
 
-def _of(collected: Collected) -> str:
+def _of(diagnoses: Mapping[str, Diagnosis]) -> str:
     """Where the only diagnosis comes from; several stand in the legend."""
-    return f"From {next(iter(collected.diagnoses))}." if len(collected.diagnoses) == 1 else ""
+    return f"From {next(iter(diagnoses))}." if len(diagnoses) == 1 else ""
 
 
 def _kl(collected: Collected) -> Chart:
@@ -165,7 +167,7 @@ def _kl(collected: Collected) -> Chart:
     ]
     return Chart(
         "KL of the channels",
-        f"To N(0, I), sorted. {_of(collected)}".strip(),
+        f"To N(0, I), sorted. {_of(collected.diagnoses)}".strip(),
         Axis("channel, by KL"),
         Axis("nats"),
         series,

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-from importlib import resources
 
 from cola_cli.report.charts import Axis, Chart, Reference, Series, figure
 from cola_cli.report.drawing import drawing
 from cola_cli.report.markup import Markup, element
-from cola_cli.report.measurements import Fit, Point, Scaling
 from cola_cli.report.quantities import MINUS, number
+from cola_cli.studies.measurements import Curves, Fit, Measurement
 
 FIT_POINTS = 60
 OWN_LOSS = "validation_"  # metrics of a trained model itself; each family has another
-# What a file of its own needs beyond the page's style sheet.
-FILE_STYLE = """
-svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
-svg .page { fill: var(--page); } svg .title { font-size: 14px; font-weight: 600; }
-svg text.legend { font-size: 12.5px; fill: var(--ink); }
-"""
 
 
-def scaling_plots(scalings: dict[str, Scaling]) -> list[Markup]:
+def scaling_plots(scalings: dict[str, Curves]) -> list[Markup]:
     """A large log-log chart for every metric of every file; empty when there are no points."""
     blocks = []
     for label, scaling in scalings.items():
@@ -33,7 +26,7 @@ def scaling_plots(scalings: dict[str, Scaling]) -> list[Markup]:
     return blocks
 
 
-def _plot(metric: str, scaling: Scaling, label: str) -> Markup | None:
+def _plot(metric: str, scaling: Curves, label: str) -> Markup | None:
     chart = scaling_chart(metric, scaling, label)
     drawn = figure(chart, large=True)
     formulas = scaling_formulas(metric, scaling)
@@ -44,7 +37,7 @@ def _plot(metric: str, scaling: Scaling, label: str) -> Markup | None:
     )
 
 
-def scaling_chart(metric: str, scaling: Scaling, label: str = "") -> Chart:
+def scaling_chart(metric: str, scaling: Curves, label: str = "") -> Chart:
     """One metric of a study: a curve a family, its intervals and its fit."""
     log = metric not in scaling.linear
     points = [point for point in scaling.points if point.metric == metric]
@@ -79,24 +72,24 @@ def scaling_chart(metric: str, scaling: Scaling, label: str = "") -> Chart:
     )
 
 
-def scaling_drawing(scalings: dict[str, Scaling]) -> str:
+def scaling_drawing(scalings: dict[str, Curves]) -> str:
     """All charts of a study as one SVG file; the keys stand in the titles where there are several."""
-    sheet = (resources.files("cola_cli.report") / "style.css").read_text("utf-8")
-    charts = [
-        scaling_chart(metric, scaling, label if len(scalings) > 1 else "")
-        for label, scaling in scalings.items()
-        for metric in dict.fromkeys(point.metric for point in scaling.points)
-    ]
-    return drawing(charts, sheet + FILE_STYLE)
+    return drawing(
+        [
+            scaling_chart(metric, scaling, label if len(scalings) > 1 else "")
+            for label, scaling in scalings.items()
+            for metric in dict.fromkeys(point.metric for point in scaling.points)
+        ]
+    )
 
 
-def scaling_formulas(metric: str, scaling: Scaling) -> list[str]:
+def scaling_formulas(metric: str, scaling: Curves) -> list[str]:
     """The fitted curves of a metric as text."""
     fits = [fit for fit in scaling.fits if fit.metric == metric]
     return [f"{fit.family}: {formula}" for fit in fits if (formula := _formula(fit))]
 
 
-def _notes(points: list[Point], log: bool, has_fits: bool) -> str:
+def _notes(points: list[Measurement], log: bool, has_fits: bool) -> str:
     notes = ["Bars: the interval given with a point."] if any(map(_interval, points)) else []
     notes += ["Thin: fit."] if has_fits else []
     if any(point.metric.startswith(OWN_LOSS) for point in points):
@@ -132,7 +125,7 @@ def _formula(fit: Fit) -> str:
     return f"{offset}{number(fit.coefficient)} × FLOPs^{exponent}"
 
 
-def _interval(point: Point) -> tuple[float, float] | None:
+def _interval(point: Measurement) -> tuple[float, float] | None:
     if point.low is None and point.high is None:
         return None
     low = point.value if point.low is None else point.low

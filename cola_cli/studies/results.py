@@ -10,8 +10,6 @@ from typing import Any
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.reading import read_json
 from cola_cli.errors import InputError
-from cola_cli.report.measurements import Fit, Level, Point, Scaling
-from cola_cli.report.study import scaling_drawing
 from cola_cli.studies.commands import (
     ANSWERS,
     FROM_TEXT_PREFIXES,
@@ -21,6 +19,7 @@ from cola_cli.studies.commands import (
     Run,
     source_of,
 )
+from cola_cli.studies.measurements import Curves, Fit, Level, Measurement
 from cola_cli.studies.plan import plan_study
 from cola_cli.studies.settings import COMPUTE, Study, StudySettings, Sweep
 from cola_cli.studies.statistics import Interval, PowerLaw, intervals, power_law
@@ -108,14 +107,14 @@ def notes(study: Study, results: Sequence[Results]) -> list[str]:
     return found
 
 
-def as_scaling(results: Results, metrics: Iterable[str], x: str | None = None) -> Scaling:
+def sweep_curves(results: Results, metrics: Iterable[str], x: str | None = None) -> Curves:
     """The points and fits of one sweep along its own axis or `x`; places without a number are left out."""
     axis = x or results.sweep.x
     points, fits = [], []
     for metric in metrics:
         for line in (line.name for line in results.sweep.lines):
             points += [
-                Point(
+                Measurement(
                     family=line,
                     flops=at,
                     metric=metric,
@@ -135,7 +134,7 @@ def as_scaling(results: Results, metrics: Iterable[str], x: str | None = None) -
                         exponent=law.exponent,
                     )
                 )
-    return Scaling(
+    return Curves(
         points=points,
         fits=fits,
         levels=[
@@ -148,11 +147,11 @@ def as_scaling(results: Results, metrics: Iterable[str], x: str | None = None) -
     )
 
 
-def study_drawing(study: Study, folder: Path, x: str | None = None) -> str:
-    """The charts of a study as an SVG file. Raises InputError when there is nothing to draw."""
+def drawn_curves(study: Study, folder: Path, x: str | None = None) -> dict[str, Curves]:
+    """The curves of every sweep, by its name. Raises InputError when there is nothing to draw."""
     metrics = study.study.metrics
     drawn = {
-        one.sweep.name: as_scaling(one, metrics, x)
+        one.sweep.name: sweep_curves(one, metrics, x)
         for one in study_results(study, folder)
         if one.places
     }
@@ -161,16 +160,16 @@ def study_drawing(study: Study, folder: Path, x: str | None = None) -> str:
             f"the points of the study in {folder} have no numbers to be drawn along.",
             "Give --x flops.",
         )
-    return scaling_drawing(drawn)
+    return drawn
 
 
-def compute_curves(study: Study, folder: Path) -> Scaling | None:
+def compute_curves(study: Study, folder: Path) -> Curves | None:
     """What `cola report` draws: the sweeps along compute; None when there is none."""
     along = [one for one in study_results(study, folder) if one.sweep.x in COMPUTE]
     several = len(along) > 1
-    whole: Scaling | None = None
+    whole: Curves | None = None
     for one in along:
-        own = as_scaling(one, study.study.metrics)
+        own = sweep_curves(one, study.study.metrics)
         if several:
             own = _named(own, one.sweep.name)
         whole = own if whole is None else _joined(whole, own)
@@ -248,7 +247,7 @@ def _sweep_results(sweep: Sweep, common: StudySettings, runs: list[Run]) -> Resu
     return Results(sweep, places, means, len(runs) - len(done))
 
 
-def _named(scaling: Scaling, sweep: str) -> Scaling:
+def _named(scaling: Curves, sweep: str) -> Curves:
     """The same with the sweep's name behind those of the metrics."""
 
     def named(entries: Iterable[Any]) -> list[Any]:
@@ -264,7 +263,7 @@ def _named(scaling: Scaling, sweep: str) -> Scaling:
     )
 
 
-def _joined(one: Scaling, other: Scaling) -> Scaling:
+def _joined(one: Curves, other: Curves) -> Curves:
     lists = ("points", "fits", "levels", "linear")
     return one.model_copy(
         update={name: [*getattr(one, name), *getattr(other, name)] for name in lists}

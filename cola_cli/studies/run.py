@@ -12,9 +12,9 @@ from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.artifacts.reading import read_json
 from cola_cli.errors import InputError
 from cola_cli.machine import interruption
-from cola_cli.report.measurements import SCALING
 from cola_cli.reporting import Reporter
 from cola_cli.studies.commands import Run, Step, commands_of
+from cola_cli.studies.measurements import CURVES
 from cola_cli.studies.plan import plan_study
 from cola_cli.studies.results import compute_curves
 from cola_cli.studies.settings import Study, parse_study
@@ -44,7 +44,7 @@ def run_study(
         perform(step, reporter, device, threads)
         changed += 1
     if (curves := compute_curves(study, folder)) is not None:
-        write_atomic(folder / SCALING, pretty_json(curves.model_dump(mode="json")))
+        write_atomic(folder / CURVES, pretty_json(curves.model_dump(mode="json")))
     return len(steps), changed
 
 

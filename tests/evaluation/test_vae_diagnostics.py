@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from cola_cli.errors import InputError
-from cola_cli.evaluation.vae_diagnostics import NOISE_LEVELS, accuracy_plot, diagnose
+from cola_cli.evaluation.vae_diagnostics import NOISE_LEVELS, diagnose
+from cola_cli.report.drawing import drawing
+from cola_cli.report.latents import robustness_chart
 from tests import golden
 
 
@@ -39,7 +41,8 @@ def test_figures_follow_their_definitions_and_skip_padding() -> None:
 def test_the_plot_is_a_picture_of_every_noise_level() -> None:
     model = golden.detail_model()
     ids = golden.detail()["vae_encode/1/ids"][None]
-    svg = ElementTree.fromstring(accuracy_plot(diagnose(model.vae, [(ids, torch.tensor([8]))])))
+    found = diagnose(model.vae, [(ids, torch.tensor([8]))])
+    svg = ElementTree.fromstring(drawing([robustness_chart({"vae": found})]))
     line = next(element for element in svg.iter() if element.tag.endswith("polyline"))
     assert len(line.attrib["points"].split()) == len(NOISE_LEVELS)
 

@@ -1,0 +1,35 @@
+"""The diagnosis of a Text VAE as a record, as `cola diagnose vae --json` prints it. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from cola_cli.artifacts.reading import read_record
+
+DIAGNOSES = "diagnos*.json"
+FILE_LIMIT = 16 << 20  # bytes
+
+
+class Diagnosis(BaseModel):
+    """Metrics over some text.
+
+    accuracy: tokens reconstructed from the posterior mean; accuracy_at: the same from
+    (1 - t) mean + t noise, by t; log_snr = log(E[mean^2] / E[variance]); kl_per_channel: KL to N(0, I) in
+    nats; active_channels: the number of channels whose mean varies over the data by more than 0.01.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    tokens: int
+    accuracy: float
+    accuracy_at: dict[float, float]
+    log_snr: float
+    kl_per_channel: list[float]
+    active_channels: int
+
+
+def read_diagnosis(path: Path) -> Diagnosis:
+    """The diagnosis in a file. Raises InputError if the file does not hold one."""
+    return read_record(path, Diagnosis, "Write it again, or take it away.", limit=FILE_LIMIT)

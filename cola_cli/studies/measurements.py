@@ -1,0 +1,65 @@
+"""`scaling.json`: the measured points of a study along compute, with fits, for `cola report` to draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cola_cli.artifacts.reading import read_record
+
+CURVES = "scaling.json"
+FILE_LIMIT = 16 << 20  # bytes
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Measurement(_Entry):
+    """One metric of one line at one point, a mean over the seeds; low and high bound it."""
+
+    family: str
+    flops: Positive
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Fit(_Entry):
+    """A fitted curve: value = offset + coefficient * flops ** exponent, or (flops, value) pairs."""
+
+    family: str
+    metric: str
+    coefficient: float | None = None
+    exponent: float | None = None
+    offset: float = 0.0
+    curve: list[tuple[Positive, float]] = []
+
+
+class Level(_Entry):
+    """A value to compare a metric with, such as the value of real text."""
+
+    metric: str
+    name: str
+    value: float
+
+
+class Curves(_Entry):
+    """The whole file. x: the meaning of `flops`; the metrics in `linear` have linear axes."""
+
+    points: list[Measurement]
+    fits: list[Fit] = []
+    levels: list[Level] = []
+    x: str = "training compute, FLOPs"
+    x_log: bool = True
+    linear: list[str] = []
+
+
+def read_curves(path: Path) -> Curves:
+    """The curves in a file. Raises InputError if the file holds none."""
+    return read_record(path, Curves, "Write it again, or take it away.", limit=FILE_LIMIT)
