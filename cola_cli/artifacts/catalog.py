@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 
 from cola_cli.artifacts.manifest import Manifest, flatten, read_manifest
-from cola_cli.artifacts.reading import reason, shown
+from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact, InputError, UsageError
 
 VIEWS = (
@@ -66,7 +66,7 @@ def query(artifacts: list[Path], sql: str) -> tuple[list[str], list[tuple[Any, .
     except (duckdb.Error, UnicodeDecodeError) as error:
         named = ", ".join(map(str, artifacts))
         raise UsageError(
-            f"the query failed: {reason(error)} (asked of {shown(named, 1000)})",
+            f"the query failed: {reason(error)} (asked of {named})",
             'See the tables with: cola sql "show all tables" ARTIFACT..., damage with: cola verify.',
         ) from error
 
@@ -85,9 +85,7 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
             continue
         for file in found:
             if not file.resolve().is_relative_to(path.resolve()):
-                raise DamagedArtifact(
-                    f"{shown(file, 1000)} is a link that leaves the artifact.", "Remove it."
-                )
+                raise DamagedArtifact(f"{file} is a link that leaves the artifact.", "Remove it.")
         location = str(path.resolve() / pattern).replace("'", "''")
         try:
             connection.execute(

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts.reading import shown
 from cola_cli.errors import ColaError, OutputConflict
 
 # Ours hold the process number; those of safetensors are drawn at random.
@@ -132,7 +131,7 @@ def refuse_link(path: Path) -> None:
     mode = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OutputConflict(
-            f"{shown(path, 1000)} is a link or no regular file; cola writes through none.",
+            f"{path} is a link or not a regular file; cola does not write through it.",
             "Remove it, or choose another output directory; nothing was touched.",
         )
 

@@ -34,7 +34,6 @@ from cola_cli.artifacts.parts import (
     recorded_parts,
     write_part,
 )
-from cola_cli.artifacts.reading import shown
 from cola_cli.errors import DamagedArtifact, OutputConflict
 from cola_cli.version import __version__
 
@@ -116,7 +115,7 @@ class Output:
             return None  # of a run that failed on its input at once: corrected, it may simply be run again
         listed = "; ".join(previous.identity.differences(self.identity))
         raise OutputConflict(
-            f"{self.path} was made with other settings or inputs: {shown(listed, 4000)}.",
+            f"{self.path} was made with other settings or inputs: {listed}.",
             "Choose another output directory, or give --overwrite to make it anew.",
         )
 

@@ -93,16 +93,16 @@ def is_encodable(text: str) -> bool:
 
 
 def reason(error: object) -> str:
-    """What an error says, as part of a sentence: one printable line, not too long."""
+    """The first line of an error's message, as part of that of a ColaError, which makes it printable."""
     if isinstance(error, ValidationError):  # its first wrong field
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(step) for step in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        return shown(f"{place}: {message}" if place else message)
+        return f"{place}: {message}" if place else message
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
-    return shown(lines[0] if lines else type(error).__name__)
+    return lines[0] if lines else type(error).__name__
 
 
 def shown(text: object, limit: int = SHOWN) -> str:

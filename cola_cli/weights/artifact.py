@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cola_cli.artifacts import Artifact, Writer
+from cola_cli.artifacts.checks import RESTORE
 from cola_cli.artifacts.manifest import pretty_json
-from cola_cli.artifacts.reading import shown
 from cola_cli.errors import DamagedArtifact
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import rotary_frequencies
@@ -75,6 +75,6 @@ def load_weights(artifact: Artifact, name: str, network: nn.Module) -> None:
     except (SafetensorError, RuntimeError) as error:
         raise DamagedArtifact(
             f"{path} does not hold the weights that its config.json describes"
-            f" ({shown(' '.join(str(error).split()))}).",
-            "Restore it from a copy, or run the stage that made it again with --overwrite.",
+            f" ({' '.join(str(error).split())}).",
+            RESTORE,
         ) from error

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from cola_cli.artifacts.reading import read_record, reason, shown
+from cola_cli.artifacts.reading import read_record, reason
 from cola_cli.errors import InputError
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
@@ -304,7 +304,7 @@ def _config(
         ours = next(iter(error.errors()[0]["loc"]), None)
         why = reason(error)
         if ours is not None:
-            why = f"{names[str(ours)]} = {shown(repr(settings[str(ours)]))} is not possible ({why})"
+            why = f"{names[str(ours)]} = {settings[str(ours)]!r} is not possible ({why})"
         raise InputError(f"{path}: {why}.", "Correct it.") from error
     for name, allowed in fixed(config).items():
         if name in document and document[name] not in allowed:

@@ -27,6 +27,7 @@ name = "muon"
 
 [vae.model]
 dim = 64
+heads = 2
 """
 
 
