@@ -49,7 +49,7 @@ class InputError(ColaError):
 
 
 class DamagedArtifact(ColaError):
-    """An artifact whose bytes are not those that were written."""
+    """An artifact whose bytes are not as they were written."""
 
     exit_code = 5
 

@@ -1,4 +1,4 @@
-"""Whether the files of an artifact are those that its manifest records."""
+"""Checks of the files of an artifact against the sizes and digests in its manifest."""
 
 from __future__ import annotations
 

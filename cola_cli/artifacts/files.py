@@ -14,9 +14,9 @@ from typing import Any
 
 from cola_cli.errors import ColaError, OutputConflict
 
-# Ours hold the process number; those of safetensors are drawn at random.
+# Our temporary files are named after the process; safetensors draws random names.
 TEMPORARY = re.compile(r"\.tmp-\d+$|^\.tmp\w{6}$")
-# Libraries written in Rust (safetensors, tokenizers) tell the system's error only in their message.
+# Libraries written in Rust (safetensors, tokenizers) report the error of the system in their message only.
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 READ_BYTES = 1 << 20
 
@@ -27,7 +27,7 @@ def _umask() -> int:
     return current
 
 
-# Of a file as the user wants it; asking changes it for a moment, so at import.
+# Mode of new files by the umask, which can be read only by setting it: so once, at import.
 MODE = 0o666 & ~_umask()
 
 
@@ -67,7 +67,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it is synced and becomes `path`, on error it goes.
+    """Give a temporary path beside `path`; on success it is synced and renamed to `path`, on error removed.
 
     Readers see the old file or the whole new one, never a part of it.
     """
@@ -93,7 +93,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """The system's error behind an exception, if it is one."""
+    """The error of the system behind an exception, if there is one."""
     if isinstance(error, OSError):
         return error
     found = RUST_ERROR.search(str(error)) if isinstance(error, Exception) else None
@@ -119,15 +119,15 @@ def make_directory(directory: Path) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what killed writers left behind. Only the holder of the artifact's lock may call this."""
+    """Remove the temporary files of killed writers. Only the holder of the lock may call this."""
     for path in directory.rglob("*"):
         if TEMPORARY.search(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def refuse_link(path: Path) -> None:
-    """Raise OutputConflict when `path` is a link, pipe or device: writing through one would change what
-    lies elsewhere."""
+    """Raise OutputConflict when `path` is a link, pipe or device: writing through it would change files
+    elsewhere."""
     mode = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OutputConflict(
@@ -143,7 +143,7 @@ def refuse_links(directory: Path) -> None:
 
 
 def writing_failed(path: Path, error: OSError) -> ColaError:
-    """Turn the system's error on a write into a sentence with a remedy."""
+    """The ColaError of a failed write, with a remedy."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ColaError(
             f"the disk is full: {path} could not be written.",

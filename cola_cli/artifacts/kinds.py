@@ -1,4 +1,4 @@
-"""What each kind of artifact promises to later stages: its files, the columns of its parts, its statistics.
+"""The promise of each kind of artifact to later stages: its files, the columns of its parts, its statistics.
 
 Stages read what earlier ones wrote through these types and nothing else. Trained models share one kind here;
 which families of them there are is not for an artifact to know.
@@ -25,7 +25,7 @@ RecordT = TypeVar("RecordT", bound="Record")
 
 
 class Record(BaseModel):
-    """Numbers or a row that a stage writes for later ones, which may find more than they know."""
+    """Statistics or a row that a stage writes for later ones; unknown fields are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -138,7 +138,7 @@ class LatentsStatistics(Record):
 
 
 class LatentsPart(TokensPart):
-    latent_positions: Count = Field(description="Latents of text, those of padding left out.")
+    latent_positions: Count = Field(description="Latents of text, without padding.")
     latent_mean: list[float] = Field(description="(d,) sum of the means over these latents.")
     latent_square: list[float] = Field(description="(d,) sum of the squared means.")
     latent_variance: list[float] = Field(description="(d,) sum of the posterior variances.")
@@ -179,7 +179,7 @@ class TrainedModel(TypedArtifact[ModelStatistics]):
     STATISTICS = ModelStatistics
     FILES: ClassVar = {
         TOKENIZER: "The tokenizer of the training text, if known.",
-        "NAME/config.json": "Shape of the network NAME: vae, prior, or that of a baseline.",
+        "NAME/config.json": "Shape of the network NAME: vae, prior, or the network of a baseline.",
         "NAME/model.safetensors": "Its weights.",
         METRICS: "A row a logged step of the training.",
     }

@@ -27,7 +27,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    """The canonical JSON text of a value: sorted keys, no spaces, no NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
@@ -45,7 +45,7 @@ def _inside_the_artifact(path: str) -> str:
 
 
 def require_shallow(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree itself. Raises ValueError when it nests deeper than anything that cola writes."""
+    """The tree itself. Raises ValueError when it nests deeper than anything cola writes."""
     level: list[Any] = [tree]
     for _ in range(DEPTH_LIMIT):
         inner = [value.values() if isinstance(value, dict) else value for value in level]
@@ -65,7 +65,7 @@ class _Record(BaseModel):
 
 
 class Identity(_Record):
-    """What decides an artifact's content: stage, settings that change the result, and inputs.
+    """Everything that decides the content of an artifact: stage, settings that change the result, inputs.
 
     `inputs` maps the name of each input to its fingerprint (an artifact) or content digest (a file).
     """
@@ -116,7 +116,9 @@ class PartRecord(_Record):
     sha256: Digest
     source: str = ""
     statistics: Tree = {}
-    digest: str = ""  # as in a manifest; of a finished artifact, that has the record's too
+    digest: str = (
+        ""  # as in a manifest, which records the digest of this file too once it is finished
+    )
 
 
 class Manifest(_Record):
@@ -170,8 +172,8 @@ def _shown(flat: dict[str, Any], name: str) -> str:
 def read_manifest(directory: Path) -> Manifest:
     """Read and validate the manifest of the artifact at `directory`.
 
-    Raises InputError when there is none or it is of a newer format, DamagedArtifact when it is not,
-    byte for byte, a manifest that cola wrote.
+    Raises InputError when it is missing or of a newer format, DamagedArtifact when it is not, byte for
+    byte, a manifest that cola wrote.
     """
     path = directory / MANIFEST_NAME
     remedy = "Restore it from a copy, or remove the directory and run the stage again."

@@ -39,7 +39,7 @@ from cola_cli.version import __version__
 
 
 class Output:
-    """Where a stage writes. Compares what lies there with what is to be made before anything is touched."""
+    """The directory a stage writes to; its content is compared with the new identity before any change."""
 
     def __init__(
         self, path: Path, kind: Kind, identity: Identity, settings: dict[str, Any], overwrite: bool
@@ -60,9 +60,9 @@ class Output:
         settings: dict[str, Any] | None = None,
         overwrite: bool = False,
     ) -> Output:
-        """Look at `path` as the place for an artifact of this identity; nothing is written yet.
+        """Compare `path` with the artifact of this identity; nothing is written yet.
 
-        Raises OutputConflict when it is a file, holds foreign files, or an artifact of another identity
+        Raises OutputConflict when it is a file, or holds foreign files or an artifact of another identity
         (unless `overwrite`); the message names every differing setting and input, old -> new.
         """
         return cls(Path(path), kind, identity, settings or {}, overwrite)
@@ -79,13 +79,13 @@ class Output:
 
     @property
     def recorded_environment(self) -> dict[str, Any]:
-        """What an interrupted run recorded of its environment (threads and the like); empty if none."""
+        """The environment (threads and the like) of the interrupted run that is continued, or empty."""
         resumes = self._previous is not None and not self._overwrite
         return self._previous.environment if self._previous and resumes else {}
 
     @contextlib.contextmanager
     def writing(self, environment: dict[str, Any] | None = None) -> Iterator[Writer]:
-        """Hold the lock and give the writer; the manifest says `incomplete` until `finish`."""
+        """Hold the lock and yield the writer; the manifest says `incomplete` until `finish`."""
         with writer_lock(self.path):
             # Another process may have finished between our first look and the lock.
             self._previous = self._look()
@@ -107,16 +107,16 @@ class Output:
             yield Writer(self.path, incomplete)
 
     def _look(self) -> Manifest | None:
-        """The manifest that lies there; None also for one that was begun and has nothing to lose."""
+        """The manifest found there; None also for an unfinished artifact that holds nothing yet."""
         previous = _previous_manifest(self.path)
         if previous is None or self._overwrite or previous.fingerprint == self.identity.fingerprint:
             return previous
         if previous.status == "incomplete" and not _begun(self.path):
-            return None  # of a run that failed on its input at once: corrected, it may simply be run again
+            return None  # its run failed on its input at once; the corrected command may simply run
         listed = "; ".join(previous.identity.differences(self.identity))
         raise OutputConflict(
             f"{self.path} was made with other settings or inputs: {listed}.",
-            "Choose another output directory, or give --overwrite to make it anew.",
+            "Choose another output directory, or give --overwrite to replace it.",
         )
 
 
@@ -146,9 +146,9 @@ class Writer:
             temporary.write_bytes(data)
 
     def keep(self, *names: str) -> None:
-        """Record files that are whole, so that a run that is interrupted later need not make them again.
+        """Record files that are whole, so that a run that continues an interrupted one keeps them.
 
-        They stand in `kept` from now on, and of the next run unless they are damaged meanwhile.
+        They are in `kept` from now on, and in that of the next run unless they are damaged meanwhile.
         """
         for name in names:
             path = self.path / name
@@ -157,7 +157,7 @@ class Writer:
         self._record_kept()
 
     def discard(self, *names: str) -> None:
-        """Take files out of the record that are going to be written anew, not by this writer alone."""
+        """Remove files from the record that are about to be written again, perhaps by other processes."""
         if self.kept.keys() & {*names}:
             self.kept = {name: kept for name, kept in self.kept.items() if name not in names}
             self._record_kept()
@@ -177,7 +177,7 @@ class Writer:
     def finish(self, statistics: dict[str, Any] | None = None) -> Manifest:
         """Record every part and file with its digest and commit the artifact as complete.
 
-        A file that somebody else put into the directory is left alone and not recorded.
+        Foreign files in the directory are left alone and not recorded.
         """
         remove_temporaries(self.path)
         digests = {name: record.sha256 for name, record in self.kept.items()}
@@ -220,7 +220,7 @@ def _previous_manifest(path: Path) -> Manifest | None:
 
 
 def _begun(path: Path) -> bool:
-    """Whether an unfinished artifact holds anything but what a killed writer left behind."""
+    """Whether an unfinished artifact holds anything but the temporary files of a killed writer."""
     return any(not TEMPORARY.search(file.name) for file in content_files(path))
 
 
@@ -235,7 +235,7 @@ def _clear(path: Path, previous: Manifest) -> None:
 
 
 def _intact_files(path: Path, previous: Manifest | None) -> list[FileRecord]:
-    """What an interrupted run recorded beside its parts, without what is damaged by now."""
+    """The files that an interrupted run recorded beside its parts, without damaged ones."""
     intact = []
     for record in previous.files if previous is not None else []:
         with contextlib.suppress(DamagedArtifact):

@@ -15,7 +15,7 @@ from cola_cli.artifacts.reading import RECORD_LIMIT, parse_json, read_regular, r
 from cola_cli.errors import DamagedArtifact, OutputConflict
 
 PARTS = "parts"
-_PART = re.compile(r"\d{5,}\.(?!json$).+")  # the data of a part; other files are somebody else's
+_PART = re.compile(r"\d{5,}\.(?!json$).+")  # the data of a part; other files are foreign
 
 
 class PartWriter:
@@ -34,7 +34,7 @@ def write_part(
 ) -> Iterator[PartWriter]:
     """Write data part `index` of the artifact at `directory`; it exists once its record does.
 
-    Needs no Writer, so that worker processes can call it for the one that holds the lock.
+    Needs no Writer: worker processes call it for the process that holds the lock.
     """
     file = f"{PARTS}/{index:05d}{suffix}"
     refuse_link(directory / PARTS)
@@ -69,13 +69,13 @@ def read_part_record(path: Path) -> PartRecord:
 
 
 def recorded_parts(path: Path) -> dict[int, PartRecord]:
-    """The part records that lie in an artifact, finished or not, by index."""
+    """The part records of an artifact, finished or not, by index."""
     records = (read_part_record(file) for file in sorted((path / PARTS).glob("*.json")))
     return {record.index: record for record in records}
 
 
 def intact_parts(path: Path) -> dict[int, PartRecord]:
-    """The parts of an interrupted run that can be kept; damaged or unrecorded ones are removed."""
+    """The parts of an interrupted run that are whole; damaged or unrecorded ones are removed."""
     kept: dict[int, PartRecord] = {}
     for file in sorted((path / PARTS).glob("*")):
         if file.is_dir():

@@ -1,4 +1,4 @@
-"""Reading files that others wrote: bounded, from regular files alone, and fit to be shown in one sentence."""
+"""Reading foreign files: bounded, from regular files alone, with errors that fit into one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cola_cli.errors import ColaError, InputError, printable
 
-RECORD_LIMIT = 64 << 20  # bytes of a record; those that cola writes have kilobytes
+RECORD_LIMIT = 64 << 20  # bytes of a record; cola writes some kilobytes
 # A list of lists takes 25 times the bytes of its text in memory; this many values take 1 GiB at most.
 VALUES_LIMIT = 8_000_000
 SHOWN = 300  # characters of a foreign text in a sentence
@@ -24,7 +24,7 @@ RecordT = TypeVar("RecordT")
 def read_regular(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
-    Raises OSError, or ValueError for what is larger or is a pipe or device, which might never end.
+    Raises OSError, or ValueError for a larger file, or a pipe or device, which might never end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as stream:
@@ -93,7 +93,7 @@ def is_encodable(text: str) -> bool:
 
 
 def reason(error: object) -> str:
-    """The first line of an error's message, as part of that of a ColaError, which makes it printable."""
+    """The first line of the message of an error, to be put into a ColaError, which makes it printable."""
     if isinstance(error, ValidationError):  # its first wrong field
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(step) for step in first["loc"])

@@ -33,7 +33,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` saw of one artifact."""
+    """The result of verifying one artifact."""
 
     directory: Path
     status: str
@@ -71,10 +71,10 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda count: None)
 
 
 def repair(directory: Path) -> list[str]:
-    """Drop damaged and missing files from an artifact, so that the next run makes just these again.
+    """Drop damaged and missing files from an artifact, so that the next run makes only these again.
 
-    Returns the relative names of what was dropped; the artifact is unfinished then. A foreign file is left
-    where it is: it may be somebody's only copy. Raises DamagedArtifact when the manifest itself cannot be
+    Returns the relative names of the dropped files; the artifact is unfinished then. Foreign files are
+    left where they are: they may be the only copy. Raises DamagedArtifact when the manifest itself cannot be
     read: then only a fresh run helps.
     """
     manifest = read_manifest(directory)
@@ -85,10 +85,10 @@ def repair(directory: Path) -> list[str]:
             return []
         own = {record.path for record in manifest.files}
         damaged = {finding.path for finding in findings}
-        if METRICS in damaged:  # a checkpoint goes on with the metrics up to it
+        if METRICS in damaged:  # checkpoints continue the metrics
             remove_all(directory / CHECKPOINTS)
         if own & damaged:
-            # parts have records of their own; of the other files those that are whole need not be made again
+            # Parts have records of their own; other files that are whole are kept.
             kept = [
                 record
                 for record in manifest.files

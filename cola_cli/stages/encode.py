@@ -117,7 +117,7 @@ def require_same_tokenizer(tokens: Artifact, vae: Artifact) -> None:
     """Raise InputError unless the Text VAE was trained on the tokenizer of these tokens."""
     if tokens.file(TOKENIZER).read_bytes() != vae.file(TOKENIZER).read_bytes():
         raise InputError(
-            f"{vae.path} was trained with another tokenizer than that of {tokens.path}.",
+            f"{vae.path} was trained with another tokenizer than {tokens.path} has.",
             "Tokenize with that tokenizer.json, or train a VAE on these tokens.",
         )
 
@@ -267,7 +267,7 @@ def _statistics(path: Path, tokens: Tokens, shape: tuple[int, int]) -> LatentsSt
 
 
 def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
-    """What encoding would take. Touches nothing."""
+    """The cost of encoding. Touches nothing."""
     from cola_cli.cost import training as flops
     from cola_cli.weights.configs import vae_config
 

@@ -1,4 +1,4 @@
-"""`cola eval text`: figures of generated text, and the same figures of real text of the same shape."""
+"""`cola eval text`: metrics of generated text, and the same metrics of real text of the same shape."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def evaluate_text(
     device: str = "auto",
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """All figures of the samples and of held-out text; a figure that cannot be had is None, with a note.
+    """Metrics of the samples and of held-out text; unavailable ones are None, with a note.
 
     reference: held-out text instead of the validation split of `tokens`. size: n of the n-grams that are
     looked up in the training text. Raises UsageError when nothing gives a tokenizer.
@@ -99,14 +99,14 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
         if not isinstance(text, str) or not isinstance(prompt, str):
             raise InputError(
                 f"{path}, line {number}: there is no text under {', '.join(TEXT_FIELDS)}"
-                " (or the prompt is none).",
+                " (or the prompt is not a text).",
                 "Each line needs one of them, and may have a prompt.",
             )
         yield prompt, text
 
 
 def evaluate_words(samples: Path, tokens: Path) -> dict[str, Any]:
-    """Shares of the samples' and of validation text's words and word pairs that training text has."""
+    """Shares of the words and word pairs of the samples, and of validation text, that training text has."""
     from cola_cli.evaluation.text_share import split_texts
     from cola_cli.stages.sample import read_samples
 
@@ -118,7 +118,7 @@ def evaluate_words(samples: Path, tokens: Path) -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=1)  # a study asks again and again
+@functools.lru_cache(maxsize=1)  # a study asks repeatedly
 def _training_words(tokens: Path, fingerprint: str) -> TrainingWords:
     from cola_cli.evaluation.text_share import TrainingWords
 
@@ -189,7 +189,7 @@ def _real_passages(
 def _held_out(
     codec: Codec, trained_on: Artifact | None, reference: Path | None
 ) -> Callable[[], Iterator[list[int]]] | None:
-    """What gives the held-out documents in the tokens of `codec`, as often as called."""
+    """A function whose every call yields the held-out documents in tokens of `codec`."""
     source = trained_on
     if reference is not None:
         if not is_artifact(reference):

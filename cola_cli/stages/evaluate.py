@@ -45,7 +45,7 @@ def run_evaluation(
     """Answer all questions into an evaluation artifact, going on after what an earlier run finished.
 
     `data` is the file that the questions were made from. Raises UsageError for an unknown task, InputError
-    naming the prompt that the model has no room for.
+    naming the prompt that does not fit into the model.
     """
     require_task(task)
     asked = [[q.id, q.prompt, q.ground_truth, list(q.choices)] for q in questions]
@@ -101,13 +101,13 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
 
 
 def evaluation_figures(rows: Sequence[dict[str, Any]]) -> Figures:
-    """The honest figures of the rows of one evaluation."""
+    """The metrics of the rows of one evaluation."""
     items = [Item(r["generate"], r["ground_truth"], tuple(r["choices"])) for r in rows]
     return figures(items, [Verdict(row["correct"], row["option"]) for row in rows])
 
 
 def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """A row of figures for every artifact, with its paired difference from the first of the same task.
+    """A row of metrics for every artifact, with its paired difference from the first of the same task.
 
     `difference` is this accuracy less that one, over the same prompts, with its 95 % interval; None for the
     first. Raises InputError when two of a task did not answer the same prompts.

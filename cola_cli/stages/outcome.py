@@ -1,4 +1,4 @@
-"""What a stage returns to the command line."""
+"""The result of a stage, for the command line."""
 
 from __future__ import annotations
 

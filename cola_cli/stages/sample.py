@@ -102,7 +102,7 @@ def plan_sampling(
 ) -> dict[str, int]:
     """Parameters, passes of the prior a block, and bytes of weights, caches and workspace.
 
-    Loads no weights. Memory is that of these prompts, as many at a time as the settings say.
+    Loads no weights. Memory is for these prompts, as many at a time as the settings say.
     """
     if (path / "manifest.json").exists():
         artifact = Artifact.open(path)

@@ -10,7 +10,7 @@ from typing import Any
 from cola_cli.artifacts import Output, Writer
 from cola_cli.errors import OutputConflict, UsageError
 
-Shard = tuple[int, int]  # this one's number, from 0, and how many there are
+Shard = tuple[int, int]  # (index from 0, count)
 WHOLE: Shard = (0, 1)
 POLL_SECONDS = 0.1
 
@@ -22,7 +22,7 @@ def parse_shard(text: str | None) -> Shard:
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UsageError(
-            f"--shard {text}: it is no I/N with I from 0 to N - 1.", "Try --shard 0/4."
+            f"--shard {text}: it is not I/N with I from 0 to N - 1.", "Try --shard 0/4."
         )
     return int(index), int(count)
 
@@ -42,10 +42,9 @@ def begin_together(
     begun: Path,
     make: Callable[[Writer], None] = lambda writer: None,
 ) -> None:
-    """Return once the file `begun` of the unfinished artifact is there.
+    """Return once the unfinished artifact has the file `begun`.
 
-    Whichever process comes first takes the lock and calls `make`; the others wait for it, and the next one
-    takes over should it die.
+    The first process to take the lock calls `make`; the others wait, and one of them takes over if it dies.
     """
     while not begun.exists():
         try:

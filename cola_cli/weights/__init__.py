@@ -1,1 +1,1 @@
-"""The released checkpoint's layout, in and out."""
+"""Networks on disk: in our artifacts, and in the layout of the released checkpoint."""

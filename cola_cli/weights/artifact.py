@@ -65,7 +65,7 @@ def load_transformer(artifact: Artifact) -> Transformer:
 def load_weights(artifact: Artifact, name: str, network: nn.Module) -> None:
     """Give a network, made on the meta device, the weights that the artifact holds under this name.
 
-    Raises DamagedArtifact where they are not those of such a network.
+    Raises DamagedArtifact when they do not fit the network.
     """
     path = artifact.file(f"{name}/model.safetensors")
     try:

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
 
 class ModelFolder(Protocol):
-    """Everything that is known of a model without loading it, and its networks.
+    """A model on disk; `configs` and `load` are for a Text VAE with a prior.
 
-    artifact: None for a checkpoint in the authors' layout. context: tokens of a training sequence, None if
-    unknown. Those of `configs` and `load` are a Text VAE and a prior; the artifact of a model over tokens is
-    read by its family.
+    artifact: None for a checkpoint in the authors' layout; that of a model over tokens is read by its family.
+    context: tokens of a training sequence, None if unknown.
     """
 
     artifact: TrainedModel | None

@@ -263,7 +263,7 @@ def prior_from_released(tensors: dict[str, Tensor], prior: Prior, where: Path) -
         own = tensors[f"{prefix}.{FREQUENCIES}"]
         if first is not None and not torch.equal(own, first):
             raise InputError(
-                f"{where}: the rotary frequencies of block {layer} differ from those of block 0.",
+                f"{where}: the rotary frequencies of block {layer} differ from block 0.",
                 "cola has one set of frequencies for all blocks; this checkpoint cannot be used.",
             )
     if first is not None:
