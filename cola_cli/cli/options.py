@@ -1,16 +1,38 @@
-"""Options that many commands share, each defined once."""
+"""What commands have in common: each option declared once, flags of settings, and errors that are shown.
+
+    @command("output", "threads", table="encode")
+    @setting_flags("batch_size")
+    def encode(tokens: Annotated[Path, typer.Argument(...)], run: Invocation) -> None: ...
+
+makes the command `encode` with the argument `tokens`, `--batch-size`, the named common options, and
+`--json`, `--quiet` and `--debug`, which every command has.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.core import TyperCommand
+
+from cola_cli.cli.console import errors_shown, print_json, print_result, reporter
+from cola_cli.machine import interruption
+from cola_cli.stages.run import Run
+
+if TYPE_CHECKING:
+    from cola_cli.settings import Settings
+    from cola_cli.stages.outcome import Outcome
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the artifact to make.")]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Make the output anew if it holds something else of cola's."),
+    typer.Option("--overwrite", help="Replace what the output holds if it is another artifact."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress or remarks on stderr.")]
@@ -43,3 +65,230 @@ Threads = Annotated[
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1 ... or auto: a GPU if there is one.")
 ]
+
+REQUIRED = inspect.Parameter.empty
+# In the order in which `--help` lists them: (declaration, default).
+COMMON: dict[str, tuple[Any, Any]] = {
+    "output": (Output, REQUIRED),
+    "shard": (Shard, None),
+    "preset": (Preset, None),
+    "config": (Config, None),
+    "set": (Set, None),
+    "device": (Device, "auto"),
+    "threads": (Threads, None),
+    "overwrite": (Overwrite, False),
+    "dry_run": (DryRun, False),
+    "json": (Json, False),
+    "quiet": (Quiet, False),
+    "debug": (Debug, False),
+}
+EVERYWHERE = ("json", "quiet", "debug")
+RESOLVED = ("preset", "config", "set")  # what settings are resolved from, beside their flags
+MACHINE = ("device", "threads")
+STAGE = ("output", *MACHINE, "overwrite", "dry_run")
+SHORT = {"max_new_tokens": "-n"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invocation(Run):
+    """A Run, with what the command line said that is not a stage's concern.
+
+    given: values of the common options by name. flags: values of setting flags by the setting's dotted name.
+    """
+
+    given: Mapping[str, Any]
+    table: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Path:
+        """Where the artifact goes."""
+        return Path(self.given["output"])
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether to print the plan alone."""
+        return bool(self.given["dry_run"])
+
+    @property
+    def json(self) -> bool:
+        """Whether the result is one JSON object."""
+        return bool(self.given["json"])
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """The parts to make: every N-th from part I, as (I, N)."""
+        from cola_cli.stages.shards import parse_shard
+
+        return parse_shard(self.given["shard"])
+
+    def settings(self, recorded: tuple[str, dict[str, Any]] | None = None) -> Any:
+        """The resolved settings of the command's table; `recorded` as in `settings.resolve`."""
+        from cola_cli.settings import TABLES, resolve
+
+        assert self.table is not None
+        preset, config, assignments = (self.given[name] for name in RESOLVED)
+        return resolve(
+            TABLES[self.table],
+            self.table,
+            preset,
+            config,
+            os.environ,
+            assignments or (),
+            self.flags,
+            recorded,
+        )
+
+    def show_plan(self, settings: Settings, plan: Mapping[str, Any]) -> None:
+        """Print the resolved settings and what the run is expected to take."""
+        from cola_cli.settings import to_toml
+
+        lines = [to_toml(self.table or "", settings)]
+        for name, value in plan.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+            lines.append(f"{name.replace('_', ' ')}: {shown}")
+        print_result(lines, {"settings": settings.model_dump(mode="json"), "plan": plan}, self.json)
+
+    def show_outcome(
+        self, outcome: Outcome, describe: Callable[[dict[str, Any]], list[str]]
+    ) -> None:
+        """Print what came of a stage: `describe` turns its statistics into lines."""
+        if not leads():
+            return
+        found = outcome.statistics
+        if self.json:
+            print_json({"path": str(outcome.path), "changed": outcome.changed} | found)
+        elif outcome.changed:
+            print_result(describe(found), found, False)
+        else:
+            print_result([f"{outcome.path}: up to date"], found, False)
+
+
+def leads() -> bool:
+    """Whether this process prints: under torchrun, only the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def setting_flags(*names: str, panel: str | None = None) -> Callable[[Any], Any]:
+    """Dedicated flags for settings, by their dotted names; type, help and default are the field's."""
+
+    def mark(body: Any) -> Any:
+        body.flags = {name: panel for name in names} | getattr(body, "flags", {})
+        return body
+
+    return mark
+
+
+def command(*common: str, table: str | None = None) -> Callable[[Callable[..., None]], Any]:
+    """Make a command of a function that takes its own arguments and `run`, an Invocation.
+
+    common: names of COMMON that it has beside EVERYWHERE. table: of its settings, if it has any.
+    """
+
+    def decorate(body: Callable[..., None]) -> Callable[[], None]:
+        def declared() -> None: ...
+
+        declared.__name__, declared.__doc__ = body.__name__, body.__doc__
+        declared.whole = lambda: _whole(body, common, table)  # type: ignore[attr-defined]
+        return declared
+
+    return decorate
+
+
+class Command(TyperCommand):
+    """A command whose options are declared when it is called: listing all commands needs no settings."""
+
+    @functools.cached_property
+    def _whole(self) -> Any:
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(self.name)(self.callback.whole())  # type: ignore[union-attr]
+        return typer.main.get_command(app)
+
+    def get_params(self, ctx: Any) -> Any:
+        """The options of the command and `--help`."""
+        return self._whole.get_params(ctx)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        return self._whole.invoke(ctx)
+
+
+def guarded(body: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors become one sentence and an exit code, and whose signals are handled."""
+
+    @functools.wraps(body)
+    def run(*args: Any, **options: Any) -> None:
+        with errors_shown(bool(options.get("debug"))):
+            interruption.install()
+            try:
+                body(*args, **options)
+            finally:
+                interruption.ignore()
+
+    return run
+
+
+def _whole(
+    body: Callable[..., None], common: tuple[str, ...], table: str | None
+) -> Callable[..., None]:
+    """The function with every option in its signature, as Typer wants it."""
+    own = dict(inspect.signature(body, eval_str=True).parameters)
+    del own["run"]
+    flags = {
+        name.rpartition(".")[2]: (name, _flag(table or "", name, panel))
+        for name, panel in getattr(body, "flags", {}).items()
+    }
+    resolved = RESOLVED if table else ()
+    shared = {name: COMMON[name] for name in COMMON if name in (*common, *resolved, *EVERYWHERE)}
+
+    def call(**given: Any) -> None:
+        chosen = {name: given[name] for name in shared}
+        body(
+            **{name: given[name] for name in own},
+            run=Invocation(
+                reporter=reporter(chosen["quiet"] or not leads()),
+                device=chosen.get("device", "auto"),
+                threads=chosen.get("threads"),
+                overwrite=chosen.get("overwrite", False),
+                given=chosen,
+                table=table,
+                flags={name: given[flag] for flag, (name, _) in flags.items()},
+            ),
+        )
+
+    declared = {name: (parameter.annotation, parameter.default) for name, parameter in own.items()}
+    declared |= {flag: (annotation, None) for flag, (_, annotation) in flags.items()} | shared
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+            for name, (annotation, default) in declared.items()
+        ]
+    )
+    call.__annotations__ = {name: annotation for name, (annotation, _) in declared.items()}
+    call.__name__, call.__doc__ = body.__name__, body.__doc__
+    return guarded(call)
+
+
+def _flag(table: str, name: str, panel: str | None) -> Any:
+    """The declaration of a setting's flag; None means that it was not given."""
+    from cola_cli.settings import TABLES
+
+    *sections, leaf = name.split(".")
+    model: Any = TABLES[table]
+    for section in sections:
+        model = model.model_fields[section].annotation
+    about = model.model_fields[leaf]
+    kinds = [kind for kind in get_args(about.annotation) if kind is not type(None)]
+    kind = kinds[0] if type(None) in get_args(about.annotation) else about.annotation
+    default = about.default
+    text = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    option = typer.Option(
+        f"--{leaf.replace('_', '-')}",
+        *([SHORT[leaf]] if leaf in SHORT else []),
+        help=about.description,
+        show_default=text if default is not None else False,
+        rich_help_panel=panel,
+    )
+    return Annotated[kind | None, option]
