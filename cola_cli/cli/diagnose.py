@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli import options
 from cola_cli.cli.console import print_json, table
+from cola_cli.cli.options import Invocation, command
 
 BATCH = 32
 BAR = 40  # characters
 
 
+@command("threads")
 def vae(
+    run: Invocation,
     model: Annotated[Path, typer.Argument(help="A vae, latents or prior artifact.")],
     tokens: Annotated[Path, typer.Option("--tokens", help="Tokens to look at.")],
     split: Annotated[str, typer.Option("--split", help="validation or train.")] = "validation",
@@ -22,9 +24,6 @@ def vae(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Write accuracy against noise as SVG.")
     ] = None,
-    threads: options.Threads = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Reconstruction, logSNR, active channels, KL per channel, and accuracy against latent noise.
 
@@ -36,7 +35,7 @@ def vae(
     from cola_cli.errors import InputError
     from cola_cli.machine.threads import prepare_torch
 
-    prepare_torch(threads)
+    prepare_torch(run.threads)
     import torch
 
     from cola_cli.corpus.sequences import Sequences
@@ -61,7 +60,7 @@ def vae(
     found = diagnose(network, batches)
     if plot is not None:
         write_atomic(plot, drawing([robustness_chart({model.name: found})]).encode())
-    if json:
+    if run.json:
         print_json(found.model_dump(mode="json"))
         return
     metrics: list[list[object]] = [

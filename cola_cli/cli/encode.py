@@ -25,7 +25,8 @@ def encode(
 
     settings, output = run.settings(), run.output
     if run.dry_run:
-        return run.show_plan(settings, plan_encode(tokens, vae))
+        run.show_plan(settings, plan_encode(tokens, vae))
+        return
     outcome = stage(
         tokens, vae, output, settings, run.reporter, run.device, run.threads, run.shard, run.overwrite
     )  # fmt: skip

@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli import options
 from cola_cli.cli.console import print_result
+from cola_cli.cli.options import Invocation, command
 
 
+@command()
 def cloze(
+    run: Invocation,
     tokens: Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSONL file to write.")],
     count: Annotated[int, typer.Option("--count", min=1, help="Passages.")] = 128,
     context: Annotated[
         int, typer.Option("--context", min=20, help="Characters before the word that is asked for.")
     ] = 240,
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Cut passages out of the validation text, in the manner of LAMBADA: the last word is the answer.
 
@@ -34,4 +34,4 @@ def cloze(
     lines = cloze_lines(Artifact.open(tokens, "tokens"), count, context)
     write_atomic(output, lines)
     made = lines.count(b"\n")
-    print_result([f"{output}: {made:,} passages"], {"path": str(output), "items": made}, json)
+    print_result([f"{output}: {made:,} passages"], {"path": str(output), "items": made}, run.json)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli import options
-from cola_cli.cli.console import print_json, reporter, table
+from cola_cli.cli.console import print_json, table
+from cola_cli.cli.options import Invocation, command
 
 ORDER = (
     "perplexity",
@@ -30,7 +30,9 @@ ORDER = (
 )
 
 
+@command("device", "threads")
 def text(
+    run: Invocation,
     samples: Annotated[
         Path, typer.Argument(help="A samples artifact, or .jsonl(.zst) with text and prompt.")
     ],
@@ -51,11 +53,6 @@ def text(
         int,
         typer.Option("--ngram", min=1, max=64, help="n of the n-grams sought in training text."),
     ] = 8,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Perplexity under a judge, entropy, variety, repetition and memorisation; real text's beside them.
 
@@ -63,9 +60,9 @@ def text(
     """
     from cola_cli.stages.eval_text import evaluate_text
 
-    report = reporter(quiet)
-    found = evaluate_text(samples, tokens, judge, reference, ngram, report, device, threads)
-    if json:
+    report = run.reporter
+    found = evaluate_text(samples, tokens, judge, reference, ngram, report, run.device, run.threads)
+    if run.json:
         print_json(found)
         return
     for note in found["notes"]:

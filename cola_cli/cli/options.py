@@ -173,7 +173,7 @@ def setting_flags(*names: str, panel: str | None = None) -> Callable[[Any], Any]
     """Dedicated flags for settings, by their dotted names; type, help and default are the field's."""
 
     def mark(body: Any) -> Any:
-        body.flags = {name: panel for name in names} | getattr(body, "flags", {})
+        body.flags = dict.fromkeys(names, panel) | getattr(body, "flags", {})
         return body
 
     return mark
@@ -211,6 +211,14 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         return self._whole.invoke(ctx)
+
+
+def register(group: typer.Typer, name: str, body: Callable[..., None], **about: Any) -> None:
+    """Add a command to a group under a name."""
+    if hasattr(body, "whole"):
+        group.command(name, cls=Command, **about)(body)
+    else:
+        group.command(name, **about)(guarded(body))
 
 
 def guarded(body: Callable[..., None]) -> Callable[..., None]:

@@ -62,7 +62,14 @@ def sample(
         run.show_plan(settings, plan_sampling(path, settings, list(found), run.device))
     elif output is not None:
         outcome = sample_to_artifact(
-            path, list(found), output, settings, run.reporter, run.device, run.threads, run.overwrite
+            path,
+            list(found),
+            output,
+            settings,
+            run.reporter,
+            run.device,
+            run.threads,
+            run.overwrite,
         )
         run.show_outcome(
             outcome,

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cola_cli.cli import options
+from cola_cli.cli.options import Invocation, command
 
 
+@command()
 def schema(
+    run: Invocation,
     name: Annotated[
         str,
         typer.Argument(
@@ -17,8 +19,6 @@ def schema(
             " settings of a stage (tokenize, vae, prior ...)."
         ),
     ],
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Print what a kind of artifact promises, or the JSON schema of a manifest or of a stage's settings.
 
@@ -34,7 +34,7 @@ def schema(
     if name not in schemas:
         raise UsageError(f"there is no schema {name!r}.", nearest(name, schemas))
     found = KINDS[name].contract() if name in KINDS else _models()[name].model_json_schema()
-    print_result([pretty_json(found).decode().rstrip()], found, json)
+    print_result([pretty_json(found).decode().rstrip()], found, run.json)
 
 
 def _models() -> dict[str, Any]:

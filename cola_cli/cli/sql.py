@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli import options
 from cola_cli.cli.console import print_json, table
+from cola_cli.cli.options import Invocation, command
 
 
+@command()
 def sql(
+    run: Invocation,
     query: Annotated[str, typer.Argument(help="One SQL query, in DuckDB's dialect.")],
     artifacts: Annotated[
         list[Path] | None,
         typer.Argument(help="Artifacts; each is a schema named by its directory."),
     ] = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Query the shards, metrics and manifests of artifacts with DuckDB.
 
@@ -27,7 +27,7 @@ def sql(
     from cola_cli.artifacts import catalog
 
     columns, rows = catalog.query(artifacts or [], query)
-    if json:
+    if run.json:
         print_json(
             {"columns": columns, "rows": [[_json_value(cell) for cell in row] for row in rows]}
         )

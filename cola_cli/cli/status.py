@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli import options
 from cola_cli.cli.console import print_json, table
+from cola_cli.cli.options import Invocation, command
 
 
+@command()
 def status(
+    run: Invocation,
     path: Annotated[Path, typer.Argument(help="An artifact, or a directory that holds some.")],
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """List artifacts with their state, progress, inputs, and whether a newer input makes them stale.
 
@@ -23,7 +23,7 @@ def status(
     from cola_cli.artifacts.status import survey
 
     rows = survey(path)
-    if json:
+    if run.json:
         print_json({"artifacts": [row.__dict__ for row in rows]})
         return
     table(

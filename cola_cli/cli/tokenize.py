@@ -61,10 +61,13 @@ def tokenize(
     elif "documents" not in made:
         state, line = "unfinished", f"{made['parts']} parts done, others to come"
     else:
-        state, line = "complete", (
-            f"{made['documents']:,} documents, {made['tokens']:,} tokens of"
-            f" {made['vocab_size']:,}, {made['bytes_per_token']:.2f} bytes per token,"
-            f" {made['duplicates']:,} duplicates, {made['rejects']:,} rejects"
+        state, line = (
+            "complete",
+            (
+                f"{made['documents']:,} documents, {made['tokens']:,} tokens of"
+                f" {made['vocab_size']:,}, {made['bytes_per_token']:.2f} bytes per token,"
+                f" {made['duplicates']:,} duplicates, {made['rejects']:,} rejects"
+            ),
         )
     result = {"path": str(output), "status": state, "statistics": made}
     print_result([f"{output}: {line}"], result, run.json)

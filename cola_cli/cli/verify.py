@@ -7,20 +7,19 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli import options
-from cola_cli.cli.console import print_result, reporter
+from cola_cli.cli.console import print_result
+from cola_cli.cli.options import Invocation, command
 from cola_cli.errors import DamagedArtifact
 
 
+@command()
 def verify(
+    run: Invocation,
     paths: Annotated[list[Path], typer.Argument(help="Artifacts, or directories that hold some.")],
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Drop what is damaged, so that the next run makes it again."),
     ] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Re-read every byte of artifacts and name each damaged, missing or foreign file.
 
@@ -33,7 +32,7 @@ def verify(
     from cola_cli.artifacts.status import next_step
 
     directories = [found for path in paths for found in checking.find_artifacts(path)]
-    progress = reporter(quiet)
+    progress = run.reporter
     results = []
     for directory in directories:
         progress.start(f"verify {directory}", None, "B")
@@ -69,7 +68,7 @@ def verify(
             "dropped": dropped,
             "next": again,
         },
-        json,
+        run.json,
     )
     if damaged and not repair:
         raise DamagedArtifact(

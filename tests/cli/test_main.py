@@ -55,16 +55,41 @@ def test_every_command_has_help_with_an_example(name: tuple[str, ...]) -> None:
 def test_help_lists_every_command_once_in_the_order_of_the_panels() -> None:
     listed = typer.main.get_command(app).list_commands(None)  # type: ignore[attr-defined]
     assert listed == list(PANEL_OF)
-    assert set(listed) == {name[0] for name in COMMANDS}
+    hidden = {
+        name for name, command in typer.main.get_command(app).commands.items() if command.hidden
+    }  # type: ignore[attr-defined]
+    assert hidden == {"score", "scaling"}, "names of the version before"
+    assert set(listed) == {name[0] for name in COMMANDS} - hidden
 
 
 @pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
 def test_every_command_can_answer_in_json_and_show_tracebacks(name: tuple[str, ...]) -> None:
+    flags = {flag for parameter in _parameters(name) for flag in parameter.opts}
+    assert {"--json", "--debug"} <= flags
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+def test_every_option_says_what_it_is(name: tuple[str, ...]) -> None:
+    assert [parameter.name for parameter in _parameters(name) if not parameter.help] == []
+
+
+def _parameters(name: tuple[str, ...]) -> list[Any]:
     command: Any = typer.main.get_command(app)
     for step in name:
         command = command.commands[step]
-    flags = {flag for parameter in command.params for flag in parameter.opts}
-    assert {"--json", "--debug"} <= flags
+    return list(command.get_params(command.make_context("cola", [], resilient_parsing=True)))
+
+
+def test_flags_of_settings_say_what_their_fields_say() -> None:
+    steps = next(p for p in _parameters(("sample",)) if p.name == "steps")
+    field = TABLES["sample"].model_fields["steps"]
+    assert steps.help == field.description
+
+
+def test_the_names_of_the_version_before_still_work(cola: Run) -> None:
+    for old in (["score"], ["scaling", "plan"]):
+        assert "Usage" in cola(*old, "--help").stdout
+        assert old[0] not in cola("--help").stdout.split()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`cola score` and `cola diagnose vae` as commands, on real artifacts."""
+"""`cola likelihood` and `cola diagnose vae` as commands, on real artifacts."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ def prior(model: Path) -> Path:  # noqa: F811
 
 
 def test_a_text_gets_bounds_and_terms_of_every_token(cola: Run, prior: Path) -> None:
-    found = json.loads(cola("score", prior, "--text", "the cat sat", "--draws", 3, *QUICK).stdout)
+    found = json.loads(
+        cola("likelihood", prior, "--text", "the cat sat", "--draws", 3, *QUICK).stdout
+    )
     (row,) = found["scores"]
     assert found["tokens"] == row["tokens"] == len(row["latents"])
     assert found["iwae"] >= found["elbo"]
     assert "".join(latent["text"] for latent in row["latents"]) == "the cat sat"
-    again = cola("score", prior, "--text", "the cat sat", "--draws", 3, *QUICK).stdout
+    again = cola("likelihood", prior, "--text", "the cat sat", "--draws", 3, *QUICK).stdout
     assert json.loads(again) == found
 
 
 def test_a_file_of_texts_and_a_response_are_scored(cola: Run, tmp_path: Path, prior: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "the cat"}\n{"text": "a dog ran"}\n')
-    found = json.loads(cola("score", prior, "--file", "t.jsonl", *QUICK).stdout)
+    found = json.loads(cola("likelihood", prior, "--file", "t.jsonl", *QUICK).stdout)
     assert found["texts"] == 2
     assert found["elbo"] == pytest.approx(sum(row["elbo"] for row in found["scores"]))
-    answered = cola("score", prior, "--prefix", "the cat", "--text", " sat", *QUICK)
+    answered = cola("likelihood", prior, "--prefix", "the cat", "--text", " sat", *QUICK)
     assert "elbo" in json.loads(answered.stdout)["scores"][0]
 
 
 def test_wrong_uses_of_score_are_named(cola: Run, tmp_path: Path, prior: Path) -> None:
-    assert "either --text" in cola("score", prior, expect=2).stderr
-    assert "unknown" in cola("score", prior, "--text", "a", "--divergence", "x", expect=2).stderr
+    assert "either --text" in cola("likelihood", prior, expect=2).stderr
+    assert (
+        "unknown" in cola("likelihood", prior, "--text", "a", "--divergence", "x", expect=2).stderr
+    )
     (tmp_path / "t.jsonl").write_text('{"body": "the cat"}\n')
-    result = cola("score", prior, "--file", "t.jsonl", *QUICK, expect=4)
+    result = cola("likelihood", prior, "--file", "t.jsonl", *QUICK, expect=4)
     assert "t.jsonl, line 1 has no text" in result.stderr
     (tmp_path / "t.jsonl").write_text(json.dumps({"text": "the cat sat " * 100}) + "\n")
-    result = cola("score", prior, "--file", "t.jsonl", *QUICK, expect=4)
+    result = cola("likelihood", prior, "--file", "t.jsonl", *QUICK, expect=4)
     assert "t.jsonl, line 1, has" in result.stderr
     assert "trained on sequences of 64" in result.stderr
 

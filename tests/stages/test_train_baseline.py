@@ -164,7 +164,7 @@ def test_a_baseline_is_sampled_and_evaluated_like_any_model(
     (row, *_) = read_answers(tmp_path / "answers")
     passes = None if kind == "autoregressive" else 4
     assert (row["steps"], row["guidance"], row["dtype"]) == (passes, None, "float32")
-    assert "is a baseline" in cola("score", "model", "--text", "Anna sees", expect=4).stderr
+    assert "is a baseline" in cola("likelihood", "model", "--text", "Anna sees", expect=4).stderr
 
 
 def test_what_is_no_model_is_refused(made: Path, cola: Run) -> None:

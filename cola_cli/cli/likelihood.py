@@ -1,4 +1,4 @@
-"""cola score: likelihoods."""
+"""cola likelihood: likelihoods."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli import options
-from cola_cli.cli.console import print_json, reporter, table
+from cola_cli.cli.console import print_json, table
+from cola_cli.cli.options import Invocation, command
 from cola_cli.errors import UsageError
 
 
-def score(
+@command("device", "threads")
+def likelihood(
+    run: Invocation,
     model: Annotated[Path, typer.Argument(help="A prior artifact or a checkpoint folder.")],
     text: Annotated[str | None, typer.Option("--text", help="A text to score.")] = None,
     prefix: Annotated[
@@ -25,16 +27,11 @@ def score(
     divergence: Annotated[
         str, typer.Option("--divergence", help="hutchinson (one probe a solve) or exact.")
     ] = "hutchinson",
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
 ) -> None:
     """ELBO and IWAE perplexity of texts, with posterior, prior and decoder terms of every token.
 
-    Example: cola score runs/demo/prior --text "We the people" --draws 4
+    Example: cola likelihood runs/demo/prior --text "We the people" --draws 4
     """
     from cola_cli.machine.threads import prepare_torch
 
@@ -42,15 +39,15 @@ def score(
         raise UsageError("give either --text (and --prefix) or --file.", 'Such as --text "...".')
     if divergence not in ("hutchinson", "exact"):
         raise UsageError(f"--divergence {divergence}: unknown.", "Use hutchinson or exact.")
-    prepare_torch(threads)
+    prepare_torch(run.threads)
     from cola_cli.stages.score import open_scorer, perplexities, read_texts, score_text
 
-    opened = open_scorer(model, device)
+    opened = open_scorer(model, run.device)
     if text is not None:
         texts = [(text, "the text")]
     else:
         texts = list(read_texts(file, text_field))  # type: ignore[arg-type]
-    report = reporter(quiet)
+    report = run.reporter
     report.start("score", len(texts), "texts")
     found = []
     for one, place in texts:
@@ -60,7 +57,7 @@ def score(
     tokens = sum(row["tokens"] for row in found)
     bounds = {name: sum(row[name] for row in found) for name in ("elbo", "iwae")}
     summary = {"texts": len(found), "tokens": tokens, **bounds, **perplexities(bounds, tokens)}
-    if json:
+    if run.json:
         print_json(summary | {"scores": found})
         return
     if len(found) == 1 and "latents" in found[0]:
