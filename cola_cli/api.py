@@ -15,7 +15,6 @@ from cola_cli.artifacts import Artifact
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
 from cola_cli.errors import InputError
 from cola_cli.models.attention import BlockCausal
-from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior, TextVAE
 from cola_cli.models.transformer import Transformer
@@ -24,6 +23,7 @@ from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.settings.sample import SamplingOptions
+from cola_cli.weights.folder import open_model_folder
 
 BATCH_SIZE = 64
 BASELINES = ("autoregressive", "llada")  # kinds of artifacts
@@ -263,15 +263,8 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     dtype: of the weights; None keeps the stored one. Raises InputError when the path holds no model,
     DamagedArtifact when its files are not whole.
     """
-    folder = Path(path)
-    if not folder.exists():
-        raise InputError(
-            f"{folder} does not exist.", "Name a prior artifact or a checkpoint folder."
-        )
-    if (folder / "manifest.json").exists():
-        model = _from_artifact(Artifact.open(folder, "prior"))
-    else:
-        model = _from_checkpoint(folder)
+    folder = open_model_folder(Path(path))
+    model = Cola(*folder.load(), folder.tokenizer(), folder.context)
     for network in model.networks:
         _place(network, device, dtype)
     return model
@@ -302,48 +295,10 @@ def load_any(path: Path, device: str = "cpu", dtype: torch.dtype | None = None) 
     return load(path, device, dtype)
 
 
-def read_configs(path: Path) -> tuple[TextVAEConfig, PriorConfig, int | None]:
-    """The shapes of a model's VAE and prior, and its context if known, without loading weights."""
-    if not (path / "manifest.json").exists():
-        from cola_cli.weights import released
-
-        return *released.read_configs(released.find_root(path)), None
-    from cola_cli.weights.configs import prior_config, vae_config
-
-    artifact = Artifact.open(path, "prior")
-    context = artifact.manifest.statistics.get("seq_len")
-    return vae_config(artifact), prior_config(artifact), context
-
-
-def read_tokenizer(path: Path) -> TextTokenizer | None:
-    """A model's tokenizer, if it has one, without loading weights."""
-    if (path / "manifest.json").exists():
-        return _tokenizer(Artifact.open(path))
-    from cola_cli.weights import released
-
-    found = released.tokenizer_file(released.find_root(path))
-    return load_tokenizer(found) if found else None
-
-
-def _from_artifact(artifact: Artifact) -> Cola:
-    from cola_cli.weights.artifact import load_prior, load_vae
-
-    context = artifact.manifest.statistics.get("seq_len")
-    return Cola(load_vae(artifact), load_prior(artifact), _tokenizer(artifact), context)
-
-
 def _tokenizer(artifact: Artifact) -> TextTokenizer | None:
     if not artifact.has("tokenizer.json"):
         return None
     return load_tokenizer(artifact.file("tokenizer.json"))
-
-
-def _from_checkpoint(folder: Path) -> Cola:
-    from cola_cli.weights.released import read_checkpoint
-
-    checkpoint = read_checkpoint(folder)
-    tokenizer = load_tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
-    return Cola(checkpoint.vae, checkpoint.prior, tokenizer)
 
 
 def _place(network: nn.Module, device: str, dtype: torch.dtype | None) -> None:

@@ -19,6 +19,7 @@ from cola_cli.settings import result_settings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
 from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.weights.folder import open_model_folder
 
 STAGE = "sample"
 MODELS = ("prior", "autoregressive", "llada")  # kinds of artifacts that can continue text
@@ -108,13 +109,13 @@ def plan_sampling(
         artifact = Artifact.open(path)
         if artifact.manifest.kind in MODELS[1:]:
             return _plan_baseline(artifact, settings)
-    from cola_cli.api import read_configs, read_tokenizer
     from cola_cli.cost.sampling import Load, cache_bytes, workspace_bytes
     from cola_cli.flow.solvers import chosen_grid, evaluation_times
     from cola_cli.machine.processes import pick_device
 
-    vae, prior, context = read_configs(path)
-    tokenizer = read_tokenizer(path)
+    folder = open_model_folder(path)
+    vae, prior = folder.configs()
+    tokenizer = folder.tokenizer()
     chosen = pick_device(device)
     width = 2 if settings.dtype == "bfloat16" else 4
     grid = chosen_grid(settings.steps, settings.grid)
@@ -122,7 +123,7 @@ def plan_sampling(
     lengths = [len(tokenizer.encode(prompt.text)) for prompt in prompts] if tokenizer else []
     load = Load(
         rows=min(settings.batch_size, len(prompts)) or settings.batch_size,
-        prompt=max(lengths, default=context or 512),
+        prompt=max(lengths, default=folder.context or 512),
         new=settings.max_new_tokens,
         evaluations=evaluations,
         width=width,
