@@ -119,7 +119,7 @@ def test_the_same_weights_open_in_another_precision() -> None:
 
 
 def test_a_path_that_holds_no_model_is_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is not a directory"):
         cola_cli.load(tmp_path / "nothing")
     with pytest.raises(InputError):
         cola_cli.load(tmp_path)
