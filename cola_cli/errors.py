@@ -54,6 +54,12 @@ class DamagedArtifact(ColaError):
     exit_code = 5
 
 
+class Diverged(ColaError):
+    """Training whose numbers are not numbers any more, or that never was any."""
+
+    exit_code = 6
+
+
 class Interrupted(BaseException):
     """A signal asked the stage to stop; everything done so far is saved.
 

@@ -112,7 +112,7 @@ def _train(
         cost.flops,
     )
     training.run()
-    training.averaged()
+    training.average.replace()
     made.finish()
     for name, (network, config) in made.saved.items():
         state = checkpoints.whole(network.state_dict(), world.leads)

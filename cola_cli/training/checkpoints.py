@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,20 @@ from cola_cli.machine.processes import ALONE, World
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
 RECORD_LIMIT = 64 << 20  # bytes
-# What a header or record of another shape makes of the code below.
+# Raised by the code below for a header or record of another shape.
 _FOREIGN = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+
+
+@dataclass
+class Progress:
+    """The state of a run beside its tensors: `state.json`. Floats survive JSON exactly."""
+
+    step: int = 0  # updates done; also the reader's position
+    validated: bool = True  # whether the validation due at `step` is done
+    norm_average: float = 0.0
+    skipped: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # since the last row of metrics
+    summed: int = 0
 
 
 class Checkpoint:
@@ -59,7 +72,7 @@ class Checkpoint:
             self._files: dict[str, dict[str, Any]] = read_json(path / COMMITTED, RECORD_LIMIT)
             for name, record in self._files.items():
                 if Path(name).name != name or {*record} != {"bytes", "sha256"}:
-                    raise ValueError(f"{name} is no record of a file in it")
+                    raise ValueError(f"{name} is not a record of a file in it")
             self._check(STATE)
             self.state: dict[str, Any] = read_json(path / STATE, RECORD_LIMIT)
             if not isinstance(self.state, dict):
@@ -72,7 +85,7 @@ class Checkpoint:
         strangers = {file.name for file in path.glob("*.safetensors")}.difference(files)
         if strangers:
             raise DamagedArtifact(
-                f"{path / min(strangers)} is no part of that checkpoint.", "Remove it."
+                f"{path / min(strangers)} is not a part of that checkpoint.", "Remove it."
             )
 
     def names(self, group: str) -> list[str]:
@@ -169,7 +182,7 @@ def _write_shards(path: Path, tensors: dict[str, Tensor], world: World) -> None:
     writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
     try:
         dcp.save(tensors, storage_writer=writer, process_group=world.files)
-    except CheckpointException as error:  # no Exception, so nothing else would tell
+    except CheckpointException as error:  # a BaseException, which nothing else would report
         causes = [cause for cause, _ in error.failures.values()]
         system = [cause for cause in causes if isinstance(cause, OSError)]
         raise (writing_failed(path, system[0]) if system else causes[0]) from error

@@ -61,6 +61,17 @@ def wrap(objective: Objective, train: Train, world: World) -> nn.Module:
     return module
 
 
+def reshard(objective: Objective) -> None:
+    """Free the weights that FSDP gathered: the next forward pass gathers them again from the shards.
+
+    A forward pass keeps those of the outermost group for its backward pass. Without one they would stay,
+    and later passes would not see what is written into the shards.
+    """
+    for module in objective.modules():
+        if free := getattr(module, "reshard", None):  # an FSDPModule; importing that takes a second
+            free()
+
+
 def mark_dynamic(batch: Batch) -> None:
     """Tell the compiler which tensors change in length from step to step."""
     from torch._dynamo import maybe_mark_dynamic

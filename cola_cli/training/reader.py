@@ -1,25 +1,27 @@
-"""Batches made ready in a background thread: rows read, noise drawn, arrays turned into tensors.
+"""Batches prepared in a background thread: rows read, noise drawn, arrays turned into tensors.
 
-What a step sees is a pure function of (data seed, seed, step), so a reader starts at any step at once.
+The content of a step is a pure function of (data seed, seed, step), so reading starts at any step at once.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 
 from cola_cli.corpus.sequences import Rows, Shuffled
 from cola_cli.machine.processes import World
+from cola_cli.settings.training import Train
 from cola_cli.training import randomness
 from cola_cli.training.objectives.objective import Batch, Draws, Objective
 
 AHEAD = 2  # steps prepared in advance
-WAITING = "cola::wait_for_reader"  # what the profiler calls the time that training waits for data
+WAITING = "cola::wait_for_reader"  # the profiler's name for the time that training waits for data
 
 
 @dataclass
@@ -87,58 +89,28 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     }
 
 
-class Steps:
-    """The steps from `first` on, each prepared in a thread while the one before it computes."""
+def read_steps(
+    objective: Objective, shuffled: Shuffled, world: World, train: Train, first: int
+) -> Generator[Step]:
+    """The steps from `first` to the last, prepared in a thread while earlier ones compute.
 
-    def __init__(
-        self,
-        objective: Objective,
-        shuffled: Shuffled,
-        world: World,
-        first: int,
-        last: int,
-        batch_size: int,
-        micro_batch: int,
-        seed: int,
-    ) -> None:
-        places = list(range(world.rank, batch_size, world.size))
+    Close the generator to stop the thread.
+    """
+    places = list(range(world.rank, train.batch_size, world.size))
+    micro_batch = train.micro_batch or len(places)
 
-        def prepare(step: int) -> Step:
-            rows = shuffled.read([step * batch_size + place for place in places])
-            return make_step(objective, rows, places, step, seed, micro_batch or len(places))
+    def prepare(step: int) -> Step:
+        rows = shuffled.read([step * train.batch_size + place for place in places])
+        return make_step(objective, rows, places, step, train.seed, micro_batch)
 
-        self._queue: queue.Queue[Step | BaseException] = queue.Queue(AHEAD)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(prepare, first, last), daemon=True, name="reader"
-        )
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[Step]:
-        while True:
+    numbers = iter(range(first, train.steps))
+    pool = ThreadPoolExecutor(1, "reader")
+    try:
+        ahead = deque(pool.submit(prepare, number) for number in islice(numbers, AHEAD))
+        while ahead:
+            ahead.extend(pool.submit(prepare, number) for number in islice(numbers, 1))
             with torch.profiler.record_function(WAITING):
-                item = self._queue.get()
-            if isinstance(item, StopIteration):
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def close(self) -> None:
-        """Stop the thread."""
-        self._stopped.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                self._thread.join(0.01)
-
-    def _run(self, prepare: Callable[[int], Step], first: int, last: int) -> None:
-        try:
-            for step in range(first, last):
-                if self._stopped.is_set():
-                    return
-                self._queue.put(prepare(step))
-            self._queue.put(StopIteration())
-        except BaseException as error:  # handed over to the training thread
-            self._queue.put(error)
+                step = ahead.popleft().result()
+            yield step
+    finally:
+        pool.shutdown(cancel_futures=True)

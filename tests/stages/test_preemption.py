@@ -41,7 +41,7 @@ PHASES = [
         143,
         3,
     ),
-    ("validation", ("cola_cli.training.loop", "Training.", "_draw_validation", 1), 143, 8),
+    ("validation", ("cola_cli.training.validation", "Validation.", "_draw", 1), 143, 8),
     ("saving", ("cola_cli.training.checkpoints", "", "write", 2), 130, 10),
     ("writing the networks", ("cola_cli.stages.train", "", "write_network", 1), 143, 24),
 ]

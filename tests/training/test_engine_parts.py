@@ -238,7 +238,7 @@ def test_parts_are_put_together_and_a_hole_is_an_error(
 def test_a_file_that_is_no_part_of_a_checkpoint_is_named(tmp_path: Path) -> None:
     _save(tmp_path, 1)
     save_file({"model.w": torch.zeros(3)}, tmp_path / "step-00000001" / "a.safetensors")
-    with pytest.raises(DamagedArtifact, match=r"a\.safetensors is no part"):
+    with pytest.raises(DamagedArtifact, match=r"a\.safetensors is not a part"):
         _load(tmp_path, 3)
 
 

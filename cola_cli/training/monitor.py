@@ -1,0 +1,93 @@
+"""The log of a run: the progress bar, and the rows of training metrics with speed and memory."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from cola_cli.machine import speed
+from cola_cli.machine.processes import World
+from cola_cli.machine.threads import peak_memory
+from cola_cli.reporting import Reporter
+from cola_cli.settings.training import Optimizer, Train
+from cola_cli.training import schedule
+from cola_cli.training.checkpoints import Progress
+from cola_cli.training.metrics import Metrics
+
+FLUSH_SECONDS = 20.0
+
+
+class Monitor:
+    """Logs the steps of one run.
+
+    length: tokens a sequence; flops: operations a step, in all processes together; rate: operations a second
+    that a process does in plain matrix products.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        train: Train,
+        optim: Optimizer,
+        world: World,
+        reporter: Reporter,
+        length: int,
+        flops: float,
+    ) -> None:
+        self._metrics = metrics
+        self._train = train
+        self._optim = optim
+        self._world = world
+        self._reporter = reporter
+        self._length = length
+        self._flops = flops
+        self._rate = 1.0
+        self._flushed = time.monotonic()
+
+    def measure_machine(self, width: int, bf16: bool) -> None:
+        """Time plain matrix products of the model's width, the yardstick of `flops_use`."""
+        train = self._train
+        rows = min(8192, self._length * (train.micro_batch or train.batch_size))
+        self._rate = speed.matrix_rate(str(self._world.device), bf16, width, rows)
+        self._reporter.note(f"matrix products run at {self._rate / 1e9:,.0f} GFLOP/s here")
+
+    def log(self, progress: Progress, seconds: float, waited: float) -> None:
+        """Log the step just done, which took `seconds`, of which `waited` for its data."""
+        train = self._train
+        tokens = train.batch_size * self._length
+        tokens_per_second = tokens / seconds
+        use = self._flops / seconds / self._rate / self._world.size
+        memory = self._memory()
+        shown = {
+            "tokens_s": f"{tokens_per_second:.3g}",
+            "use": f"{use:.0%}",
+            "memory": f"{memory / 1e9:.1f}GB",
+        }
+        if progress.summed:
+            shown = {"loss": f"{progress.sums['loss'] / progress.summed:.4f}"} | shown
+        self._reporter.advance(1, **shown)
+        if progress.step % train.log_every and progress.step != train.steps:
+            return
+        values = {name: value / progress.summed for name, value in progress.sums.items()}
+        values |= {
+            "learning_rate": schedule.learning_rate(progress.step - 1, self._optim, train.steps),
+            "tokens": float(progress.step * tokens),
+            "flops": progress.step * self._flops,
+            "skipped": float(progress.skipped),
+            "seconds": seconds,
+            "tokens_per_second": tokens_per_second,
+            "flops_use": use,
+            "reader_share": waited / seconds,
+            "memory_bytes": memory,
+        }
+        self._metrics.add(progress.step, values)
+        progress.sums, progress.summed = {}, 0
+        if self._world.leads and time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._metrics.flush()
+            self._flushed = time.monotonic()
+
+    def _memory(self) -> float:
+        if self._world.device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated(self._world.device))
+        return peak_memory()

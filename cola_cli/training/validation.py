@@ -1,0 +1,86 @@
+"""Validation on the first sequences of the split, with the same draws every time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from cola_cli.corpus.sequences import Sequences
+from cola_cli.errors import Diverged
+from cola_cli.machine.processes import World
+from cola_cli.settings.training import Train
+from cola_cli.training import randomness
+from cola_cli.training.objectives.objective import Objective
+from cola_cli.training.reader import Step, make_step, scaled, to_device
+
+
+class Validation:
+    """The validation sequences of a run, shared out among its processes."""
+
+    def __init__(
+        self, objective: Objective, sequences: Sequences, train: Train, world: World
+    ) -> None:
+        self._objective = objective
+        self._sequences = sequences
+        self._train = train
+        self._world = world
+        self._steps: list[Step] = []  # the same every time
+
+    def sums(self, asked: Callable[[], int]) -> dict[str, Tensor]:
+        """Weighted sums over the sequences of this process, of the networks as they are.
+
+        Stops between batches, with a part of the sums, once `asked` says so.
+        """
+        world = self._world
+        if not self._steps:
+            self._steps = self._draw()
+        counts: dict[str, float] = {}
+        for step in self._steps:
+            for name, value in step.counts.items():
+                counts[name] = counts.get(name, 0.0) + value
+        counts = world.total(counts)
+        totals: dict[str, Tensor] = {}
+        self._objective.eval()
+        for step in self._steps:
+            for batch in step.batches:
+                sums = self._objective(
+                    to_device(scaled(batch, counts, 1), world.device), evaluate=True
+                )
+                for name, value in sums.items():
+                    totals[name] = totals.get(name, 0) + value.float()
+            if asked():
+                break
+        self._objective.train()
+        return totals
+
+    def metrics(self, sums: dict[str, Tensor], step: int) -> dict[str, float]:
+        """The metrics over all processes. Raises Diverged when the loss is not a finite number."""
+        world = self._world
+        totals = {name: world.total_tensor(sums[name]).cpu() for name in sorted(sums)}
+        loss = totals["loss"].item()
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"step {step}: the loss of validation is {loss:.6g}.",
+                "Lower optim.lr, and run again with --overwrite.",
+            )
+        return self._objective.figures(totals)
+
+    def _draw(self) -> list[Step]:
+        """As many steps in every process; the last ones may have no weight."""
+        train, world = self._train, self._world
+        limit = min(train.validation_sequences, self._sequences.count)
+        size = train.micro_batch or -(-train.batch_size // world.size)
+        steps = []
+        for start in range(0, limit, size * world.size):
+            stop = min(start + size * world.size, limit)
+            places = list(range(start, stop))[world.rank :: world.size]
+            rows = self._sequences.read(start, stop).take(slice(world.rank, None, world.size))
+            if not places:  # the networks must run in all processes at once
+                rows, places = self._sequences.read(start, start + 1), [start]
+                rows.lengths[:] = 0
+            steps.append(
+                make_step(self._objective, rows, places, 0, train.seed, size, randomness.VALIDATION)
+            )
+        return steps

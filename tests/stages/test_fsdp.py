@@ -1,0 +1,74 @@
+"""Sharded training is replicated training is training on one process, with everything on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import content
+from tests.stages.conftest import OPTIM, TRAIN, assignments, prior_settings, vae_settings
+from tests.stages.killing import assert_same_metrics
+from tests.stages.ranks import run_plan
+from tests.stages.test_many_processes import EPS, difference
+
+CHECKPOINT, KILLED = 5, 7
+RUN = TRAIN | {"steps": 10, "batch_size": 6, "micro_batch": 1, "checkpoint_every": CHECKPOINT}
+TRANSFORMER = {"dim": 32, "ffn_dim": 64, "heads": 2, "head_dim": 16, "layers": 2}
+FULL = (0.9, 4)  # decay of the average, steps between validations
+OTHERS = [(0.9, 1), (0.9, 10), (0.0, 4)]
+KINDS = ("vae", "frozen", "joint", "ar")
+
+
+def arguments(made: Path, kind: str, ema: float, validate_every: int) -> list[str]:
+    """`cola train` of a kind."""
+    changes = RUN | {"ema_decay": ema, "validate_every": validate_every}
+    if kind == "vae":
+        flags = ["train", "vae", str(made / "tokens"), *assignments(vae_settings(**changes))]
+    elif kind == "ar":
+        tables = {"model": TRANSFORMER, "optim": OPTIM, "train": changes}
+        flags = ["train", "ar", str(made / "tokens")]
+        for table, values in tables.items():
+            for name, value in values.items():
+                flags += ["--set", f"{table}.{name}={value}"]
+    else:
+        settings = prior_settings(kind, **changes)
+        flags = ["train", "prior", str(made / "latents"), "--mode", kind, *assignments(settings)]
+        if kind == "joint":  # steps in which the VAE has no gradient
+            flags += ["--set", "joint.cycle=3", "--set", "joint.moving=2"]
+    return [*flags, *EPS, "--device", "cpu"]
+
+
+def check(made: Path, folder: Path, size: int, kind: str, others: list[tuple[float, int]]) -> None:
+    """A kind on one process and on `size`, with each wrapper, undisturbed and killed; and other cases."""
+    alone, together = [], []
+    for case in (FULL, *others):
+        command, name = arguments(made, kind, *case), "-".join(map(str, case))
+        alone.append({"arguments": [*command, "-o", str(folder / f"{name}-one")]})
+        for parallel in ("ddp", "fsdp") if case == FULL else ("fsdp",):
+            flags = [*command, "--set", f"train.parallel={parallel}", "-o"]
+            output = str(folder / f"{name}-{parallel}")
+            together.append({"arguments": [*flags, output]})
+            if case == FULL:
+                killed = [*flags, f"{output}-killed"]
+                together += [{"arguments": killed, "killed": KILLED}, {"arguments": killed}]
+    run_plan(alone, 1, folder)
+    run_plan(together, size, folder)
+    for finished in sorted(folder.glob("*sdp")) + sorted(folder.glob("*ddp")):
+        far = difference(finished.with_name(finished.name.rpartition("-")[0] + "-one"), finished)
+        assert far < 1e-5, (finished.name, far)
+    for killed_one in folder.glob("*-killed"):
+        finished = folder / killed_one.name.removesuffix("-killed")
+        assert content(killed_one) == content(finished), finished.name
+        assert_same_metrics(killed_one, finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_train_as_one_does(made: Path, tmp_path: Path, kind: str) -> None:
+    check(made, tmp_path, 2, kind, OTHERS)
+
+
+@pytest.mark.slow
+def test_three_ranks_train_as_one_does(made: Path, tmp_path: Path) -> None:
+    check(made, tmp_path, 3, "joint", [])
