@@ -11,6 +11,8 @@ from cola_cli.cli.console import print_json, table
 from cola_cli.cli.options import Invocation, command
 from cola_cli.errors import UsageError
 
+DRAWS, STEPS = 1 << 16, 10_000  # at most
+
 
 @command("device", "threads")
 def likelihood(
@@ -22,10 +24,18 @@ def likelihood(
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="A corpus file of texts.")] = None,
     text_field: Annotated[str, typer.Option("--text-field", help="Field of records.")] = "text",
-    draws: Annotated[int, typer.Option("--draws", min=1, help="K, posterior draws a text.")] = 1,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the ODE solver.")] = 32,
+    draws: Annotated[
+        int, typer.Option("--draws", min=1, max=DRAWS, help="K, posterior draws a text.")
+    ] = 1,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=STEPS, help="Of the ODE solver.")
+    ] = 32,
     divergence: Annotated[
-        str, typer.Option("--divergence", help="hutchinson (one probe a solve) or exact.")
+        str,
+        typer.Option(
+            "--divergence",
+            help="hutchinson (one probe a solve: an estimate, no IWAE) or exact (bounds).",
+        ),
     ] = "hutchinson",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
 ) -> None:
@@ -55,7 +65,13 @@ def likelihood(
         report.advance(1)
     report.stop()
     tokens = sum(row["tokens"] for row in found)
-    bounds = {name: sum(row[name] for row in found) for name in ("elbo", "iwae")}
+    exact = divergence == "exact"
+    bounds = {
+        "elbo": sum(row["elbo"] for row in found),
+        "iwae": sum(row["iwae"] for row in found) if exact else None,
+    }
+    if not exact:
+        report.note("elbo is an estimate without bias; for iwae, a bound, give --divergence exact")
     summary = {"texts": len(found), "tokens": tokens, **bounds, **perplexities(bounds, tokens)}
     if run.json:
         print_json(summary | {"scores": found})
@@ -63,4 +79,8 @@ def likelihood(
     if len(found) == 1 and "latents" in found[0]:
         rows = [[repr(row["text"]), *list(row.values())[1:]] for row in found[0]["latents"]]
         table("terms", ["token", "posterior", "prior", "decoder", "perplexity"], rows)
-    table("likelihood", ["figure", "value"], [[name, value] for name, value in summary.items()])
+    table(
+        "likelihood",
+        ["figure", "value"],
+        [[name, value] for name, value in summary.items() if value is not None],
+    )

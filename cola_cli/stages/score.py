@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def score_text(
 ) -> dict[str, Any]:
     """ELBO, IWAE, perplexities and per-latent terms of a text; with `prefix`, of what follows it.
 
-    Raises InputError, naming the text by its `place`, when it is longer than the model's context.
+    IWAE is None unless the divergence is exact. Raises InputError, naming the text by its `place`, when it is
+    longer than the model's context.
     """
     from cola_cli.evaluation.likelihood import likelihood, response_score
 
@@ -78,11 +79,11 @@ def score_text(
     return {"tokens": terms.tokens, **bounds, **perplexities(bounds, terms.tokens), "latents": rows}
 
 
-def perplexities(bounds: dict[str, float], tokens: int) -> dict[str, float]:
-    """exp(-bound / tokens) of each bound. Raises InputError without tokens."""
+def perplexities(bounds: Mapping[str, float | None], tokens: int) -> dict[str, float | None]:
+    """exp(-bound / tokens) of each bound, None of none. Raises InputError without tokens."""
     if not tokens:
         raise InputError("there is nothing to score.", "Give texts that are not empty.")
     return {
-        f"perplexity_{name}": math.exp(min(700.0, -value / tokens))
+        f"perplexity_{name}": None if value is None else math.exp(min(700.0, -value / tokens))
         for name, value in bounds.items()
     }

@@ -75,7 +75,7 @@ def test_hutchinsons_estimator_has_the_exact_divergence_as_its_mean() -> None:
 def test_all_blocks_at_once_give_what_each_block_gives_alone() -> None:
     model = golden.detail_model()
     z0 = golden.detail()["fm/z0/1"][None]  # three blocks of four
-    together = prior_log_density(model, z0, 6, "exact", seed=0)
+    together = prior_log_density(model, z0, 6, "exact", torch.Generator())
     for block in range(3):
         history = z0[:, : 4 * block]
 
@@ -104,10 +104,11 @@ def test_the_bounds_of_known_weights() -> None:
 def test_terms_of_a_text_add_up_and_more_draws_tighten_the_bound() -> None:
     model = golden.detail_model()
     ids = golden.detail_document()["gen"]["prompts"][2]
-    terms = likelihood(model, ids, draws=8, steps=4)
+    terms = likelihood(model, ids, draws=8, steps=4, divergence="exact")
     assert terms.posterior.shape == terms.prior.shape == terms.decoder.shape == (8, len(ids))
     weights = (terms.decoder + terms.prior - terms.posterior).sum(1)
     assert terms.elbo == pytest.approx(weights.mean().item(), rel=1e-5)
+    assert terms.iwae is not None
     assert terms.iwae > terms.elbo
     row = terms.table()[3]
     exponent = row["posterior"] - row["prior"] - row["decoder"]
@@ -160,3 +161,72 @@ def test_a_prior_that_moves_nothing_gives_the_bound_of_standard_normal_latents()
     each = chances.gather(-1, torch.tensor(ids).expand(3, -1)[..., None])[..., 0]
     decoder = each[:, 0::2] + each[:, 1::2]
     torch.testing.assert_close(terms.decoder, decoder, atol=1e-4, rtol=1e-4)
+
+
+def _tiny(latent_dim: int, block_size: int, vocab: int = 5) -> Cola:
+    """A model with a prior that moves, small enough to integrate over all of its latents."""
+    torch.manual_seed(3)
+    vae = TextVAE(
+        TextVAEConfig(
+            vocab_size=vocab, encoder_layers=1, decoder_layers=1, dim=8, ffn_dim=12,
+            latent_dim=latent_dim, patch_size=1, heads=1,
+        )
+    )  # fmt: skip
+    prior = Prior(
+        PriorConfig(
+            latent_dim=latent_dim, dim=8, heads=1, head_dim=8, rope_dim=8, layers=1,
+            block_size=block_size,
+        )
+    )  # fmt: skip
+    for network in (vae, prior):
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+    return Cola(vae, prior, None)
+
+
+def test_bounds_lie_below_the_likelihood_that_integration_gives() -> None:
+    """Texts of one token with a latent of two channels: p(x) is an integral over the plane."""
+    model = _tiny(2, 1)
+    side = torch.linspace(-7, 7, 141)
+    plane = torch.cartesian_prod(side, side).unsqueeze(1)  # (points, 1, 2)
+    density = prior_log_density(model, plane, 24, "exact", torch.Generator())[:, 0].double().exp()
+    area = (side[1] - side[0]).item() ** 2
+    assert (density.sum() * area).item() == pytest.approx(1, abs=0.01)
+    chances = model.decode(plane)[:, 0].double().softmax(-1)  # (points, vocab)
+    truth = (density @ chances * area).log().tolist()
+    for token, wanted in enumerate(truth):
+        found = [
+            likelihood(model, [token], draws=400, steps=24, divergence="exact", seed=seed)
+            for seed in range(0, 8, 2)
+        ]
+        elbo_of, iwae_of = ([getattr(f, name) for f in found] for name in ("elbo", "iwae"))
+        assert sum(elbo_of) / 4 < sum(iwae_of) / 4 < wanted + 0.03
+        assert sum(iwae_of) / 4 == pytest.approx(wanted, abs=0.1)
+
+
+def test_noise_of_the_divergence_never_tightens_a_bound() -> None:
+    """exp of a noisy log-weight is too large on average: by default no IWAE, and the ELBO is right."""
+    model = _tiny(4, 4)
+    ids = [1, 4, 2, 0, 3, 3, 1, 2]
+    exact = likelihood(model, ids, draws=64, steps=8, divergence="exact")
+    noisy = likelihood(model, ids, draws=64, steps=8)
+    assert noisy.iwae is None
+    assert response_score(model, ids[:4], ids[4:], steps=4)["iwae"] is None
+    assert exact.iwae is not None
+    assert exact.elbo < exact.iwae
+    # what the log of the mean of the noisy weights would claim
+    assert iwae(noisy.log_weights) > exact.iwae + 0.5
+    # the draws are the same, so that only the probes differ
+    differences = noisy.log_weights - exact.log_weights
+    error = (differences.std() / len(differences) ** 0.5).item()
+    assert differences.std() > 0.3, "otherwise this test says nothing"
+    assert abs(noisy.elbo - exact.elbo) < 4 * error
+
+
+def test_draws_in_pieces_are_the_draws_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _tiny(4, 4)
+    ids = [1, 4, 2, 0]
+    whole = likelihood(model, ids, draws=6, steps=2)
+    monkeypatch.setattr("cola_cli.evaluation.likelihood.POSITIONS", 8)
+    pieces = likelihood(model, ids, draws=6, steps=2)
+    torch.testing.assert_close(pieces.log_weights, whole.log_weights)

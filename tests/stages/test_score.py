@@ -19,15 +19,32 @@ def prior(model: Path) -> Path:  # noqa: F811
 
 
 def test_a_text_gets_bounds_and_terms_of_every_token(cola: Run, prior: Path) -> None:
-    found = json.loads(
-        cola("likelihood", prior, "--text", "the cat sat", "--draws", 3, *QUICK).stdout
-    )
+    exact = ("--divergence", "exact", "--draws", 3)
+    found = json.loads(cola("likelihood", prior, "--text", "the cat sat", *exact, *QUICK).stdout)
     (row,) = found["scores"]
     assert found["tokens"] == row["tokens"] == len(row["latents"])
     assert found["iwae"] >= found["elbo"]
     assert "".join(latent["text"] for latent in row["latents"]) == "the cat sat"
-    again = cola("likelihood", prior, "--text", "the cat sat", "--draws", 3, *QUICK).stdout
+    again = cola("likelihood", prior, "--text", "the cat sat", *exact, *QUICK).stdout
     assert json.loads(again) == found
+
+
+def test_without_exact_densities_there_is_no_iwae_and_it_is_said(cola: Run, prior: Path) -> None:
+    arguments = ("likelihood", prior, "--text", "the cat sat", "--draws", 3, "--steps", 2)
+    found = json.loads(cola(*arguments, "--json", "--quiet").stdout)
+    assert found["iwae"] is found["perplexity_iwae"] is found["scores"][0]["iwae"] is None
+    result = cola(*arguments)
+    assert "give --divergence exact" in result.stderr
+    assert "iwae" not in result.stdout
+    exact = json.loads(cola(*arguments, "--divergence", "exact", "--json").stdout)
+    assert found["elbo"] != exact["elbo"]
+    assert exact["iwae"] >= exact["elbo"]
+
+
+def test_budgets_that_nobody_can_wait_for_are_refused(cola: Run, prior: Path) -> None:
+    text = ("likelihood", prior, "--text", "the cat sat")
+    assert "--draws" in cola(*text, "--draws", 1_000_000, expect=2).stderr
+    assert "--steps" in cola(*text, "--steps", 1_000_000_000, expect=2).stderr
 
 
 def test_a_file_of_texts_and_a_response_are_scored(cola: Run, tmp_path: Path, prior: Path) -> None:
