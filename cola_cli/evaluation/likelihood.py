@@ -127,8 +127,8 @@ def likelihood(
         )
         for start in range(0, draws, at_a_time)
     ]
-    terms = [torch.cat(term) for term in zip(*pieces, strict=True)]
-    return Likelihood(*terms, tokens=len(ids), exact=divergence == "exact")
+    posteriors, priors, decoders = (torch.cat(term) for term in zip(*pieces, strict=True))
+    return Likelihood(posteriors, priors, decoders, len(ids), divergence == "exact")
 
 
 def _terms(
