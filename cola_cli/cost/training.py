@@ -190,7 +190,7 @@ def prior_training_forward(config: PriorConfig, rows: int, length: int, block_si
     block = 4 * dim * inner + 2 * config.expand_ratio * dim * dim
     modulation = 6 * dim * dim
     products = (clean + length) * config.layers * block - clean * (block - keys_values)
-    products += (clean + length) * config.latent_dim * dim + length * config.latent_dim * dim
+    products += (clean + length) * config.latent_dim * dim + length * config.out_dim * dim
     # one timestep a noisy block, and t = 0 once
     conditioning = (
         TIMESTEP_CHANNELS * dim + 2 * dim * dim + config.layers * modulation + 2 * dim * dim

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+
+T_MIN = 1 / 64  # divisions by t go no lower
 
 
 def interpolate(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
@@ -14,6 +20,26 @@ def interpolate(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
 def target_velocity(z0: Tensor, z1: Tensor) -> Tensor:
     """dz_t/dt = z_1 - z_0, what the network learns to predict."""
     return z1 - z0
+
+
+def to_velocity(clean: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
+    """v = (z_t - z_0) / t of the clean estimate z_0 = E[z_0 | z_t]; at t below T_MIN as at T_MIN."""
+    if isinstance(t, Tensor):
+        return (z - clean) / t.clamp(min=T_MIN)
+    return (z - clean) / max(t, T_MIN)
+
+
+def position_times(time: Any, stagger: float, block_size: int) -> Any:
+    """The times of the positions of a block, (..., block_size), from the block's own time (...) in [0, 1].
+
+    Each position takes 1 / (1 + S) of the block's time from noise to clean, the first one at once, the last
+    one S such durations later: t_i = clip((1 + S) time - S (1 - i / (b - 1)), 0, 1). With S = 0 all share the
+    block's time, with S = b - 1 one position moves after another. `time` is an array or a tensor.
+    """
+    last = max(block_size - 1, 1)
+    like = time.new_tensor if isinstance(time, Tensor) else partial(np.asarray, dtype=time.dtype)
+    offset = like([1 - place / last for place in range(block_size)])
+    return ((1 + stagger) * time[..., None] - stagger * offset).clip(0, 1)
 
 
 def clean_estimate(z: Tensor, t: Tensor | float, velocity: Tensor) -> Tensor:

@@ -37,9 +37,17 @@ def evaluation_times(grid: Sequence[float], method: Method) -> list[float]:
 
 
 def step(
-    velocity: Velocity, z: Tensor, t: float, end: float, evaluation: int, method: Method
+    velocity: Velocity,
+    z: Tensor,
+    t: float | Tensor,
+    end: float | Tensor,
+    evaluation: int,
+    method: Method,
 ) -> Tensor:
-    """z at `end` from z at `t`; `evaluation` is the number of the step's first velocity."""
+    """z at `end` from z at `t`; `evaluation` is the number of the step's first velocity.
+
+    Positions with times of their own have t and end that broadcast against z.
+    """
     h = end - t
     first = velocity(z, evaluation)
     if method == "euler":

@@ -6,7 +6,7 @@ network (`PriorConfig`) adds what follows from the data, and is stored as `confi
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,6 +19,15 @@ Size = Annotated[int, Field(ge=1, le=SIZE_LIMIT)]
 Layers = Annotated[int, Field(ge=1, le=LAYER_LIMIT)]
 
 
+# Marks a field that came after the first format: at its default it is neither stored nor fingerprinted.
+LATER = "left_out_at_default"
+
+
+def later(default: Any, **field: Any) -> Any:
+    """A field that artifacts of the first format do not have."""
+    return Field(default=default, json_schema_extra={LATER: True}, **field)
+
+
 class Shape(BaseModel):
     """A set of sizes: unknown names are refused, values do not change."""
 
@@ -28,7 +37,12 @@ class Shape(BaseModel):
 
     def document(self) -> dict[str, Any]:
         """The content of config.json; `model_validate(document, strict=True)` reads it back."""
-        return {key: getattr(self, key) for key in self.KEYS}
+        added = {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if name not in self.KEYS and getattr(self, name) != field.default
+        }
+        return {key: getattr(self, key) for key in self.KEYS} | added
 
 
 class TextVAEShape(Shape):
@@ -115,6 +129,22 @@ class PriorShape(Shape):
         default=False, description="Whether queries, keys and values have a bias."
     )
 
+    prediction: Literal["velocity", "latent", "tokens"] = later(
+        "velocity",
+        description="Output of the network. velocity: dz/dt (the paper's). latent: the clean latent. tokens:"
+        " logits of the token at each position; the clean latent is the mean code under them.",
+    )
+    stagger: float = later(
+        0.0,
+        ge=0,
+        le=1024,
+        description="S: within a block the first position is denoised first, the last one S times the"
+        " duration of a position later. 0: all positions share one time (the paper's).",
+    )
+    self_conditioning: bool = later(
+        False, description="Whether the previous clean estimate is an input of the network."
+    )
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> PriorShape:
         if self.rope_dim % 2 or self.rope_dim > self.head_dim:
@@ -131,6 +161,20 @@ class PriorConfig(PriorShape):
     )  # fmt: skip
 
     latent_dim: Size = Field(default=16, description="d, channels of a latent.")
+    vocab_size: int = later(
+        0, ge=0, le=SIZE_LIMIT, description="Tokens of the head of `prediction: tokens`."
+    )
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> PriorConfig:
+        if (self.prediction == "tokens") != bool(self.vocab_size):
+            raise ValueError("vocab_size goes with prediction 'tokens', and only with it")
+        return self
+
+    @property
+    def out_dim(self) -> int:
+        """Channels of the network's output."""
+        return self.vocab_size or self.latent_dim
 
     def parameter_count(self) -> int:
         """Number of weights: 1,829,875,728 at the paper's size."""
@@ -140,7 +184,8 @@ class PriorConfig(PriorShape):
         feedforward = hidden * (dim + 1) + dim * (hidden + 1)
         block = attention + feedforward + 6 * dim * (dim + 1)
         timestep = dim * (TIMESTEP_CHANNELS + 1) + 2 * dim * (dim + 1)
-        ends = dim * (self.latent_dim + 1) + self.latent_dim * (dim + 1)
+        ends = dim * (self.latent_dim + 1) + self.out_dim * (dim + 1)
+        ends += dim * self.latent_dim * int(self.self_conditioning)
         return self.layers * block + timestep + ends + 2 * dim + 2 * dim * (dim + 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -72,6 +73,42 @@ class Modulation(NamedTuple):
         return Modulation(
             self.blocks[:, :, :, index : index + 1], self.output[:, :, index : index + 1]
         )
+
+
+class LevelModulation(NamedTuple):
+    """Shifts, scales and gates where each position has a timestep of its own, out of few.
+
+    blocks (layers, 6, levels, D) and output (2, levels, D) are tables; `levels` (B, n) has the row of each
+    position.
+    """
+
+    blocks: Tensor
+    output: Tensor
+    levels: Tensor
+
+    def layer(self, layer: int) -> LevelLayerModulation:
+        """The modulation of one block: shift, scale, gate of attention, then of the MLP."""
+        return LevelLayerModulation(self.blocks[layer].unbind(0), self.levels)
+
+    def last(self) -> LevelLayerModulation:
+        """The modulation of the last norm: shift, scale."""
+        return LevelLayerModulation(self.output.unbind(0), self.levels)
+
+
+class LevelLayerModulation(NamedTuple):
+    """The modulation of one norm or block: tables (levels, D) of shifts, scales and gates."""
+
+    tables: tuple[Tensor, ...]
+    levels: Tensor
+
+    def norm(self, x: Tensor, row: int) -> Tensor:
+        """x * (1 + scale) + shift with shift and scale in tables `row` and `row + 1`; x (B, n, D)."""
+        shift, scale = (F.embedding(self.levels, self.tables[r]) for r in (row, row + 1))
+        return torch.addcmul(shift, x, 1 + scale)
+
+    def gate(self, x: Tensor, row: int) -> Tensor:
+        """x * gate with the gate in table `row`; x (B, n, D)."""
+        return x * F.embedding(self.levels, self.tables[row])
 
 
 def _put(x: Tensor, places: Tensor, rows: Tensor) -> Tensor:

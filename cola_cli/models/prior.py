@@ -1,4 +1,4 @@
-"""The prior: a block-causal diffusion transformer that predicts the velocity of noisy latents.
+"""The prior: a block-causal diffusion transformer over noisy latents.
 
 Layer for layer the released code's `ColaDiTModel`: pre-norm blocks with AdaLN (shift and scale before,
 gate after), per-head LayerNorm of queries and keys, interleaved rotary positions, GELU-tanh MLP. What
@@ -14,9 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cola_cli.flow import path
 from cola_cli.models.attention import Attend, CleanCopy, NoisyCopy, earlier_length
 from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig
-from cola_cli.models.modulation import LayerModulation, Modulation
+from cola_cli.models.modulation import (
+    LayerModulation,
+    LevelLayerModulation,
+    LevelModulation,
+    Modulation,
+)
 from cola_cli.models.rotary import Rotation, rotary_frequencies, rotate_interleaved, rotation, wide
 
 TIMESTEP_SCALE = 1000.0  # t in [0, 1] is embedded as 1000 t
@@ -51,7 +57,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modulation: LayerModulation,
+        modulation: LayerModulation | LevelLayerModulation,
         table: Rotation,
         attend: Attend,
         keys_only: bool = False,
@@ -94,6 +100,7 @@ class Prior(nn.Module):
     """Velocity v(z_t, t; history) of the linear path z_t = (1 - t) z_0 + t z_1, v = z_1 - z_0."""
 
     frequencies: Tensor
+    codes: Tensor  # (vocab, d), of `prediction: tokens`: the mean latent of each token, on the prior's scale
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -106,7 +113,13 @@ class Prior(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.out_norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.out_modulation = WideLinear(dim, 2 * dim)
-        self.latent_out = nn.Linear(dim, config.latent_dim)
+        # what the output means is `config.prediction`
+        self.latent_out = nn.Linear(dim, config.out_dim)
+        self.estimate_in: nn.Linear | None = None
+        if config.self_conditioning:
+            self.estimate_in = nn.Linear(config.latent_dim, dim, bias=False)
+        if config.prediction == "tokens":
+            self.register_buffer("codes", torch.zeros(config.vocab_size, config.latent_dim))
         self.register_buffer("frequencies", rotary_frequencies(config.rope_dim, 10_000.0))
         self.initialise()
 
@@ -124,7 +137,12 @@ class Prior(nn.Module):
         for block in self.each_block():
             nn.init.zeros_(block.modulation.weight)
         nn.init.zeros_(self.out_modulation.weight)
-        nn.init.zeros_(self.latent_out.weight)
+        if self.config.prediction == "tokens":
+            nn.init.normal_(self.latent_out.weight, std=0.02)
+        else:
+            nn.init.zeros_(self.latent_out.weight)
+        if self.estimate_in is not None:
+            nn.init.zeros_(self.estimate_in.weight)
 
     def each_block(self) -> list[Block]:
         """The blocks, as such."""
@@ -152,9 +170,35 @@ class Prior(nn.Module):
             blocks.permute(0, 3, 1, 2, 4).unsqueeze(-2), output.permute(2, 0, 1, 3).unsqueeze(-2)
         )
 
+    def level_modulation(self, times: Tensor, levels: Tensor) -> LevelModulation:
+        """The modulation of positions whose timesteps are times[levels]; times (count,), levels (B, n)."""
+        table = self.modulation(times)
+        return LevelModulation(table.blocks[:, :, 0, :, 0], table.output[:, 0, :, 0], levels)
+
     def rotation(self, positions: Tensor) -> Rotation:
         """The rotary table of positions (n,) or (B, n)."""
         return rotation(positions, self.frequencies)
+
+    def clean_estimate(
+        self, output: Tensor, z_t: Tensor, t: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """E[z_0 | z_t] (B, n, d) from the network's output (B, n, out_dim) at t, broadcast to (B, n, 1).
+
+        For `prediction: tokens` sum_k p_k c_k with p the softmax of the logits / temperature, c_k the codes.
+        """
+        if self.config.prediction == "tokens":
+            return (output / temperature).softmax(-1) @ self.codes.to(output.dtype)
+        if self.config.prediction == "latent":
+            return output
+        return path.clean_estimate(z_t, t, output)
+
+    def to_velocity(
+        self, output: Tensor, z_t: Tensor, t: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """dz/dt (B, n, d) from the network's output (B, n, out_dim) at t, broadcast to (B, n, 1)."""
+        if self.config.prediction == "velocity":
+            return output
+        return path.to_velocity(self.clean_estimate(output, z_t, t, temperature), z_t, t)
 
     def velocity(
         self,
@@ -162,17 +206,17 @@ class Prior(nn.Module):
         t: Tensor,
         table: Rotation,
         attend: Attend,
-        clean_places: Tensor | None = None,
+        estimate: Tensor | None = None,
     ) -> Tensor:
         """dz/dt of the flow at (z_t, t): z_t (B, n, d) -> (B, n, d).
 
-        t (groups,) or (B, groups), a group being n / groups consecutive positions; the positions at
-        `clean_places`, indices into the B n positions, are at t = 0 instead. `attend` says who sees whom.
+        t (groups,) or (B, groups), a group being n / groups consecutive positions; `attend` says who sees
+        whom; `estimate` (B, n, d) is the previous clean estimate of a self-conditioned prior.
         """
-        modulation = self.modulation(t)
-        if clean_places is not None:
-            modulation = modulation.with_clean(clean_places, self.modulation(t.new_zeros(1)))
-        return self(z_t, modulation, table, attend)
+        output = self(z_t, self.modulation(t), table, attend, estimate)
+        times = (t.unsqueeze(0) if t.dim() == 1 else t).float()
+        times = times.repeat_interleave(z_t.shape[1] // times.shape[1], 1).unsqueeze(-1)
+        return self.to_velocity(output, z_t, times)
 
     def teacher_forced(self, z0: Tensor, block_size: int) -> NoisyCopy:
         """Attention of the noisy blocks of a whole sequence to themselves and to the clean latents before.
@@ -190,12 +234,32 @@ class Prior(nn.Module):
         )
         return NoisyCopy(history, length, block_size, device)
 
-    def forward(self, z: Tensor, modulation: Modulation, table: Rotation, attend: Attend) -> Tensor:
-        """What the network predicts for z (B, n, d), which is the velocity: (B, n, d)."""
+    def forward(
+        self,
+        z: Tensor,
+        modulation: Modulation | LevelModulation,
+        table: Rotation,
+        attend: Attend,
+        estimate: Tensor | None = None,
+    ) -> Tensor:
+        """What the network predicts for z (B, n, d), see `prediction` of its config: (B, n, out_dim)."""
+        return self.latent_out(self.hidden(z, modulation, table, attend, estimate))
+
+    def hidden(
+        self,
+        z: Tensor,
+        modulation: Modulation | LevelModulation,
+        table: Rotation,
+        attend: Attend,
+        estimate: Tensor | None = None,
+    ) -> Tensor:
+        """z (B, n, d) -> (B, n, D), what the last linear layer reads."""
         x = self.latent_in(z.to(self.latent_in.weight.dtype))
+        if self.estimate_in is not None and estimate is not None:
+            x = x + self.estimate_in(estimate.to(x.dtype))
         for block in self.each_block():
             x, _, _ = block(x, modulation.layer(block.layer), table, attend)
-        return self.latent_out(modulation.last().norm(self.out_norm(x), 0))
+        return modulation.last().norm(self.out_norm(x), 0)
 
     def remember(
         self, z: Tensor, modulation: Modulation, table: Rotation, attend: Attend

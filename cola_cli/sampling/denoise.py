@@ -13,10 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cola_cli.errors import UsageError
 from cola_cli.flow.guidance import guided, is_guided
-from cola_cli.flow.path import interpolate, renoise
+from cola_cli.flow.path import interpolate, position_times, renoise
 from cola_cli.flow.solvers import chosen_grid, evaluation_times, evaluations_per_step, step
 from cola_cli.models.attention import BlockCausal
+from cola_cli.models.config import PriorConfig
 from cola_cli.models.prior import Prior
 from cola_cli.sampling.cache import KeyValueCache, OwnBlockAttention
 from cola_cli.sampling.noise import REPAINT, generator
@@ -40,11 +42,18 @@ class Pins:
 class Trajectory:
     """The way of a block through the times of the grid."""
 
-    def __init__(self, options: SamplingOptions) -> None:
+    def __init__(self, options: SamplingOptions, config: PriorConfig) -> None:
+        """Raises UsageError for options that do not go with a prior of this config."""
         self.options = options
         self.grid = chosen_grid(options.steps, options.grid)
         self.times = evaluation_times(self.grid, options.solver)
         self.clean_pins = options.first_block == "clean-repaint"
+        self.stagger, self.block = config.stagger, config.block_size
+        if config.stagger and options.first_block == "partial-repaint":
+            raise UsageError(
+                "partial repaint needs blocks whose positions share one time; this prior's are staggered.",
+                "Choose another --first-block.",
+            )
 
     def guides(self, evaluation: int) -> bool:
         """Whether the unconditional velocity counts at an evaluation."""
@@ -52,10 +61,22 @@ class Trajectory:
         return is_guided(self.times[evaluation], options.guidance, options.guidance_interval)
 
     def network_times(self, device: torch.device) -> Tensor:
-        """The times as the network is given them; the released loop feeds 1000 t in bf16."""
-        times = torch.tensor(self.times, device=device)
+        """The times of all evaluations as the network is given them, (evaluations,), or (evaluations, block)
+        of staggered positions; the released loop feeds 1000 t in bf16."""
+        times = self._positions(torch.tensor(self.times, device=device))
         released = self.options.compat == "released"
         return (times * 1000).bfloat16().float() / 1000 if released else times
+
+    def _positions(self, time: Tensor) -> Tensor:
+        """The times of a block's positions from the block's own."""
+        return position_times(time, self.stagger, self.block) if self.stagger else time
+
+    def _moves(self, t: float, end: float, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """Where a step begins and ends: for all positions, or (block, 1) of staggered ones."""
+        if not self.stagger:
+            return t, end
+        start, stop = self._positions(like.new_tensor([t, end])).unsqueeze(-1)
+        return start, stop
 
     def follow(
         self,
@@ -72,10 +93,10 @@ class Trajectory:
             if shown:
                 shown(t, z)
             if pins is None:
-                z = step(velocity, z, t, end, index * stride, solver)
+                z = step(velocity, z, *self._moves(t, end, z), index * stride, solver)
             elif self.clean_pins:
                 z = torch.where(pins.where, pins.latents, z)
-                z = step(velocity, z, t, end, index * stride, solver)
+                z = step(velocity, z, *self._moves(t, end, z), index * stride, solver)
             else:
                 for repeat in self._repaints(index):
                     if repeat >= 0:
@@ -134,7 +155,7 @@ class PlainDenoiser:
     unconditional one of the block alone."""
 
     def __init__(self, prior: Prior, cache: KeyValueCache, options: SamplingOptions) -> None:
-        self.trajectory = Trajectory(options)
+        self.trajectory = Trajectory(options, prior.config)
         self.shown: Shown | None = None
         self._prior, self._cache = prior, cache
         self._released = options.compat == "released"
@@ -154,10 +175,14 @@ class PlainDenoiser:
         noise = noise.to(self._steps.device)
         pins = find_pins(rows, *self._shape, noise.device)
 
+        estimates = [torch.zeros_like(noise[:1])] * len(rows)
+
         def velocity(z: Tensor, evaluation: int) -> Tensor:
-            return torch.cat(
-                [self._velocity(row, z[i : i + 1], evaluation) for i, row in enumerate(rows)]
-            )
+            each = []
+            for i, row in enumerate(rows):
+                v, estimates[i] = self._velocity(row, z[i : i + 1], evaluation, estimates[i])
+                each.append(v)
+            return torch.cat(each)
 
         return self.trajectory.follow(rows, noise, pins, velocity, self.shown)
 
@@ -172,20 +197,25 @@ class PlainDenoiser:
         row.fill += len(self._steps)
         row.pending = None
 
-    def _velocity(self, row: Generating, z: Tensor, evaluation: int) -> Tensor:
-        """The guided velocity (1, block_size, d) of one row's block."""
+    def _velocity(
+        self, row: Generating, z: Tensor, evaluation: int, estimate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The guided velocity (1, block_size, d) of one row's block, and its clean estimate."""
         prior, options = self._prior, self.trajectory.options
         t = self._times[evaluation].expand(1, len(self._steps)).clone()
         if self.trajectory.clean_pins:
             t[:, : row.pins] = 0
-        table = prior.rotation(row.position + self._steps)
+        table, modulation = prior.rotation(row.position + self._steps), prior.modulation(t)
         z = rounded(z, self._released)
         attend = OwnBlockAttention(self._cache, row.slot, row.fill)
-        conditional = prior.velocity(z, t, table, attend).float()
-        if not row.fill or not self.trajectory.guides(evaluation):
-            return conditional
-        alone = BlockCausal(len(self._steps), len(self._steps), z.device)
-        return guided(conditional, prior.velocity(z, t, table, alone).float(), options.guidance)
+        output = prior(z, modulation, table, attend, estimate).float()
+        if row.fill and self.trajectory.guides(evaluation):
+            alone = BlockCausal(len(self._steps), len(self._steps), z.device)
+            unconditional = prior(z, modulation, table, alone, estimate).float()
+            output = guided(output, unconditional, options.guidance)
+        t = t.unsqueeze(-1)
+        velocity = prior.to_velocity(output, z, t, options.head_temperature)
+        return velocity, prior.clean_estimate(output, z, t, options.head_temperature)
 
 
 def rounded(z: Tensor, released: bool) -> Tensor:

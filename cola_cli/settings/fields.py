@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+from cola_cli.models.config import LATER
 
 
 class Settings(BaseModel):
@@ -18,6 +21,12 @@ def runtime(default: Any, **field: Any) -> Any:
     return Field(default, json_schema_extra={"changes_result": False}, **field)
 
 
+def is_left_out(field: FieldInfo, value: Any) -> bool:
+    """Whether a setting that came after format 1 has its default, so that old fingerprints stay."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get(LATER)) and value == field.default
+
+
 def result_settings(settings: BaseModel) -> dict[str, Any]:
     """The settings that change the result, as nested tables: the part that enters the fingerprint."""
     tree: dict[str, Any] = {}
@@ -26,6 +35,8 @@ def result_settings(settings: BaseModel) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("changes_result") is False:
             continue
         value = getattr(settings, name)
+        if is_left_out(field, value):
+            continue
         if isinstance(value, BaseModel):
             tree[name] = result_settings(value)
         else:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from cola_cli.models.config import later
 from cola_cli.settings.fields import Settings, runtime
 
 FirstBlock = Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"]
@@ -58,6 +59,11 @@ class Sampling(Settings):
     )
     unmask_block: int = Field(
         default=0, ge=0, description="Of LLaDA: tokens of a semi-autoregressive block; 0: all."
+    )
+    head_temperature: float = later(
+        1.0,
+        gt=0,
+        description="Of the token head of a prior that predicts tokens: below 1 is bolder.",
     )
     compat: Literal["none", "released"] = Field(
         default="none",

@@ -22,8 +22,12 @@ VAE_FILES = ("vae/config.json", "vae/model.safetensors")
 def model_config(latents: Artifact, settings: PriorSettings) -> PriorConfig:
     """The prior that these settings ask for on these latents."""
     positions, channels = latents.manifest.statistics["latent_shape"]
+    head = 0
+    if settings.model.prediction == "tokens":
+        head = latents.manifest.statistics["vocab_size"]
+        require_head_fits(settings, positions, latents.manifest.statistics["seq_len"])
     try:
-        config = PriorConfig(latent_dim=channels, **settings.model.model_dump())
+        config = PriorConfig(latent_dim=channels, vocab_size=head, **settings.model.model_dump())
     except ValueError as error:
         raise UsageError(f"prior.model: {reason(error)}.", "Choose other sizes.") from error
     for size in (config.block_size, *settings.data.block_sizes):
@@ -39,6 +43,22 @@ def model_config(latents: Artifact, settings: PriorSettings) -> PriorConfig:
             "Use train.parallel = ddp.",
         )
     return config
+
+
+def require_head_fits(settings: PriorSettings, positions: int, length: int) -> None:
+    """Raise UsageError where a token head cannot say what a latent holds."""
+    if positions != length:
+        raise UsageError(
+            f"prior.model.prediction = tokens needs one latent per token; {length} tokens have"
+            f" {positions} latents here.",
+            "Train a VAE with patch_size 1, or set prior.model.prediction=velocity.",
+        )
+    if settings.mode == "joint":
+        raise UsageError(
+            "prior.model.prediction = tokens and mode = joint exclude each other: the codes of the tokens"
+            " would move.",
+            "Use mode = frozen, or set prior.model.prediction=velocity.",
+        )
 
 
 def vae_config(latents: Artifact) -> TextVAEConfig:
@@ -104,15 +124,22 @@ def train_prior(
     def networks() -> Networks:
         import numpy as np
 
+        from cola_cli.corpus.sequences import Sequences
         from cola_cli.models.prior import Prior
         from cola_cli.models.text_vae import TextVAE
-        from cola_cli.training.objectives.flow_matching import FlowMatching, JointTraining
+        from cola_cli.training.objectives.flow_matching import (
+            FlowMatching,
+            JointTraining,
+            token_codes,
+        )
         from cola_cli.weights.artifact import load_vae
 
         made_by = vae_config(latents)
         variance = np.add(statistics["channel_variance"], statistics["posterior_variance"])
         variance *= made_by.scaling_factor**2
         prior = Prior(config)
+        if config.prediction == "tokens":
+            prior.codes = token_codes(Sequences(latents, "train"), made_by, config.vocab_size)
         length = statistics["seq_len"]
         if not joint:
             objective = FlowMatching(prior, settings, variance, length, made_by)

@@ -14,6 +14,11 @@ from cola_cli.machine.processes import World
 from cola_cli.settings.training import Train
 from cola_cli.training.objectives.objective import Batch, Objective
 
+# arrays of a batch whose length differs from step to step
+DYNAMIC = (
+    "clean_places", "masked_places", "masked_weight", "target_places", "targets", "target_weight"
+)  # fmt: skip
+
 
 def blocks(objective: Objective) -> list[nn.Module]:
     """The transformer blocks of an objective's networks."""
@@ -76,6 +81,6 @@ def mark_dynamic(batch: Batch) -> None:
     """Tell the compiler which tensors change in length from step to step."""
     from torch._dynamo import maybe_mark_dynamic
 
-    for name in ("clean_places", "masked_places", "masked_weight"):
+    for name in DYNAMIC:
         if name in batch:
             maybe_mark_dynamic(batch[name], 0)

@@ -272,7 +272,13 @@ def prior_from_released(tensors: dict[str, Tensor], prior: Prior, where: Path) -
 
 
 def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tuple[Any, Any]:
-    """The two config.json documents, VAE and prior."""
+    """The two config.json documents, VAE and prior. Raises InputError for a prior beyond them."""
+    if beyond := prior.document().keys() - set(prior.KEYS):
+        named = ", ".join(f"{name} = {getattr(prior, name)}" for name in sorted(beyond))
+        raise InputError(
+            f"the released layout has no place for a prior with {named}.",
+            "Keep it as an artifact, or train a prior with the defaults of these settings.",
+        )
     vae_document = VAE_DEFAULTS | {
         theirs: getattr(vae, ours) for ours, theirs in VAE_SETTINGS.items()
     }

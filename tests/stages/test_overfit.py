@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,12 +49,22 @@ def memorable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+PRIORS: dict[str, dict[str, Any]] = {
+    "velocity": {},
+    "velocity, staggered": {"stagger": 2.0},
+    "latent": {"prediction": "latent"},
+    "tokens": {"prediction": "tokens"},
+    "tokens, staggered": {"prediction": "tokens", "stagger": 2.0},
+    "tokens, self-conditioned": {"prediction": "tokens", "self_conditioning": True},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["frozen", "joint"])
+@pytest.mark.parametrize("mode", ["joint", *PRIORS])
 def test_a_memorised_continuation_comes_back_exactly(memorable: Path, mode: str) -> None:
     settings = PriorSettings.model_validate(
         {
-            "mode": mode,
+            "mode": "joint" if mode == "joint" else "frozen",
             "model": {
                 "dim": 96,
                 "heads": 3,
@@ -61,14 +72,15 @@ def test_a_memorised_continuation_comes_back_exactly(memorable: Path, mode: str)
                 "rope_dim": 24,
                 "layers": 2,
                 "block_size": 8,
-            },
+            }
+            | PRIORS.get(mode, {}),
             "mask": {"weight": 0},
             "optim": {"lr": 3e-3, "warmup_steps": 20},
             "train": TRAIN | {"steps": 700, "batch_size": 8},
         }
     )
-    train_prior(memorable / "latents", memorable / mode, settings, Silent(), None, "cpu")
-    model = cola_cli.load(memorable / mode)
+    train_prior(memorable / "latents", memorable / f"prior {mode}", settings, Silent(), None, "cpu")
+    model = cola_cli.load(memorable / f"prior {mode}")
     rows = Sequences(Artifact.open(memorable / "tokens"), "train").read(0, 2)
     assert rows.lengths.tolist() == [32, 32]
     prompts = [row[:PROMPT].tolist() for row in rows.tokens]

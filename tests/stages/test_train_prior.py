@@ -118,7 +118,7 @@ def test_a_block_size_that_does_not_divide_the_sequence_is_an_error(
 
 
 def flow_without_stops(
-    self: FlowMatching, z0: Tensor, noised: Tensor, batch: Batch
+    self: FlowMatching, z0: Tensor, noised: Tensor, batch: Batch, evaluate: bool = False
 ) -> dict[str, Tensor]:
     """The flow loss with every stop-gradient removed: history, target and z_t all reach the encoder."""
     t = (
@@ -127,9 +127,7 @@ def flow_without_stops(
         .masked_fill(batch["clean"], 0)[..., None]
     )
     z_t = (1 - t) * z0 + t * batch["z1"]
-    velocity = clean_and_noisy_velocity(
-        self.prior, z0, z_t, batch["t"], batch["block_size"], batch["clean_places"]
-    )
+    velocity = clean_and_noisy_velocity(self.prior, z0, z_t, t[..., 0], batch["block_size"])
     errors = (velocity - (batch["z1"] - z0)).square().mean(-1)
     return {"flow": (errors * batch["flow_weight"]).sum()}
 

@@ -18,9 +18,14 @@ def best_denoiser(
 
     fixed_shapes: blocks in the shapes of buckets, as CUDA graphs need them; None: where there is a GPU.
     """
+    from cola_cli.sampling.denoise import PlainDenoiser
     from cola_cli.sampling.fast.cuda_graph import GraphDenoiser
     from cola_cli.sampling.fast.ragged_denoiser import RaggedDenoiser
 
+    if (
+        prior.config.self_conditioning
+    ):  # its estimates are carried from step to step by the plain one alone
+        return PlainDenoiser(prior, cache, options)
     ragged = RaggedDenoiser(prior, cache, options)
     if fixed_shapes is None:
         fixed_shapes = prior.latent_in.weight.is_cuda

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cola_cli.cost.sampling import length_bucket, row_bucket
 from cola_cli.flow.guidance import guided
+from cola_cli.models.prior import Prior
 from cola_cli.sampling.cache import KeyValueCache
 from cola_cli.sampling.denoise import Pins, Shown, Trajectory, rounded
 from cola_cli.sampling.fast.fused_prior import FusedPrior
@@ -71,9 +72,10 @@ class _Bucket:
     """The buffers of one bucket, and its loop, captured where there is a GPU."""
 
     def __init__(
-        self, fused: FusedPrior, cache: KeyValueCache, trajectory: Trajectory, rows: int, keys: int,
-        pinned: bool, released: bool,
+        self, prior: Prior, fused: FusedPrior, cache: KeyValueCache, trajectory: Trajectory, rows: int,
+        keys: int, pinned: bool, released: bool,
     ) -> None:  # fmt: skip
+        self._prior = prior
         block, channels = fused.config.block_size, fused.config.latent_dim
         device = cache.device
         self._fused, self._cache, self._trajectory = fused, cache, trajectory
@@ -103,7 +105,9 @@ class _Bucket:
             for guides in (False, True)
         }
         pins = self.pins if self._trajectory.clean_pins else None
-        scale = self._trajectory.options.guidance
+        options = self._trajectory.options
+        scale, temperature = options.guidance, options.head_temperature
+        times = self._trajectory.network_times(device)
 
         def velocity(z: Tensor, evaluation: int) -> Tensor:
             guides, commits = self._trajectory.guides(evaluation), evaluation == 0
@@ -115,18 +119,20 @@ class _Bucket:
                 held = none if pins is None else pins.where
                 clean = torch.cat([~none] * commits + [held] * (len(parts) - commits))
             first = 0 if commits else 1
-            v = self._fused(
+            output = self._fused(
                 rounded(torch.cat(parts), self._released),
                 evaluation,
                 clean,
                 table[first : first + len(parts)].flatten(0, 1),
                 attention[guides],
+                commits=self._rows if commits else 0,
             )
-            velocities = v.split(self._rows)
-            conditional = velocities[1 if commits else 0]
-            if not guides:
-                return conditional
-            return torch.where(history, guided(conditional, velocities[-1], scale), conditional)
+            outputs = output.split(self._rows)
+            chosen = outputs[0]
+            if guides:
+                chosen = torch.where(history, guided(chosen, outputs[-1], scale), chosen)
+            t = times[evaluation].view(1, -1, 1)
+            return self._prior.to_velocity(chosen, z, t, temperature)
 
         return self._trajectory.follow([], self.noise, self.pins, velocity)
 
@@ -180,7 +186,7 @@ class GraphDenoiser:
         key = (size, keys, pinned)
         if key not in self.buckets:
             self.buckets[key] = _Bucket(
-                self._fused, self._cache, self.trajectory, size, keys, pinned,
+                self._eager.prior, self._fused, self._cache, self.trajectory, size, keys, pinned,
                 self.trajectory.options.compat == "released",
             )  # fmt: skip
         bucket = self.buckets[key]

@@ -60,7 +60,7 @@ class FusedPrior:
 
     @torch.inference_mode()
     def __init__(self, prior: Prior, times: Tensor) -> None:
-        """times (evaluations,) in [0, 1]."""
+        """times (evaluations,) in [0, 1], or (evaluations, n) of positions with times of their own."""
         self.config = prior.config
         self._prior = prior
         weight = prior.latent_in.weight
@@ -75,14 +75,24 @@ class FusedPrior:
         self.norms = [(layer.q_norm, layer.k_norm) for layer in self._layers]
         config = prior.config
         self.kernel = block_attention(weight, config.block_size, config.head_dim, config.norm_eps)
-        table = prior.modulation(torch.cat((times, times.new_zeros(1))))  # t = 0 is the last
+        table = prior.modulation(torch.cat((times.flatten(), times.new_zeros(1))))
         blocks = table.blocks[:, :, 0, :, 0].permute(2, 0, 1, 3).clone()  # (times, layers, 6, D)
         blocks[:, :, 1::3] += 1
-        self._modulations = [[list(layer) for layer in time] for time in blocks]
         shift, factor = table.output[:, 0, :, 0]  # (times, D) each
         factor = factor + 1
         norm = prior.out_norm
-        self._output = list(zip(norm.bias * factor + shift, norm.weight * factor, strict=True))
+        output = torch.stack((norm.bias * factor + shift, norm.weight * factor), 1)  # (times, 2, D)
+        # by evaluation; t = 0 is the last
+        self._modulations = [[list(layer) for layer in time] for time in self._of(blocks, times)]
+        self._output = [list(time) for time in self._of(output, times)]
+
+    @staticmethod
+    def _of(table: Tensor, times: Tensor) -> list[Tensor]:
+        """A table (times + 1, ..., D) by evaluation: (..., D), or (..., n, D) of positions."""
+        if times.dim() == 1:
+            return list(table)
+        own = table[:-1].unflatten(0, tuple(times.shape))  # (evaluations, n, ..., D)
+        return [*own.movedim(1, -2).contiguous(), table[-1]]
 
     def compile(self, **options: Any) -> None:
         """Compile what lies between the attentions; `options` are those of torch.compile."""
@@ -110,12 +120,14 @@ class FusedPrior:
         table: Tensor | None,
         attend: PackedAttend,
         again: Tensor | None = None,
+        commits: int = 0,
     ) -> Tensor:
-        """z (E, n, d) -> velocity (E, n, d), float32.
+        """z (E, n, d) -> the network's output (E - commits, n, out_dim), float32.
 
         At `clean` (E, n, 1) bool, t is 0 instead of the evaluation's time. Without a rotary table `attend`
         normalises and rotates. `again` (A,) are entries that come a second time behind the others: what is
         before the first attention is computed once, then there are E + A entries, in the result too.
+        The first `commits` entries are only remembered.
         """
         config = self.config
         x = self._latent_in(z.to(self._latent_in.weight.dtype))
@@ -137,7 +149,7 @@ class FusedPrior:
             last = _where(clean, self._output[-1], last)
         shift, factor = last
         x = modulated(x, shift, factor, config.norm_eps)
-        return self._latent_out(x).float()
+        return self._latent_out(x[commits:]).float()
 
 
 def before_attention(

@@ -100,12 +100,13 @@ class RaggedDenoiser:
     """Denoises rows of any lengths without padding."""
 
     def __init__(self, prior: Prior, cache: KeyValueCache, options: SamplingOptions) -> None:
-        self.trajectory = Trajectory(options)
+        self.trajectory = Trajectory(options, prior.config)
         self._released = options.compat == "released"
         self._block, self._channels = prior.config.block_size, prior.config.latent_dim
         self._cache = cache
         self._device = prior.latent_in.weight.device
-        self.fused = FusedPrior(prior, self.trajectory.network_times(self._device))
+        self.prior, self._times = prior, self.trajectory.network_times(self._device)
+        self.fused = FusedPrior(prior, self._times)
         self.shown: Shown | None = None
         self._side_by_side = SideBySide()
 
@@ -177,24 +178,34 @@ class RaggedDenoiser:
         """The guided velocity of the rows' blocks; commits what is pending on the way."""
         committed = [row.pending for row in entries.commits if row.pending is not None]
         x = torch.cat((torch.stack(committed), z)) if committed else z
-        v = self.fused(
+        output = self.fused(
             rounded(x, self._released),
             evaluation,
             entries.clean,
             entries.table,
             entries.attend,
             entries.again,
+            len(committed),
         )
         for row in entries.commits:
             row.fill += self._block
             row.pending = None
-        conditional = v[len(committed) : len(committed) + len(rows)]
-        if not entries.alone:
+        return self.prior.to_velocity(
+            self._guided(output, len(rows), entries.alone),
+            z,
+            self._times[evaluation].view(1, -1, 1),
+            self.trajectory.options.head_temperature,
+        )
+
+    def _guided(self, output: Tensor, rows: int, alone: list[int]) -> Tensor:
+        """The network's output of the rows, guided where a row has an unconditional entry behind them."""
+        conditional = output[:rows]
+        if not alone:
             return conditional
-        unconditional = v[len(committed) + len(rows) :]
+        unconditional = output[rows:]
         scale = self.trajectory.options.guidance
-        if len(entries.alone) == len(rows):
+        if len(alone) == rows:
             return guided(conditional, unconditional, scale)
         conditional = conditional.clone()
-        conditional[entries.alone] = guided(conditional[entries.alone], unconditional, scale)
+        conditional[alone] = guided(conditional[alone], unconditional, scale)
         return conditional

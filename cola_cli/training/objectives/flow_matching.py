@@ -2,6 +2,9 @@
 
     z_t = (1 - t) z_0 + t z_1,  target z_1 - z_0,  V_b = {sg(z_0^(<b)), z_t^(b)},  one t a block
 
+A staggered prior has one t a position instead (`flow.path.position_times`). A prior with a token head learns
+p(token | z_t, history) by cross-entropy, L = L_CE, and its velocity follows from the mean code under p.
+
 Frozen: z_0 is a draw from the posterior in the latent shards, L = L_FM. Joint: z_0 comes from the VAE being
 trained, and L = lambda_VAE (reconstruction + beta E log q + lambda_mask L_mask) + lambda_fm L_FM
 + lambda_ref KL(q || q_ref), with q_ref the posterior in the shards.
@@ -15,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cola_cli.corpus.sequences import Rows
+from cola_cli.corpus.sequences import Rows, Sequences
 from cola_cli.flow import gaussian, timesteps
-from cola_cli.flow.path import interpolate, target_velocity
+from cola_cli.flow.path import interpolate, position_times, target_velocity
 from cola_cli.models.config import TextVAEConfig
+from cola_cli.models.modulation import LevelModulation, Modulation
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import wide
 from cola_cli.models.text_vae import TextVAE
@@ -34,6 +38,10 @@ from cola_cli.training.objectives.text_vae import (
     latent_moments,
     masked_targets,
 )
+
+LEVELS = 64  # staggered positions have times that are multiples of 1 / LEVELS
+SELF_CONDITIONED = 0.5  # share of the sequences that are given a first estimate
+CODE_TOKENS = 1 << 22
 
 
 def draw_timesteps(
@@ -57,6 +65,20 @@ def draw_clean(
     parts = 1 + np.floor(randomness.uniform(randoms, blocks) * (block_size - 1)).astype(np.int64)
     clean = np.arange(block_size) < (parts * chosen)[:, :, None]  # (B, blocks, block_size)
     return clean.reshape(len(randoms), -1)
+
+
+def draw_levels(
+    randoms: Sequence[np.random.Generator], t: np.ndarray, stagger: float, block_size: int
+) -> np.ndarray:
+    """The times of staggered positions in units of 1 / LEVELS, (B, N) int64.
+
+    One position of each block, any of them, is at the time `t` (B, blocks) that was drawn; the others follow
+    from the stagger.
+    """
+    place = np.floor(randomness.uniform(randoms, t.shape[1]) * block_size) / max(block_size - 1, 1)
+    time = (t + stagger * (1 - place)) / (1 + stagger)
+    times = position_times(time, stagger, block_size)  # (B, blocks, block_size)
+    return np.rint(times * LEVELS).astype(np.int64).reshape(len(t), -1)
 
 
 class FlowMatching(Objective):
@@ -112,7 +134,7 @@ class FlowMatching(Objective):
         clean = draw_clean(randoms, blocks, block_size, settings.data.partly_clean)
         weight = objectives.position_weights(rows, self.patch_size)
         t = draw_timesteps(randoms, blocks, settings.timesteps, channels).astype(np.float32)
-        drawn = {
+        drawn: Draws = {
             "block_size": block_size,
             "mean": rows.mean,
             "logvar": rows.logvar,
@@ -127,6 +149,26 @@ class FlowMatching(Objective):
         if validation:
             linear = linear_prediction_loss(t, self.latent_variance)
             drawn["linear"] = linear.repeat(block_size, 1).astype(np.float32)
+        config = self.prior.config
+        if config.stagger:
+            levels = draw_levels(randoms, t, config.stagger, block_size)
+            levels[clean] = 0
+            # positions that have not begun or are finished do not move, so their velocity is not asked for
+            moving = (levels > 0) & (levels < LEVELS)
+            drawn |= {"levels": levels, "flow_weight": np.where(moving, weight, np.float32(0))}
+            if validation:
+                times = (levels / LEVELS).astype(np.float32)
+                drawn["linear"] = linear_prediction_loss(times, self.latent_variance)
+        if config.prediction == "tokens":
+            places = np.flatnonzero(drawn["flow_weight"])
+            drawn |= {
+                "target_places": places,
+                "targets": rows.tokens.reshape(-1)[places],
+                "target_weight": drawn["flow_weight"].reshape(-1)[places],
+            }
+        if config.self_conditioning:
+            chosen = randomness.uniform(randoms, 1) < SELF_CONDITIONED
+            drawn["estimated"] = chosen[..., None]  # (B, 1, 1)
         return drawn
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
@@ -136,24 +178,61 @@ class FlowMatching(Objective):
         if self.settings.data.clean == "sample":
             z0 = gaussian.sample(mean, logvar, batch["noise"])
         z0 = self.to_prior(z0)
-        terms = self.flow(z0, z0, batch)
-        terms["loss"] = terms["flow"]
+        terms = self.flow(z0, z0, batch, evaluate)
+        terms["loss"] = terms.get("cross_entropy", terms["flow"])
         if evaluate:
             terms |= predictions_without_a_model(z0, batch)
             terms |= latent_moments(mean, logvar, batch["position_weight"])
         return terms
 
-    def flow(self, z0: Tensor, noised: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """L_FM of clean latents `z0`; z_t is made from `noised`, the same with or without gradient."""
-        z0 = z0.detach()
-        t = batch["t"].repeat_interleave(batch["block_size"], 1).masked_fill(batch["clean"], 0)
-        t = t.unsqueeze(-1)  # (B, N, 1)
+    def flow(
+        self, z0: Tensor, noised: Tensor, batch: Batch, evaluate: bool = False
+    ) -> dict[str, Tensor]:
+        """L_FM of clean latents `z0`, and L_CE of a token head; z_t is made from `noised`, the same with or
+        without gradient."""
+        prior, z0 = self.prior, z0.detach()
+        t = self._times(batch)  # (B, N, 1)
         z_t = interpolate(noised, batch["z1"], t)
-        velocity = clean_and_noisy_velocity(
-            self.prior, z0, z_t, batch["t"], batch["block_size"], batch["clean_places"]
-        )
+        attend = prior.teacher_forced(z0, batch["block_size"])
+        table = prior.rotation(torch.arange(z0.shape[1], device=z0.device))
+        modulation = self._modulation(batch)
+        estimate = None
+        if prior.config.self_conditioning:
+            with torch.no_grad():
+                output = prior(z_t, modulation, table, attend)
+                estimate = prior.clean_estimate(output, z_t, t) * batch["estimated"]
+        terms = {}
+        if prior.config.prediction == "tokens":
+            hidden = prior.hidden(z_t, modulation, table, attend, estimate)
+            logits = prior.latent_out(hidden.flatten(0, 1)[batch["target_places"]])
+            terms["cross_entropy"] = objectives.reconstruction(
+                logits, batch["targets"], batch["target_weight"]
+            )
+            if not evaluate:
+                return terms | {"flow": terms["cross_entropy"].detach()}
+            right = (logits.argmax(-1) == batch["targets"]) * batch["target_weight"]
+            terms["accuracy"] = right.sum()
+            output = prior.latent_out(hidden)
+        else:
+            output = prior(z_t, modulation, table, attend, estimate)
+        velocity = prior.to_velocity(output, z_t, t)
         errors = (wide(velocity) - target_velocity(z0, batch["z1"])).square().mean(-1)
-        return {"flow": (errors * batch["flow_weight"]).sum()}
+        return terms | {"flow": (errors * batch["flow_weight"]).sum()}
+
+    def _times(self, batch: Batch) -> Tensor:
+        """The time of every position, (B, N, 1)."""
+        if "levels" in batch:
+            return (batch["levels"].to(batch["z1"].dtype) / LEVELS).unsqueeze(-1)
+        t = batch["t"].repeat_interleave(batch["block_size"], 1).masked_fill(batch["clean"], 0)
+        return t.unsqueeze(-1)
+
+    def _modulation(self, batch: Batch) -> Modulation | LevelModulation:
+        prior, device = self.prior, batch["z1"].device
+        if "levels" in batch:
+            times = torch.arange(LEVELS + 1, device=device) / LEVELS
+            return prior.level_modulation(times, batch["levels"])
+        zero = prior.modulation(torch.zeros(1, device=device))
+        return prior.modulation(batch["t"]).with_clean(batch["clean_places"], zero)
 
     def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """The scalars, what the moments say of the latents, and the loss of predicting the mean."""
@@ -214,7 +293,7 @@ class JointTraining(FlowMatching):
             z0 = mean
         z0 = self.to_prior(z0)
         noised = z0 if settings.loss.flow_gradient == "latent" else z0.detach()
-        terms |= self.flow(z0, noised, batch)
+        terms |= self.flow(z0, noised, batch, evaluate)
         terms["loss"] = terms["loss"] + settings.loss.flow * terms["flow"]
         if evaluate:
             terms |= predictions_without_a_model(z0, batch)
@@ -263,16 +342,35 @@ def vae_moves(step: int, joint: Joint) -> bool:
 
 
 def clean_and_noisy_velocity(
-    prior: Prior, z0: Tensor, z_t: Tensor, t: Tensor, block_size: int, places: Tensor | None = None
+    prior: Prior, z0: Tensor, z_t: Tensor, t: Tensor, block_size: int
 ) -> Tensor:
-    """The velocities of all blocks at once: z0, z_t (B, N, d), t (B, N / b) -> (B, N, d).
+    """The velocities of all blocks at once: z0, z_t (B, N, d), t (B, N / b) or (B, N) -> (B, N, d).
 
-    Block b of z_t sees z0 of earlier blocks and itself. The positions of z_t at `places`, indices into its
-    B N positions, are at t = 0.
+    Block b of z_t sees z0 of earlier blocks and itself.
     """
     attend = prior.teacher_forced(z0, block_size)
     table = prior.rotation(torch.arange(z0.shape[1], device=z0.device))
-    return prior.velocity(z_t, t, table, attend, places)
+    return prior.velocity(z_t, t, table, attend)
+
+
+def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> Tensor:
+    """The mean latent (vocab, d) of each token on the prior's scale, over some CODE_TOKENS tokens.
+
+    A token that does not occur there has the mean of all latents.
+    """
+    codes = np.zeros((vocab_size, vae.latent_dim))
+    counts = np.zeros(vocab_size)
+    for rows in sequences.batches(64):
+        assert rows.mean is not None
+        real = objectives.token_weights(rows) > 0
+        tokens, mean = rows.tokens[real], rows.mean[real].astype(np.float64)
+        np.add.at(codes, tokens, mean)
+        np.add.at(counts, tokens, 1)
+        if counts.sum() >= CODE_TOKENS:
+            break
+    mean = codes.sum(0) / max(counts.sum(), 1)
+    codes = np.where(counts[:, None] > 0, codes / np.maximum(counts, 1)[:, None], mean)
+    return torch.from_numpy(vae.to_prior(codes).astype(np.float32))
 
 
 def predictions_without_a_model(z0: Tensor, batch: Batch) -> dict[str, Tensor]:
