@@ -49,6 +49,11 @@ class Trajectory:
         self.times = evaluation_times(self.grid, options.solver)
         self.clean_pins = options.first_block == "clean-repaint"
         self.stagger, self.block = config.stagger, config.block_size
+        if config.prediction != "velocity" and options.solver == "heun":
+            raise UsageError(
+                f"heun asks for the velocity at t = 0; a prior that predicts {config.prediction} has none there.",
+                "Choose euler or midpoint.",
+            )
         if config.stagger and options.first_block == "partial-repaint":
             raise UsageError(
                 "partial repaint needs blocks whose positions share one time; this prior's are staggered.",
@@ -213,9 +218,9 @@ class PlainDenoiser:
             alone = BlockCausal(len(self._steps), len(self._steps), z.device)
             unconditional = prior(z, modulation, table, alone, estimate).float()
             output = guided(output, unconditional, options.guidance)
-        t = t.unsqueeze(-1)
-        velocity = prior.to_velocity(output, z, t, options.head_temperature)
-        return velocity, prior.clean_estimate(output, z, t, options.head_temperature)
+        time = self._times[evaluation].view(1, -1, 1)
+        velocity = prior.to_velocity(output, z, time, options.head_temperature)
+        return velocity, prior.clean_estimate(output, z, time, options.head_temperature)
 
 
 def rounded(z: Tensor, released: bool) -> Tensor:

@@ -271,14 +271,12 @@ def noisy_velocity(prior: Prior, tag: str, index: int) -> Tensor:
     """Of sequence `index` through our training layout, also where known positions are at t = 0."""
     held, block = golden.detail(), flow_case(tag)["block_sizes"][index]
     times = held[f"fm/{tag}/timestep/{index}"] / 1000
-    places = (times == 0).nonzero().flatten()
     return clean_and_noisy_velocity(
         prior,
         held[f"fm/z0/{index}"][None],
         held[f"fm/{tag}/z_noisy/{index}"][None],
-        times.view(-1, block).amax(-1)[None],
+        times[None],
         block,
-        places if len(places) else None,
     )[0]
 
 

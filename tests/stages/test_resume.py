@@ -34,6 +34,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "frozen",
         {"train": {"micro_batch": 1, "precision": "bf16", "activation_checkpointing": True}},
     ),
+    "frozen, token head, staggered, self-conditioned": (
+        "frozen",
+        {
+            "model": {"prediction": "tokens", "stagger": 2.0, "self_conditioning": True},
+            "train": {"micro_batch": 3, "ema_decay": 0.9},
+        },
+    ),
+    "frozen, clean latent": ("frozen", {"model": {"prediction": "latent"}}),
     "joint, slower VAE, average, accumulation": (
         "joint",
         {"joint": {"vae_lr_ratio": 0.01}, "train": {"ema_decay": 0.95, "micro_batch": 3}},

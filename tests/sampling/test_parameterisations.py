@@ -1,0 +1,103 @@
+"""Priors of every parameterisation: fast denoisers give what the plain one gives, and rows stay their own."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from cola_cli.errors import UsageError
+from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.models.prior import Prior
+from cola_cli.models.text_vae import TextVAE
+from cola_cli.sampling.denoise import PlainDenoiser
+from cola_cli.sampling.engine import Engine
+from cola_cli.sampling.fast import best_denoiser
+from cola_cli.sampling.requests import Generation, Request
+from cola_cli.settings.sample import SamplingOptions
+
+VOCABULARY = 60
+PRIORS: dict[str, dict[str, Any]] = {
+    "latent": {"prediction": "latent"},
+    "tokens": {"prediction": "tokens", "vocab_size": VOCABULARY},
+    "staggered": {"stagger": 1.5},
+    "staggered tokens": {"prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 3.0},
+    "self-conditioned": {
+        "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "self_conditioning": True,
+    },
+}  # fmt: skip
+
+
+@functools.cache
+def networks(name: str) -> tuple[TextVAE, Prior]:
+    torch.manual_seed(4)
+    vae = TextVAE(
+        TextVAEConfig(
+            vocab_size=VOCABULARY, encoder_layers=1, decoder_layers=1, dim=32, ffn_dim=48, heads=2,
+            latent_dim=8,
+        )
+    )  # fmt: skip
+    sizes = {"latent_dim": 8, "dim": 48, "heads": 2, "head_dim": 32, "rope_dim": 16, "layers": 2}
+    prior = Prior(PriorConfig(block_size=4, **sizes, **PRIORS[name]))
+    with torch.no_grad():
+        for parameter in (*vae.parameters(), *prior.parameters()):
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        if prior.config.prediction == "tokens":
+            prior.codes.normal_()
+    return vae.eval(), prior.eval()
+
+
+def generations(name: str, batch: int, maker: Any, **options: Any) -> list[Generation]:
+    vae, prior = networks(name)
+    chosen = SamplingOptions(**({"max_new_tokens": 11, "steps": 5} | options))
+    engine = Engine(vae, prior, chosen, batch, VOCABULARY - 1, maker)
+    source = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(0, VOCABULARY, (n,), generator=source).tolist() for n in (3, 8, 9, 17)]
+    last = {r.item: g for r, g in engine.run(Request(i, p) for i, p in enumerate(prompts))}
+    return [last[i] for i in range(len(prompts))]
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"guidance": 1.0}, {"solver": "midpoint", "head_temperature": 0.7},
+     {"first_block": "right-pad"}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_denoiser_gives_the_same_latents(
+    name: str, options: dict[str, Any], fixed_shapes: bool
+) -> None:
+    plain = generations(name, 4, PlainDenoiser, **options)
+    maker = functools.partial(best_denoiser, fixed_shapes=fixed_shapes)
+    fast = generations(name, 4, maker, **options)
+    alone = generations(name, 1, maker, **options)
+    for one, other, single in zip(plain, fast, alone, strict=True):
+        torch.testing.assert_close(other.latents, one.latents, atol=2e-4, rtol=2e-3)
+        assert one.ids == other.ids == single.ids
+
+
+def test_heun_is_refused_where_there_is_no_velocity_at_the_end() -> None:
+    with pytest.raises(UsageError, match="asks for the velocity at t = 0"):
+        generations("tokens", 1, best_denoiser, solver="heun")
+    generations("staggered", 1, best_denoiser, solver="heun")
+
+
+def test_a_staggered_prior_repaints_nothing_partially() -> None:
+    with pytest.raises(UsageError, match="share one time"):
+        generations("staggered", 1, best_denoiser, first_block="partial-repaint")
+
+
+def test_the_first_position_is_clean_before_the_last_one_begins() -> None:
+    """With S = b - 1 the positions move one after another: a later one cannot change an earlier one."""
+    vae, prior = networks("staggered tokens")
+    options = SamplingOptions(max_new_tokens=4, steps=8, guidance=1.0)
+    seen: list[torch.Tensor] = []
+    engine = Engine(vae, prior, options, 1, VOCABULARY - 1, PlainDenoiser)
+    engine.denoiser.shown = lambda t, z: seen.append(z.clone())
+    list(engine.run([Request(0, [1, 2, 3, 4])]))
+    for index, z in enumerate(seen[1:], 1):
+        moved = (z != seen[index - 1]).any(-1)[0]
+        assert moved.nonzero().flatten().tolist() == [(index - 1) // 2]
