@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_Time = TypeVar("_Time", float, "Tensor")
 Method = Literal["euler", "heun", "midpoint"]
 # velocity(z, evaluation): `evaluation` numbers the calls, in the order of `evaluation_times`
 Velocity = Callable[["Tensor", int], "Tensor"]
@@ -24,9 +25,9 @@ def chosen_grid(steps: int, grid: Sequence[float] | None) -> list[float]:
     return list(grid) if grid else uniform_grid(steps)
 
 
-def evaluation_times(grid: Sequence[float], method: Method) -> list[float]:
-    """The times at which a solver asks for the velocity, in order."""
-    times: list[float] = []
+def evaluation_times(grid: Sequence[_Time], method: Method) -> list[_Time]:
+    """The times at which a solver asks for the velocity, in order; also of positions, as tensors."""
+    times: list[_Time] = []
     for t, end in itertools.pairwise(grid):
         times.append(t)
         if method == "heun":

@@ -51,7 +51,7 @@ class Trajectory:
         self.stagger, self.block = config.stagger, config.block_size
         if config.prediction != "velocity" and options.solver == "heun":
             raise UsageError(
-                f"heun asks for the velocity at t = 0; a prior that predicts {config.prediction} has none there.",
+                f"heun needs the velocity at t = 0; a prior that predicts {config.prediction} has none.",
                 "Choose euler or midpoint.",
             )
         if config.stagger and options.first_block == "partial-repaint":
@@ -68,13 +68,17 @@ class Trajectory:
     def network_times(self, device: torch.device) -> Tensor:
         """The times of all evaluations as the network is given them, (evaluations,), or (evaluations, block)
         of staggered positions; the released loop feeds 1000 t in bf16."""
-        times = self._positions(torch.tensor(self.times, device=device))
+        if self.stagger:
+            grid = list(self._positions(torch.tensor(self.grid, device=device)))
+            times = torch.stack(evaluation_times(grid, self.options.solver))
+        else:
+            times = torch.tensor(self.times, device=device)
         released = self.options.compat == "released"
         return (times * 1000).bfloat16().float() / 1000 if released else times
 
     def _positions(self, time: Tensor) -> Tensor:
-        """The times of a block's positions from the block's own."""
-        return position_times(time, self.stagger, self.block) if self.stagger else time
+        """The times of a block's staggered positions from the block's own."""
+        return position_times(time, self.stagger, self.block)
 
     def _moves(self, t: float, end: float, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Where a step begins and ends: for all positions, or (block, 1) of staggered ones."""

@@ -80,7 +80,7 @@ def test_every_denoiser_gives_the_same_latents(
 
 
 def test_heun_is_refused_where_there_is_no_velocity_at_the_end() -> None:
-    with pytest.raises(UsageError, match="asks for the velocity at t = 0"):
+    with pytest.raises(UsageError, match="needs the velocity at t = 0"):
         generations("tokens", 1, best_denoiser, solver="heun")
     generations("staggered", 1, best_denoiser, solver="heun")
 
