@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cola_cli.artifacts import Artifact
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
-from cola_cli.errors import InputError
+from cola_cli.errors import InputError, is_out_of_memory
 from cola_cli.models.attention import BlockCausal
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior, TextVAE
@@ -152,7 +152,7 @@ class LanguageModel(ABC):
                     yield request, generation
                 return
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if batch_size == 1:
                     raise MemoryError from error
@@ -308,11 +308,3 @@ def _place(network: nn.Module, device: str, dtype: torch.dtype | None) -> None:
         parameter.data = parameter.data.to(device=device, dtype=dtype)
     for name, buffer in network.named_buffers():
         setattr(network, name, buffer.to(device))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # on the CPU torch raises a plain RuntimeError that names its allocator, or C++'s
-    signs = ("DefaultCPUAllocator", "bad_alloc")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        sign in str(error) for sign in signs
-    )

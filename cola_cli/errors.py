@@ -73,3 +73,16 @@ class Interrupted(BaseException):
         super().__init__(signal_number)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory.
+
+    On the CPU torch raises a plain RuntimeError that names its allocator, or C++'s.
+    """
+    signs = ("DefaultCPUAllocator", "alloc_cpu.cpp", "bad_alloc")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+    )

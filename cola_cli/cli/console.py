@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -15,7 +17,7 @@ from typing import Any
 
 import typer
 
-from cola_cli.errors import ColaError, Interrupted
+from cola_cli.errors import ColaError, Interrupted, is_out_of_memory
 from cola_cli.reporting import Reporter, Silent
 
 LINE_SECONDS = 10.0  # between progress lines when stderr is no terminal
@@ -87,9 +89,45 @@ def reporter(quiet: bool) -> Reporter:
     return Silent() if quiet else TerminalReporter()
 
 
+def prepare_streams() -> None:
+    """Make every text writable, and what the caller closed a stream to nowhere.
+
+    Without the latter, the next file that is opened would get the number of stdout or stderr.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # stderr is so already
+
+
 def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """One JSON object on stdout: numbers that JSON does not have are null, and that is said."""
+    # where stdout is not UTF-8, its escapes of characters would not be those of JSON
+    escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+    try:
+        text = json.dumps(value, ensure_ascii=escaped, allow_nan=False)
+    except ValueError:
+        print("warning: some figures are infinite or not numbers; they are null", file=sys.stderr)
+        text = json.dumps(_finite(value), ensure_ascii=escaped, allow_nan=False)
+    print(text, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """A value with None for every number that is infinite or NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {
+            str(key) if isinstance(key, float) else key: _finite(item)
+            for key, item in value.items()
+        }
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def print_result(lines: list[str], value: Any, as_json: bool) -> None:
@@ -154,13 +192,14 @@ def errors_shown(debug: bool) -> Iterator[None]:
         raise
     except OSError as error:
         raise typer.Exit(show_error(_of_the_system(error), debug)) from None
-    except MemoryError:
-        failure = ColaError(
-            "there is not enough memory.", "Use a smaller batch, or a machine with more memory."
-        )
-        raise typer.Exit(show_error(failure, debug)) from None
     except Exception as error:
-        raise typer.Exit(show_error(_fault(error), debug)) from None
+        failure = NO_MEMORY if is_out_of_memory(error) else _fault(error)
+        raise typer.Exit(show_error(failure, debug)) from None
+
+
+NO_MEMORY = ColaError(
+    "there is not enough memory.", "Use a smaller batch, or a machine with more memory."
+)
 
 
 def _of_the_system(error: OSError) -> ColaError:

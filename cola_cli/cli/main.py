@@ -26,6 +26,7 @@ from cola_cli.cli import (
     train,
     verify,
 )
+from cola_cli.cli.console import prepare_streams
 from cola_cli.cli.options import register
 from cola_cli.version import __version__
 
@@ -125,4 +126,5 @@ for name, (about, bodies) in GROUPS.items():
 
 def main() -> None:
     """Entry point of the `cola` script."""
+    prepare_streams()
     app()
