@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +14,16 @@ from torch import Tensor, nn
 from cola_cli.artifacts import Artifact
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
 from cola_cli.errors import InputError, is_out_of_memory
+from cola_cli.families import TokenModel, baselines, commands, token_model
 from cola_cli.models.attention import BlockCausal
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior, TextVAE
-from cola_cli.models.transformer import Transformer
-from cola_cli.sampling.autoregressive import AutoregressiveSampler
 from cola_cli.sampling.engine import Engine
-from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
-from cola_cli.sampling.requests import Generation, Request
+from cola_cli.sampling.requests import Generation, Request, Sampler
 from cola_cli.settings.sample import SamplingOptions
 from cola_cli.weights.folder import open_model_folder
 
 BATCH_SIZE = 64
-BASELINES = ("autoregressive", "llada")  # kinds of artifacts
-
-
-class Sampler(Protocol):
-    """What continues prompts."""
-
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
-        """Yield a request's generation so far, now and then and at its end; the last is not "running"."""
-        ...
 
 
 class LanguageModel(ABC):
@@ -238,23 +227,26 @@ class Cola(LanguageModel):
 
 
 class Baseline(LanguageModel):
-    """A transformer over tokens, autoregressive (`network.config.causal`) or masked-diffusion."""
+    """A model over tokens; `token_model` says how it continues text."""
 
     def __init__(
-        self, network: Transformer, tokenizer: TextTokenizer | None, context: int | None = None
+        self,
+        network: nn.Module,
+        token_model: TokenModel,
+        tokenizer: TextTokenizer | None = None,
+        context: int | None = None,
     ) -> None:
         super().__init__(tokenizer, context)
-        self.network = network
+        self.network, self.token_model = network, token_model
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The transformer."""
+        """The network over tokens."""
         return (self.network,)
 
     def sampler(self, options: SamplingOptions, batch_size: int, pad_id: int | None) -> Sampler:
-        """Token by token, or masks filled in."""
-        kind = AutoregressiveSampler if self.network.config.causal else MaskedDiffusionSampler
-        return kind(self.network, options, batch_size)
+        """The sampler of its family."""
+        return self.token_model.sampler(self.network, options, batch_size)
 
 
 def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Cola:
@@ -273,24 +265,23 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
 def load_baseline(
     path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> Baseline:
-    """Open a baseline: an artifact of `cola train ar` or `cola train llada`; as `load` otherwise."""
-    from cola_cli.weights.artifact import load_transformer
-
+    """Open the artifact of a baseline; as `load` otherwise."""
     artifact = Artifact.open(path)
-    if artifact.manifest.kind not in BASELINES:
+    model = token_model(artifact.manifest.kind)
+    if model is None:
         raise InputError(
-            f"{path} is a {artifact.manifest.kind} artifact, no baseline.",
-            "Name what `cola train ar` or `cola train llada` made.",
+            f"{path} is a {artifact.manifest.kind} artifact, not a baseline.",
+            f"Name the output of {commands(baselines())}.",
         )
     context = artifact.manifest.statistics.get("seq_len")
-    baseline = Baseline(load_transformer(artifact), _tokenizer(artifact), context)
+    baseline = Baseline(model.load(artifact), model, _tokenizer(artifact), context)
     _place(baseline.network, device, dtype)
     return baseline
 
 
 def load_any(path: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
     """Open whatever can continue text."""
-    if (path / "manifest.json").exists() and Artifact.open(path).manifest.kind in BASELINES:
+    if (path / "manifest.json").exists() and token_model(Artifact.open(path).manifest.kind):
         return load_baseline(path, device, dtype)
     return load(path, device, dtype)
 

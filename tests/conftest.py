@@ -14,6 +14,7 @@ import pytest
 
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.machine.threads import prepare_torch
+from cola_cli.stages import run
 
 # Tests compare the bytes of networks trained in this process and in others: the same threads and the same
 # rounding everywhere, decided before anything imports torch. One thread, as tests run beside one another.
@@ -25,6 +26,8 @@ ENTRY = "from cola_cli.cli.main import main; main()"
 # Machines differ, and are shared: no test is about time.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+CPU = run.Run(device="cpu")  # how tests run a stage in this process
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -20,9 +20,8 @@ DEPTH_LIMIT = 64  # of settings and statistics
 COUNT_LIMIT = 2**63 - 1
 ROWS_LIMIT = 2**31 - 1  # of one part
 
-Kind = Literal[
-    "tokens", "vae", "latents", "prior", "samples", "autoregressive", "llada", "evaluation"
-]
+# tokens, vae, latents ...: which kinds of model there are is not for an artifact to know
+Kind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

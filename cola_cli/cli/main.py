@@ -28,6 +28,7 @@ from cola_cli.cli import (
 )
 from cola_cli.cli.console import prepare_streams
 from cola_cli.cli.options import register
+from cola_cli.families import FAMILIES
 from cola_cli.version import __version__
 
 # The commands in the order in which they are met, as `cola --help` shows them.
@@ -93,7 +94,7 @@ register(app, "score", likelihood.likelihood, hidden=True)  # its name before
 GROUPS = {
     "train": (
         "Train the Text VAE, the prior, or a baseline.",
-        {"vae": train.vae, "prior": train.prior, "ar": train.ar, "llada": train.llada},
+        {family.command: train.command_of(family) for family in FAMILIES.values()},
     ),
     "diagnose": ("What a trained network's latents are like.", {"vae": diagnose.vae}),
     "eval": (

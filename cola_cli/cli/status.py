@@ -20,7 +20,7 @@ def status(
 
     Example: cola status runs/demo
     """
-    from cola_cli.artifacts.status import survey
+    from cola_cli.stages.status import survey
 
     rows = survey(path)
     if run.json:

@@ -29,7 +29,7 @@ def verify(
     Example: cola verify runs/demo
     """
     from cola_cli.artifacts import verify as checking
-    from cola_cli.artifacts.status import next_step
+    from cola_cli.stages.status import next_step
 
     directories = [found for path in paths for found in checking.find_artifacts(path)]
     progress = run.reporter

@@ -17,8 +17,8 @@ from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.corpus.tokenizer import load_tokenizer
 from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation.text_metrics import Passage
+from cola_cli.families import TokenModel, baselines, commands, token_model
 from cola_cli.reporting import Reporter
-from cola_cli.weights.artifact import load_transformer
 
 BATCH_TOKENS = 2048  # positions in a pass; with 128,000 logits each, 1 GB
 MAUVE_LEAST = 100  # texts; with fewer, its histograms have less than ten bins
@@ -55,9 +55,9 @@ class Judge(Protocol):
 
 
 class ArtifactJudge:
-    """An autoregressive model of `cola train ar`."""
+    """A model of the next token that was trained here."""
 
-    def __init__(self, artifact: TrainedModel, device: torch.device) -> None:
+    def __init__(self, artifact: TrainedModel, model: TokenModel, device: torch.device) -> None:
         tokenizer = load_tokenizer(artifact.file("tokenizer.json"))
         self.tokenizer: Codec = tokenizer
         self.start: int | None = tokenizer.end_of_text_id  # as before a document in training
@@ -66,7 +66,7 @@ class ArtifactJudge:
             None if length is None else length - 1
         )  # the last predicts nothing
         self.device = device
-        self._network = load_transformer(artifact).to(device).eval()
+        self._network: Any = model.load(artifact).to(device).eval()
 
     def __call__(self, ids: Tensor) -> Tensor:
         return self._network(ids)
@@ -124,23 +124,26 @@ class _TransformersCodec:
 
 
 def open_judge(path: Path, device: torch.device) -> Judge:
-    """The judge at `path`: an artifact of `cola train ar`, or a folder for `transformers`.
+    """The judge at `path`: the artifact of a model of the next token, or a folder for `transformers`.
 
     Raises InputError when it is neither, UsageError when `transformers` is needed and absent.
     """
+    judges = [one for one in baselines() if one.token_model and one.token_model.next_token]
+    remedy = f"Name the output of {commands(judges)}, or a folder with a causal language model."
     if (path / MANIFEST_NAME).exists():
         artifact = TrainedModel.open(path)
-        if artifact.manifest.kind != "autoregressive":
+        model = token_model(artifact.manifest.kind)
+        if model is None or not model.next_token:
             raise InputError(
-                f"{path} is a {artifact.manifest.kind} artifact, and no model that gives likelihoods"
+                f"{path} is a {artifact.manifest.kind} artifact, not a model that gives likelihoods"
                 " token by token.",
-                "Name a model of `cola train ar`, or a folder with a causal language model.",
+                remedy,
             )
-        return ArtifactJudge(artifact, device)
+        return ArtifactJudge(artifact, model, device)
     if not (path / "config.json").is_file():
         raise InputError(
-            f"{path} is no language model.",
-            "Name a model of `cola train ar`, or a folder with a causal language model.",
+            f"{path} is not a language model.",
+            remedy,
         )
     return TransformersJudge(path, device)
 

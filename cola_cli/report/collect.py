@@ -16,22 +16,14 @@ from cola_cli.artifacts.checks import check_file
 from cola_cli.artifacts.manifest import FileRecord, Manifest, flatten, read_manifest
 from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import read_rows
-from cola_cli.artifacts.status import survey
 from cola_cli.errors import ColaError, InputError
 from cola_cli.evaluation.diagnosis import DIAGNOSES, Diagnosis, read_diagnosis
+from cola_cli.families import FAMILIES
+from cola_cli.stages.status import survey
 from cola_cli.studies.measurements import CURVES, Curves, read_curves
 
-WRITERS = ("prior", "autoregressive", "llada")  # kinds of models that write text
-KINDS = (
-    "tokens",
-    "vae",
-    "latents",
-    "prior",
-    "autoregressive",
-    "llada",
-    "samples",
-    "evaluation",
-)
+WRITERS = [family.kind for family in FAMILIES.values() if family.writes]
+KINDS = ("tokens", "vae", "latents", *WRITERS, "samples", "evaluation")  # in the order of the page
 MOST_SAMPLES = 48  # prompts read of one artifact
 TEXT_LIMIT = 6000  # characters of one sample shown
 

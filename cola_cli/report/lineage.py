@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cola_cli.report.collect import Shown
+from cola_cli.report.collect import WRITERS, Shown
 from cola_cli.report.key_metrics import key_figure
 from cola_cli.report.markup import Markup, element, joined
 from cola_cli.report.quantities import size
 
-COLUMNS = {"tokens": 0, "vae": 1, "latents": 2, "prior": 3, "autoregressive": 3, "llada": 3}
+COLUMNS = {"tokens": 0, "vae": 1, "latents": 2} | dict.fromkeys(WRITERS, 3)
 LAST_COLUMN = 4
 CARD, GAP, LANE = 188, 42, 12  # pixels
 LINE = 16

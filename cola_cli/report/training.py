@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from cola_cli.families import FAMILIES
 from cola_cli.report.charts import Axis, Chart, Reference, Series, figure, grid
 from cola_cli.report.collect import Collected, Shown
 from cola_cli.report.markup import Markup, element
 from cola_cli.report.quantities import DASH, number, percent
 from cola_cli.report.tables import table
 
-TRAINED = {
-    "vae": "Text VAE",
-    "prior": "Prior",
-    "autoregressive": "Autoregressive baseline",
-    "llada": "Masked diffusion baseline (LLaDA)",
-}
 STEP = "optimiser step"
 LOG_FROM = 25.0  # ratio of largest to smallest above which a loss is drawn on a logarithmic axis
 
@@ -52,11 +47,6 @@ FIGURES = {
     "learning_rate": Figure("Learning rate", "learning rate", logarithmic=False),
     "tokens_per_second": Figure("Speed", "tokens a second", logarithmic=False),
 }
-OF_KIND = {
-    ("autoregressive", "loss"): Figure("Loss", "nats a token"),
-    ("autoregressive", "accuracy"): Figure("Next tokens predicted", "share of tokens", share=True),
-    ("llada", "loss"): Figure("Loss, an upper bound", "nats a token"),
-}
 STILL = 1e-6  # relative change below which a figure stayed the same
 MACHINERY = ("gradient_norm", "learning_rate", "tokens_per_second")
 MAIN = ("flow", "loss", "reconstruction", "perplexity")  # the first that a kind has is drawn large
@@ -73,10 +63,10 @@ PREFIX = "validation_"
 def training_curves(collected: Collected) -> list[Markup]:
     """A block of charts for every kind of which some run has metrics."""
     blocks = []
-    for kind, name in TRAINED.items():
-        runs = [run for run in collected.of(kind) if any(run.metrics.values())]
+    for family in FAMILIES.values():
+        runs = [run for run in collected.of(family.kind) if any(run.metrics.values())]
         if runs:
-            blocks.append(_block(name, runs))
+            blocks.append(_block(family.title, runs))
     return blocks
 
 
@@ -143,8 +133,9 @@ def _folded(columns: Sequence[str], runs: Sequence[Shown]) -> Markup | None:
 
 
 def _about(column: str, kind: str) -> Figure:
-    own = Figure(column.replace("_", " ").capitalize(), column)
-    return OF_KIND.get((kind, column)) or FIGURES.get(column, own)
+    about = FIGURES.get(column, Figure(column.replace("_", " ").capitalize(), column))
+    title, unit = FAMILIES[kind].titles.get(column, (about.title, about.unit))
+    return replace(about, title=title, unit=unit)
 
 
 def _same(run: Shown, first: str, second: str) -> bool:

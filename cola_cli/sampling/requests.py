@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +32,14 @@ class Generation:
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
     finish: str = "length"
     text: str | None = None
+
+
+class Sampler(Protocol):
+    """What continues prompts."""
+
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
+        """Yield a request's generation so far, now and then and at its end; the last is not "running"."""
+        ...
 
 
 @dataclass

@@ -143,16 +143,12 @@ def _asked(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def _passes(model: LanguageModel, settings: EvaluateSettings) -> dict[str, Any]:
-    """Steps and guidance where they have a meaning: a baseline has no guidance, and LLaDA's steps are
-    its passes over a continuation.
-    """
+    """Steps and guidance where they have a meaning: a baseline has no guidance, and its steps are passes."""
     from cola_cli.api import Baseline
 
     if not isinstance(model, Baseline):
         return {"steps": settings.steps, "guidance": settings.guidance}
-    masked = not model.network.config.causal
-    passes = settings.unmask_steps or settings.max_new_tokens
-    return {"steps": passes if masked else None, "guidance": None}
+    return {"steps": model.token_model.passes(settings), "guidance": None}
 
 
 def _fitted(model: LanguageModel, question: Question, settings: EvaluateSettings) -> Prompt:

@@ -12,6 +12,7 @@ from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.kinds import Samples, SamplesPart, SamplesStatistics
 from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.errors import InputError, UsageError
+from cola_cli.families import FAMILIES, TokenModel, commands, token_model
 from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.reporting import Reporter
 from cola_cli.sampling.prompts import Prompt
@@ -22,7 +23,6 @@ from cola_cli.stages.outcome import Outcome, up_to_date
 from cola_cli.weights.folder import open_model_folder
 
 STAGE = "sample"
-MODELS = ("prior", "autoregressive", "llada")  # kinds of artifacts that can continue text
 
 
 def sample_to_artifact(
@@ -84,15 +84,16 @@ def model_fingerprint(path: Path) -> str:
     """What identifies a model: its artifact's fingerprint, or the digests of a checkpoint's files."""
     if (path / "manifest.json").exists():
         artifact = Artifact.open(path)
-        if artifact.manifest.kind not in MODELS:
+        family = FAMILIES.get(artifact.manifest.kind)
+        if family is None or not family.writes:
             raise InputError(
                 f"{path} is a {artifact.manifest.kind} artifact, but a model is needed here.",
-                "Name what `cola train prior`, `ar` or `llada` made.",
+                f"Name the output of {commands()}.",
             )
         return artifact.manifest.fingerprint
     if not path.is_dir():
         raise InputError(
-            f"{path} is no directory.", "Name a prior artifact or a checkpoint folder."
+            f"{path} is not a directory.", "Name a prior artifact or a checkpoint folder."
         )
     names = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors"))
     return sha256_text("".join(sha256_file(name) for name in names))
@@ -107,8 +108,8 @@ def plan_sampling(
     """
     if (path / "manifest.json").exists():
         artifact = Artifact.open(path)
-        if artifact.manifest.kind in MODELS[1:]:
-            return _plan_baseline(artifact, settings)
+        if (model := token_model(artifact.manifest.kind)) is not None:
+            return _plan_token_model(model, artifact, settings)
     from cola_cli.cost.sampling import Load, cache_bytes, workspace_bytes
     from cola_cli.flow.solvers import chosen_grid, evaluation_times
     from cola_cli.machine.processes import pick_device
@@ -140,19 +141,17 @@ def plan_sampling(
     }
 
 
-def _plan_baseline(artifact: Artifact, settings: SampleSettings) -> dict[str, int]:
-    from cola_cli.weights.configs import transformer_config
-
-    config = transformer_config(artifact)
+def _plan_token_model(
+    model: TokenModel, artifact: Artifact, settings: SampleSettings
+) -> dict[str, int]:
+    config = model.read_config(artifact)
     width = 2 if settings.dtype == "bfloat16" else 4
     positions = artifact.manifest.statistics["seq_len"] + settings.max_new_tokens
-    cache = 2 * config.layers * config.heads * config.head_dim if config.causal else 0
-    passes = settings.max_new_tokens if config.causal else settings.unmask_steps
     return {
         "parameters": config.parameter_count(),
         "weight_bytes": width * config.parameter_count(),
-        "passes": passes or settings.max_new_tokens,
-        "cache_bytes": width * settings.batch_size * positions * cache,
+        "passes": model.passes(settings) or settings.max_new_tokens,
+        "cache_bytes": width * settings.batch_size * positions * model.cached(config),
     }
 
 

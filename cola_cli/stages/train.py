@@ -1,109 +1,159 @@
-"""What all training stages share: set-up of the machine, the run, the weights at its end."""
+"""Stage `train`: an artifact to a trained model of any family, going on where an earlier run stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from cola_cli.artifacts import Artifact, Output, Writer
+from cola_cli.artifacts import Artifact, Identity, Output, Writer
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
-from cola_cli.corpus.sequences import Sequences
-from cola_cli.cost.training import Cost
-from cola_cli.machine.processes import World, joined
-from cola_cli.machine.threads import describe_environment, prepare_torch
+from cola_cli.artifacts.kinds import KINDS, TOKENIZER, Latents, TypedArtifact
+from cola_cli.artifacts.reading import reason
+from cola_cli.cost.training import Cost, Place, training_plan
+from cola_cli.errors import InputError, UsageError
+from cola_cli.families import Data, Family
+from cola_cli.machine.threads import describe_environment, peak_memory, prepare_torch
 from cola_cli.reporting import Reporter, Silent
-from cola_cli.settings.training import Optimizer, Train
-from cola_cli.stages.outcome import Outcome
-from cola_cli.training import checkpoints
-from cola_cli.training.loop import Training
-from cola_cli.training.metrics import TIMES, Metrics
-from cola_cli.training.objectives.objective import Objective
-from cola_cli.weights.artifact import write_network
-from cola_cli.weights.configs import network_files
+from cola_cli.settings import result_settings
+from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.run import Run
+from cola_cli.weights.configs import network_files, vae_config
+
+if TYPE_CHECKING:
+    from cola_cli.machine.processes import World
 
 
-@dataclass(frozen=True)
-class Networks:
-    """An objective, the networks to save by name with their configs, and what to do before saving."""
-
-    objective: Objective
-    saved: dict[str, tuple[nn.Module, Any]]
-    finish: Callable[[], None] = lambda: None
+Source = TypedArtifact[Any]
 
 
-def run_training(
-    output: Output,
-    source: Artifact,
-    networks: Callable[[], Networks],
-    train: Train,
-    optim: Optimizer,
-    reporter: Reporter,
-    device: str,
-    threads: int | None,
-    trained: tuple[str, ...],
-    copied: tuple[str, ...],
-    cost: Cost,
-    keep: dict[str, Any],
+def data_of(source: Source) -> Data:
+    """What the shape and the cost of a model need to know of the artifact that it is trained on."""
+    statistics = source.statistics
+    vae = vae_config(source) if isinstance(source, Latents) else None
+    return Data(statistics.seq_len, statistics.vocab_size, vae)
+
+
+def model_config(family: Family, data: Data, settings: Any) -> Any:
+    """The network that these settings ask for on these data. Raises UsageError for impossible sizes."""
+    try:
+        return family.config(data, settings)
+    except ValueError as error:
+        raise UsageError(
+            f"{family.table}.model: {reason(error)}.", "Choose other sizes."
+        ) from error
+
+
+def training_cost(family: Family, source_path: Path, settings: Any) -> Cost:
+    """What a training step on the artifact at `source_path` takes. Raises UsageError for impossible sizes."""
+    data = data_of(KINDS[family.reads].open(source_path))
+    return family.cost(model_config(family, data, settings), data, settings)
+
+
+def plan_training(
+    family: Family, source_path: Path, settings: Any, device: str = "auto"
+) -> dict[str, Any]:
+    """What training would take: parameters, memory, operations, steps. Touches nothing."""
+    from cola_cli.machine.processes import pick_device
+
+    train = settings.train
+    length = KINDS[family.reads].open(source_path).statistics.seq_len
+    cost = training_cost(family, source_path, settings)
+    chosen = pick_device(device)
+    bf16 = train.precision == "bf16" or (train.precision == "auto" and chosen.type == "cuda")
+    here = Place(str(chosen), bf16, 0.0 if chosen.type == "cuda" else peak_memory())
+    return training_plan(cost, train, settings.optim, here, length)
+
+
+def train(
+    family: Family, source_path: Path, output_path: Path, settings: Any, run: Run | None = None
 ) -> Outcome:
-    """Train on the sequences of `source` and commit the artifact.
+    """Train a model on the sequences of an artifact of kind `family.reads`; commit an artifact of its own.
 
-    `trained` names the networks that the output holds, `copied` the files of `source` that it holds too;
-    `keep` are statistics to carry along.
+    With the same train.data_seed, models of all families see the same sequences in every step.
     """
+    run = run or Run()
+    source = KINDS[family.reads].open(source_path)
+    data = data_of(source)
+    config = model_config(family, data, settings)
+    chosen = result_settings(settings)
+    identity = Identity(
+        stage=family.stage,
+        settings={name: value for name, value in chosen.items() if name not in family.ignored},
+        inputs={family.reads: source.manifest.fingerprint},
+    )
+    output = Output.open(output_path, family.kind, identity, settings.model_dump(), run.overwrite)
+    if output.up_to_date:
+        return up_to_date(output)
+
     import torch
 
+    from cola_cli.machine.processes import joined
+
     # Bytes depend on the number of threads: an interrupted run goes on with the number it began with.
-    chosen = prepare_torch(threads, output.recorded_environment.get("threads"))
+    threads = prepare_torch(run.threads, output.recorded_environment.get("threads"))
     torch.use_deterministic_algorithms(True, warn_only=True)
-    reporter.note(str(chosen))
-    with joined(device) as world, ExitStack() as stack:
-        environment = describe_environment(chosen) | {"device": str(world.device)}
+    run.reporter.note(str(threads))
+    cost = family.cost(config, data, settings)
+    files = (METRICS, *network_files(*family.trained(settings)))
+    with joined(run.device) as world, ExitStack() as stack:
+        environment = describe_environment(threads) | {"device": str(world.device)}
         writer = stack.enter_context(output.writing(environment)) if world.leads else None
         world.wait()
-        files = (METRICS, *network_files(*trained))
         whole = writer is not None and writer.kept.keys() >= set(files)
         if not world.largest(int(whole))[0]:
             if writer is not None:
                 writer.discard(*files)
-            _train(output.path, source, networks, train, optim, reporter, world, writer, cost)
+            _train(family, config, source, output_path, settings, cost, run.reporter, world, writer)
         world.wait()
         if writer is None:
-            return Outcome(output.path, True)
+            return Outcome(output_path, True)
         if not whole:
             writer.keep(*files)  # a run that is killed from here on need not train again
-        for name in copied:
-            writer.write(name, source.file(name).read_bytes())
-        remove_all(output.path / CHECKPOINTS)
-        statistics = {"parameters": cost.parameters} | keep | _figures(output.path)
+        for name in (TOKENIZER, *network_files("vae")):
+            if source.has(name) and name not in files:
+                writer.write(name, source.file(name).read_bytes())
+        remove_all(output_path / CHECKPOINTS)
+        statistics = _statistics(family, source, cost) | _figures(output_path)
         writer.finish(statistics)
-        return Outcome(output.path, True, statistics)
+        return Outcome(output_path, True, statistics)
+
+
+def require_maker(latents: Latents, vae_path: Path) -> None:
+    """Raise InputError unless the named VAE is the one that made the latents."""
+    vae = Artifact.open(vae_path, "vae")
+    if latents.manifest.identity.inputs.get("vae") != vae.manifest.fingerprint:
+        raise InputError(
+            f"{latents.path} was encoded by another VAE than {vae_path}.",
+            "Name the VAE that `cola encode` used, or encode again with this one.",
+        )
 
 
 def _train(
+    family: Family,
+    config: Any,
+    source: Source,
     path: Path,
-    source: Artifact,
-    networks: Callable[[], Networks],
-    train: Train,
-    optim: Optimizer,
+    settings: Any,
+    cost: Cost,
     reporter: Reporter,
     world: World,
     writer: Writer | None,
-    cost: Cost,
 ) -> None:
     import torch
 
-    torch.manual_seed(train.seed)
-    made = networks()
+    from cola_cli.corpus.sequences import Sequences
+    from cola_cli.training import checkpoints
+    from cola_cli.training.loop import Training
+    from cola_cli.weights.artifact import write_network
+
+    torch.manual_seed(settings.train.seed)
+    networks = family.build(config, source, settings)
     training = Training(
-        made.objective,
-        train,
-        optim,
+        networks.objective,
+        settings.train,
+        settings.optim,
         Sequences(source, "train"),
         Sequences(source, "validation"),
         path,
@@ -113,15 +163,25 @@ def _train(
     )
     training.run()
     training.average.replace()
-    made.finish()
-    for name, (network, config) in made.saved.items():
+    networks.finish()
+    for name, (network, shape) in networks.saved.items():
         state = checkpoints.whole(network.state_dict(), world.leads)
         if writer is not None:
-            write_network(writer, name, state, config)
+            write_network(writer, name, state, shape)
+
+
+def _statistics(family: Family, source: Source, cost: Cost) -> dict[str, Any]:
+    """Sizes of the model, and what it repeats of the artifact that it was trained on."""
+    sizes = {"parameters": cost.parameters}
+    if family.token_model is not None:
+        sizes["core_parameters"] = cost.core_parameters
+    return sizes | {name: source.manifest.statistics[name] for name in family.kept}
 
 
 def _figures(path: Path) -> dict[str, Any]:
-    """The newest figures of the metrics, but for times."""
+    """The newest value of every metric but times."""
+    from cola_cli.training.metrics import TIMES, Metrics
+
     metrics = Metrics(path / METRICS)
     metrics.read()
     names = sorted({name for row in metrics.rows for name in row} - {*TIMES, "step"})

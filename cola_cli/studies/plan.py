@@ -5,29 +5,28 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cola_cli.artifacts.files import sha256_text
 from cola_cli.artifacts.manifest import canonical_json, read_manifest
-from cola_cli.artifacts.reading import reason
-from cola_cli.cost import training as flops
+from cola_cli.cost.sampling import cola_sampling
+from cola_cli.cost.training import Cost, text_vae_encoding
 from cola_cli.errors import UsageError
-from cola_cli.models.config import PriorConfig, Shape, TextVAEConfig, TransformerConfig
-from cola_cli.settings import Settings, nearest, resolve, result_settings
-from cola_cli.settings.baseline import BaselineSettings
+from cola_cli.families import AUTOREGRESSIVE, PRIOR, TEXT_VAE, Data, Family, baselines
+from cola_cli.models.config import PriorConfig, TextVAEConfig
+from cola_cli.settings import TABLES, Settings, nearest, resolve, result_settings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.evaluate import EvaluateSettings
-from cola_cli.settings.prior import PriorSettings
-from cola_cli.settings.sample import SampleSettings
+from cola_cli.settings.sample import SampleSettings, SamplingOptions
 from cola_cli.settings.tokenize import TokenizeSettings
-from cola_cli.settings.vae import VAESettings
-from cola_cli.stages import train_baseline
+from cola_cli.stages.matching import planned_settings
+from cola_cli.stages.train import model_config
 from cola_cli.studies.commands import ANSWERS, CLOZE, Compute, Run, Step, source_of
-from cola_cli.studies.settings import Line, Point, Study, Sweep, Tree, flattened, merged
+from cola_cli.studies.settings import PRIORS, Line, Point, Study, Sweep, Tree, flattened, merged
 
 KEY_LENGTH = 10  # hexadecimal digits of a directory's name
-BASELINES: dict[str, train_baseline.Baseline] = {"ar": "autoregressive", "llada": "llada"}
 
 _SettingsT = TypeVar("_SettingsT", bound=Settings)
 
@@ -97,121 +96,97 @@ class _Planner:
         return self._step("tokenize", {}, settings, assignments, given)
 
     def _trained(self, tokens: Step) -> tuple[Step, Compute]:
-        if self.line.model in BASELINES:
-            return self._baseline(tokens, BASELINES[self.line.model])
-        return self._prior(tokens)
+        if self.line.model in PRIORS:
+            return self._prior(tokens)
+        (family,) = (one for one in baselines() if one.command == self.line.model)
+        return self._baseline(tokens, family)
 
     def _prior(self, tokens: Step) -> tuple[Step, Compute]:
-        vae_settings, assignments = self._resolved(VAESettings, "vae")
-        vae = self._step("train vae", {"tokens": tokens}, vae_settings, assignments)
+        vae_settings, assignments = self._trained_as(TEXT_VAE)
+        vae = self._step(TEXT_VAE.stage, {"tokens": tokens}, vae_settings, assignments)
         encoding, assignments = self._resolved(EncodeSettings, "encode")
         latents = self._step("encode", {"tokens": tokens, "vae": vae}, encoding, assignments)
 
-        length = _seq_len(tokens)
-        vae_shape = self._possible(
-            TextVAEConfig, "vae.model", vae_settings.model, vocab_size=_vocabulary(tokens)
-        )
+        data = _data(tokens)
+        vae_shape = self._possible(TEXT_VAE, data, vae_settings)
+        stage_1 = TEXT_VAE.cost(vae_shape, data, vae_settings).flops * vae_settings.train.steps
+        data = replace(data, vae=vae_shape)
         seeds = [f"train.seed={self.seed}", f"train.data_seed={self.seed}"]
         further = {"mode": self.line.model}
 
-        def resolved(steps: int | None = None) -> tuple[PriorSettings, tuple[str, ...]]:
+        def resolved(steps: int | None = None) -> tuple[Any, tuple[str, ...]]:
             length_of_run = [] if steps is None else [f"train.steps={steps}"]
-            return self._resolved(PriorSettings, "prior", [*seeds, *length_of_run], further)
+            return self._trained_as(PRIOR, [*seeds, *length_of_run], further)
 
         settings, assignments = resolved()
-        shape = self._possible(
-            PriorConfig, "prior.model", settings.model, latent_dim=vae_shape.latent_dim
-        )
-        a_step = flops.prior_cost(shape, vae_shape, settings, length).flops
-        parameters = shape.parameter_count()
-        steps = self._steps(
-            settings.train.steps, settings.train.batch_size * length, parameters, a_step
-        )
+        shape = self._possible(PRIOR, data, settings)
+        cost = PRIOR.cost(shape, data, settings)
+        batch = settings.train.batch_size * data.length
+        steps = self._steps(settings.train.steps, batch, cost)
         if steps != settings.train.steps:
             settings, assignments = resolved(steps)
-        prior = self._step("train prior", {"latents": latents}, settings, assignments)
-        count = settings.train.batch_size * length * steps
-        stage_1 = flops.text_vae_cost(vae_shape, vae_settings, length).flops
-        stage_1 *= vae_settings.train.steps
+        prior = self._step(PRIOR.stage, {"latents": latents}, settings, assignments)
+        rows = settings.train.batch_size * steps
         compute = Compute(
-            parameters=parameters,
-            all_parameters=parameters + vae_shape.parameter_count(),
+            parameters=cost.core_parameters,
+            all_parameters=cost.core_parameters + vae_shape.parameter_count(),
             steps=steps,
-            tokens=count,
-            flops=a_step * steps,
-            earlier_flops=stage_1 + flops.text_vae_encoding(vae_shape, count / length, length),
-            sampling=self._sampling(length, "cola_sampling", vae_shape, shape),
+            tokens=batch * steps,
+            flops=cost.flops * steps,
+            earlier_flops=stage_1 + text_vae_encoding(vae_shape, rows, data.length),
+            sampling=self._sampling(data.length, _cola_flops, (vae_shape, shape)),
         )
         return prior, compute
 
-    def _baseline(self, tokens: Step, kind: train_baseline.Baseline) -> tuple[Step, Compute]:
-        recorded, inputs = None, {"tokens": tokens}
+    def _baseline(self, tokens: Step, family: Family) -> tuple[Step, Compute]:
+        recorded, inputs, data = None, {"tokens": tokens}, _data(tokens)
         seeds = [f"train.seed={self.seed}", f"train.data_seed={self.seed}"]
         if self.line.match is not None:
             prior = self._partner()._trained(tokens)[0]
             vae = prior.inputs["latents"].inputs["vae"]
-            shape = self._possible(
-                PriorConfig,
-                "prior.model",
-                prior.settings.model,
-                latent_dim=vae.settings.model.latent_dim,
-            )
-            recorded = (str(prior.path), train_baseline.matched_to(shape, prior.settings))
+            vae_shape = self._possible(TEXT_VAE, data, vae.settings)
+            shape = self._possible(PRIOR, replace(data, vae=vae_shape), prior.settings)
+            recorded = (str(prior.path), planned_settings(shape, prior.settings))
             inputs["match"] = prior
             seeds = []
 
-        def resolved(steps: int | None = None) -> tuple[BaselineSettings, tuple[str, ...]]:
+        def resolved(steps: int | None = None) -> tuple[Any, tuple[str, ...]]:
             length_of_run = [] if steps is None else [f"train.steps={steps}"]
-            return self._resolved(
-                BaselineSettings, "baseline", [*seeds, *length_of_run], recorded=recorded
-            )
+            return self._trained_as(family, [*seeds, *length_of_run], recorded=recorded)
 
         settings, assignments = resolved()
-        length = _seq_len(tokens)
-        network = self._possible(
-            TransformerConfig,
-            "baseline.model",
-            settings.model,
-            vocab_size=_vocabulary(tokens),
-            causal=kind == "autoregressive",
-        )
-        a_step = train_baseline.training_cost(kind, network, settings.train, length).flops
-        parameters = network.core_parameter_count()
-        batch = settings.train.batch_size * length
+        shape = self._possible(family, data, settings)
+        cost = family.cost(shape, data, settings)
+        batch = settings.train.batch_size * data.length
         # a share is already in the steps of the prior that this one is matched to
         matched = self.line.match is not None
-        steps = self._steps(settings.train.steps, batch, parameters, a_step, matched)
+        steps = self._steps(settings.train.steps, batch, cost, matched)
         if steps != settings.train.steps:
             settings, assignments = resolved(steps)
-        stage = train_baseline.STAGES[kind]
-        name = "autoregressive_sampling" if network.causal else "masked_diffusion_sampling"
-        count = batch * steps
+        assert family.token_model is not None
         compute = Compute(
-            parameters=parameters,
-            all_parameters=network.parameter_count(),
+            parameters=cost.core_parameters,
+            all_parameters=cost.parameters,
             steps=steps,
-            tokens=count,
-            flops=a_step * steps,
+            tokens=batch * steps,
+            flops=cost.flops * steps,
             earlier_flops=0.0,
-            sampling=self._sampling(length, name, network),
+            sampling=self._sampling(data.length, family.token_model.flops, shape),
         )
-        return self._step(stage, inputs, settings, assignments), compute
+        return self._step(family.stage, inputs, settings, assignments), compute
 
-    def _sampling(self, length: int, name: str, *shapes: Any) -> Callable[[], float]:
+    def _sampling(
+        self, length: int, flops: Callable[[Any, SamplingOptions, int, int], float], shape: Any
+    ) -> Callable[[], float]:
         """Operations a new token, behind a prompt that leaves room for no more in a training sequence."""
         settings, _ = self._resolved(SampleSettings, "sample")
         new = min(settings.max_new_tokens, length // 2)
 
-        def count() -> float:
-            from cola_cli.cost import sampling as flops
-
-            return getattr(flops, name)(*shapes, settings.options(()), length - new, new) / new
-
-        return count
+        return lambda: flops(shape, settings.options(()), length - new, new) / new
 
     def _partner(self) -> _Planner:
         """The planner of the run that this one is matched to."""
-        lines = {line.name: line for line in self.sweep.lines if line.model in ("frozen", "joint")}
+        lines = {line.name: line for line in self.sweep.lines if line.model in PRIORS}
         if self.line.match not in lines:
             raise UsageError(
                 f"{self.name}: there is no prior's line {self.line.match!r} to match.",
@@ -267,10 +242,19 @@ class _Planner:
     def _judge(self, tokens: Step) -> Step:
         assert self.study.judge is not None
         own = tuple(_assignments(flattened(self.study.judge)))
-        settings = self._read(BaselineSettings, "baseline", own)
-        return self._step("train ar", {"tokens": tokens}, settings, own)
+        settings = self._read(TABLES[AUTOREGRESSIVE.table], AUTOREGRESSIVE.table, own)
+        return self._step(AUTOREGRESSIVE.stage, {"tokens": tokens}, settings, own)
 
     # settings
+
+    def _trained_as(
+        self,
+        family: Family,
+        further: list[str] | tuple[str, ...] = (),
+        flags: dict[str, Any] | None = None,
+        recorded: tuple[str, Tree] | None = None,
+    ) -> tuple[Any, tuple[str, ...]]:
+        return self._resolved(TABLES[family.table], family.table, further, flags, recorded)
 
     def _resolved(
         self,
@@ -299,23 +283,19 @@ class _Planner:
             problem = error.problem.removeprefix("--set: ")
             raise UsageError(f"{self.name}: {problem}", error.remedy) from error
 
-    def _possible(self, shape: Any, table: str, model: Shape, **further: Any) -> Any:
+    def _possible(self, family: Family, data: Data, settings: Any) -> Any:
         try:
-            return shape(**model.model_dump(), **further)
-        except ValueError as error:
-            raise UsageError(
-                f"{self.name}: {table}: {reason(error)}.", "Choose other sizes."
-            ) from error
+            return model_config(family, data, settings)
+        except UsageError as error:
+            raise UsageError(f"{self.name}: {error.problem}", error.remedy) from error
 
-    def _steps(
-        self, steps: int, batch: int, parameters: int, a_step: float, shared: bool = False
-    ) -> int:
+    def _steps(self, steps: int, batch: int, cost: Cost, shared: bool = False) -> int:
         """The steps of the run that the point asks for; `batch` in tokens."""
         point = self.point
         if point.flops is not None:
-            return max(1, round(point.flops / a_step))
+            return max(1, round(point.flops / cost.flops))
         if point.paper_flops is not None:
-            return max(1, round(point.paper_flops / (6.0 * parameters * batch)))
+            return max(1, round(point.paper_flops / (6.0 * cost.core_parameters * batch)))
         if point.share is not None and not shared:
             return max(1, round(point.share * steps))
         return steps
@@ -357,8 +337,14 @@ def _assignments(given: dict[str, Any]) -> Iterator[str]:
         yield f"{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def _seq_len(tokens: Step) -> int:
-    return int(tokens.settings.seq_len)
+def _cola_flops(
+    shapes: tuple[TextVAEConfig, PriorConfig], options: SamplingOptions, prompt: int, new: int
+) -> float:
+    return cola_sampling(*shapes, options, prompt, new)
+
+
+def _data(tokens: Step) -> Data:
+    return Data(int(tokens.settings.seq_len), _vocabulary(tokens))
 
 
 def _vocabulary(tokens: Step) -> int:

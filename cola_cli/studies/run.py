@@ -11,14 +11,17 @@ from cola_cli.artifacts.files import write_atomic
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.artifacts.reading import read_json
 from cola_cli.errors import InputError
+from cola_cli.families import FAMILIES
 from cola_cli.machine import interruption
 from cola_cli.reporting import Reporter
+from cola_cli.stages.run import Run as How
 from cola_cli.studies.commands import Run, Step, commands_of
 from cola_cli.studies.measurements import CURVES
 from cola_cli.studies.plan import plan_study
 from cola_cli.studies.results import compute_curves
 from cola_cli.studies.settings import Study, parse_study
 
+TRAINING = {family.stage: family for family in FAMILIES.values()}
 STUDY_FILE = "study.json"  # what `cola study table` and `plot` read
 STUDY_LIMIT = 16 << 20  # bytes
 NGRAM = 8  # of the figure `memorised`, as `cola eval text` has it
@@ -101,29 +104,17 @@ def perform(step: Step, reporter: Reporter, device: str, threads: int | None) ->
             tokenizer = Path(given) if given else None
             corpus = step.given["corpus"]
             tokenize(corpus, step.path, step.settings, tokenizer, False, reporter)
-        case "train vae":
-            from cola_cli.stages.train_vae import train_vae
-
-            train_vae(inputs["tokens"], step.path, step.settings, reporter, device, threads)
         case "encode":
             from cola_cli.stages.encode import encode
 
             encode(
                 inputs["tokens"], inputs["vae"], step.path, step.settings, reporter, device, threads
             )
-        case "train prior":
-            from cola_cli.stages.train_prior import train_prior
+        case stage if stage in TRAINING:
+            from cola_cli.stages.train import train
 
-            train_prior(
-                inputs["latents"], step.path, step.settings, reporter, None, device, threads
-            )
-        case "train ar" | "train llada":
-            from cola_cli.stages.train_baseline import STAGES, train_baseline
-
-            kind = next(kind for kind, stage in STAGES.items() if stage == step.stage)
-            train_baseline(
-                kind, inputs["tokens"], step.path, step.settings, reporter, device, threads
-            )
+            family, how = TRAINING[stage], How(reporter=reporter, device=device, threads=threads)
+            train(family, inputs[family.reads], step.path, step.settings, how)
         case "sample":
             from cola_cli.sampling.prompts import read_prompts
             from cola_cli.stages.sample import sample_to_artifact
@@ -185,15 +176,11 @@ def command(step: Step) -> str:
         case "tokenize":
             own = ["--tokenizer", step.given["tokenizer"]] if step.given["tokenizer"] else []
             words = [*step.given["corpus"], *own, *common]
-        case "train vae":
-            words = [inputs["tokens"], *common]
         case "encode":
             words = [inputs["tokens"], "--vae", inputs["vae"], *common]
-        case "train prior":
-            words = [inputs["latents"], *common]
-        case "train ar" | "train llada":
+        case stage if stage in TRAINING:
             match = ["--match", inputs["match"]] if "match" in inputs else []
-            words = [inputs["tokens"], *match, *common]
+            words = [inputs[TRAINING[stage].reads], *match, *common]
         case "sample":
             words = [inputs["model"], "--prompts", inputs["prompts"], *common]
         case "eval run":

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cola_cli.errors import UsageError
+from cola_cli.families import baselines
 from cola_cli.settings import TABLES, Settings, nearest
 from cola_cli.settings.resolve import read_toml
 
 JUDGE = "judge"  # settings of the autoregressive model that judges what the others write
+PRIORS = ("frozen", "joint")  # models of a line besides the baselines: modes of the prior
 # What a point's x may be besides a setting.
 COMPUTE = ("flops", "total_flops", "paper_flops", "tokens")
 
@@ -33,9 +35,17 @@ class Line(Settings):
     """
 
     name: Name
-    model: Literal["frozen", "joint", "ar", "llada"]
+    model: str
     match: str | None = None
     settings: Tree = Field(default_factory=dict)
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_known(cls, model: str) -> str:
+        if model not in (*PRIORS, *(family.command for family in baselines())):
+            known = ", ".join((*PRIORS, *(family.command for family in baselines())))
+            raise ValueError(f"there is no model {model!r}, only {known}")
+        return model
 
 
 class Point(Settings):

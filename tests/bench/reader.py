@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
+from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
@@ -17,9 +18,9 @@ from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.settings.vae import VAESettings
 from cola_cli.stages.encode import encode
+from cola_cli.stages.run import Run
 from cola_cli.stages.tokenize import tokenize
-from cola_cli.stages.train_prior import train_prior
-from cola_cli.stages.train_vae import train_vae
+from cola_cli.stages.train import train
 from cola_cli.training.loop import Training
 from cola_cli.training.reader import WAITING
 
@@ -45,7 +46,7 @@ def read_and_encode(
         tokenize([str(folder / "corpus.txt")], folder / "tokens", settings)
         once = {"steps": 1, "batch_size": 2, "validation_sequences": 1}
         vae = VAESettings.model_validate({"model": VAE, "train": once})
-        train_vae(folder / "tokens", folder / "vae", vae, Silent(), device)
+        train(TEXT_VAE, folder / "tokens", folder / "vae", vae, Run(device=device))
         # the second time nothing is compiled, imported or allocated anew
         for turn in ("first", "second"):
             begin = time.perf_counter()
@@ -54,8 +55,8 @@ def read_and_encode(
             )
             seconds = time.perf_counter() - begin
         model = {name: getattr(prior, name) for name in vars(prior) if name != "latent_dim"}
-        train = {"steps": steps, "batch_size": rows, "validation_sequences": 1}
-        chosen = PriorSettings.model_validate({"model": model, "train": train})
+        sizes = {"steps": steps, "batch_size": rows, "validation_sequences": 1}
+        chosen = PriorSettings.model_validate({"model": model, "train": sizes})
         share = _waiting_share(folder / "second", folder / "prior", chosen, device)
     return {
         "reader_share": share,
@@ -80,7 +81,7 @@ def _waiting_share(latents: Path, output: Path, settings: PriorSettings, device:
 
     Training._update = timed  # type: ignore[method-assign]
     try:
-        train_prior(latents, output, settings, Silent(), None, device)
+        train(PRIOR, latents, output, settings, Run(device=device))
     finally:
         Training._update = update  # type: ignore[method-assign]
     waited = sum(e.cpu_time_total for e in profiler.key_averages() if e.key == WAITING)

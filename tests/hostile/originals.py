@@ -72,23 +72,22 @@ def _make_artifacts(folder: Path) -> None:
     import torch
 
     from cola_cli.artifacts import Artifact
+    from cola_cli.families import PRIOR, TEXT_VAE
     from cola_cli.machine.processes import ALONE
     from cola_cli.reporting import Silent
     from cola_cli.settings.encode import EncodeSettings
     from cola_cli.stages.encode import encode
-    from cola_cli.stages.train_prior import train_prior
-    from cola_cli.stages.train_vae import train_vae
+    from cola_cli.stages.train import train
     from cola_cli.training import checkpoints
     from cola_cli.weights.artifact import load_prior, load_vae
     from cola_cli.weights.export import write_checkpoint
+    from tests.conftest import CPU
     from tests.stages.conftest import make_tokens, prior_settings, vae_settings
 
     tokens = make_tokens(folder, documents=60)
-    train_vae(tokens, folder / "vae", vae_settings(steps=2), Silent(), "cpu")
+    train(TEXT_VAE, tokens, folder / "vae", vae_settings(steps=2), CPU)
     encode(tokens, folder / "vae", folder / "latents", EncodeSettings(), Silent(), "cpu")
-    train_prior(
-        folder / "latents", folder / "prior", prior_settings(steps=2), Silent(), device="cpu"
-    )
+    train(PRIOR, folder / "latents", folder / "prior", prior_settings(steps=2), CPU)
     prior = Artifact.open(folder / "prior")
     write_checkpoint(
         folder / "released",

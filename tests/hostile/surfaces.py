@@ -262,8 +262,8 @@ def _artifacts() -> list[Parser]:
 
 def _open(folder: Path) -> Any:
     from cola_cli.artifacts import Artifact
-    from cola_cli.artifacts.status import survey
     from cola_cli.artifacts.verify import verify
+    from cola_cli.stages.status import survey
 
     survey(folder)
     artifact = Artifact.open(folder)

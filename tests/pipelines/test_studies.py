@@ -12,6 +12,7 @@ import pytest
 
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.reporting import Silent
 from cola_cli.sampling.prompts import read_prompts
 from cola_cli.settings import Settings, resolve
@@ -21,10 +22,10 @@ from cola_cli.settings.sample import SampleSettings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.settings.vae import VAESettings
 from cola_cli.stages.encode import encode
+from cola_cli.stages.run import Run
 from cola_cli.stages.sample import sample_to_artifact
 from cola_cli.stages.tokenize import tokenize
-from cola_cli.stages.train_prior import train_prior
-from cola_cli.stages.train_vae import train_vae
+from cola_cli.stages.train import train
 from cola_cli.studies.plan import plan_study
 from cola_cli.studies.settings import read_study
 from tests.pipelines.test_quickstart import SAMPLE
@@ -133,11 +134,21 @@ def ready_quickstart(run: Path, folder: Path) -> None:
     quiet = Silent()
     cut = settings(TokenizeSettings, "tokenize")
     tokenize([str(folder / "corpus.txt")], run / "tokens", cut, None, False, quiet)
-    train_vae(run / "tokens", run / "vae", settings(VAESettings, "vae"), quiet, "cpu")
+    train(
+        TEXT_VAE,
+        run / "tokens",
+        run / "vae",
+        settings(VAESettings, "vae"),
+        Run(reporter=quiet, device="cpu"),
+    )
     encoding = settings(EncodeSettings, "encode")
     encode(run / "tokens", run / "vae", run / "latents", encoding, quiet, "cpu")
-    train_prior(
-        run / "latents", run / "prior", settings(PriorSettings, "prior"), quiet, None, "cpu"
+    train(
+        PRIOR,
+        run / "latents",
+        run / "prior",
+        settings(PriorSettings, "prior"),
+        Run(reporter=quiet, device="cpu"),
     )
     prompts = list(read_prompts(folder / "prompts.jsonl"))
     options = settings(SampleSettings, "sample")

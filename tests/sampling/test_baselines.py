@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_cli.api import Baseline
+from cola_cli.families import AUTOREGRESSIVE, LLADA
 from cola_cli.models.config import TransformerConfig
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.masked_diffusion import shares
@@ -25,7 +26,9 @@ def baseline(causal: bool, seed: int = 0) -> Baseline:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return Baseline(network, None)
+    token_model = (AUTOREGRESSIVE if causal else LLADA).token_model
+    assert token_model is not None
+    return Baseline(network, token_model)
 
 
 def without_cache(model: Baseline, prompt: list[int], count: int) -> list[int]:

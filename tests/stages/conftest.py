@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cola_cli.families import TEXT_VAE
 from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
@@ -14,7 +15,8 @@ from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.settings.vae import VAESettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.tokenize import tokenize
-from cola_cli.stages.train_vae import train_vae
+from cola_cli.stages.train import train
+from tests.conftest import CPU
 
 SEQ_LEN = 32
 VAE_MODEL = {
@@ -98,6 +100,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with finished tokens, vae and latents."""
     folder = tmp_path_factory.mktemp("made")
     tokens = make_tokens(folder)
-    train_vae(tokens, folder / "vae", vae_settings(), Silent(), "cpu")
+    train(TEXT_VAE, tokens, folder / "vae", vae_settings(), CPU)
     encode(tokens, folder / "vae", folder / "latents", EncodeSettings(), Silent(), "cpu")
     return folder

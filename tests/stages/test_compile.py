@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from cola_cli.reporting import Silent
+from cola_cli.families import PRIOR
 from cola_cli.settings.prior import PriorSettings
-from cola_cli.stages.train_prior import train_prior
+from cola_cli.stages.train import train
 from cola_cli.training.metrics import Metrics
+from tests.conftest import CPU
 from tests.stages.conftest import prior_settings
 
 
@@ -35,7 +36,7 @@ def test_compiled_training_has_the_losses_of_the_other(
         values = base.model_dump(exclude_unset=True)
         settings = PriorSettings.model_validate(values | {"data": {"partly_clean": 0.5}})
         output = tmp_path / f"compiled-{compiled}"
-        train_prior(made / "latents", output, settings, Silent(), None, "cpu")
+        train(PRIOR, made / "latents", output, settings, CPU)
         metrics = Metrics(output / "metrics.parquet")
         metrics.read()
         losses.append([row["loss"] for row in metrics.rows if row.get("loss") is not None])

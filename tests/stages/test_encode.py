@@ -16,12 +16,13 @@ import torch
 from cola_cli.artifacts import Artifact
 from cola_cli.corpus.sequences import SHAPE, Sequences
 from cola_cli.errors import DamagedArtifact, InputError
+from cola_cli.families import TEXT_VAE
 from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
-from cola_cli.stages.train_vae import train_vae
+from cola_cli.stages.train import train
 from cola_cli.weights.artifact import load_vae
-from tests.conftest import Run, cola_command, content
+from tests.conftest import CPU, Run, cola_command, content
 from tests.stages.conftest import SEQ_LEN, make_tokens, vae_settings
 from tests.stages.killing import assert_same_manifest, kill_until_done
 
@@ -37,7 +38,7 @@ def test_killed_again_and_again_the_latents_are_the_same_to_the_byte(
     made: Path, tmp_path: Path
 ) -> None:
     tokens = make_tokens(tmp_path, documents=12_000)
-    train_vae(tokens, tmp_path / "vae", vae_settings(steps=8), Silent(), "cpu")
+    train(TEXT_VAE, tokens, tmp_path / "vae", vae_settings(steps=8), CPU)
     encode(tokens, tmp_path / "vae", tmp_path / "quiet", EncodeSettings(), Silent(), "cpu")
     command = ["encode", str(tokens), "--vae", str(tmp_path / "vae"), "--device", "cpu"]
     command += ["-o", str(tmp_path / "killed")]
@@ -162,7 +163,7 @@ def test_ten_times_the_corpus_takes_no_more_memory(made: Path, tmp_path: Path) -
         (tmp_path / name).mkdir()
         tokens = make_tokens(tmp_path / name, documents)
         vae = tmp_path / name / "vae"
-        train_vae(tokens, vae, vae_settings(steps=2), Silent(), "cpu")
+        train(TEXT_VAE, tokens, vae, vae_settings(steps=2), CPU)
         run = subprocess.run(
             [sys.executable, "-c", code, str(tokens), str(vae), str(tmp_path / name / "latents")],
             capture_output=True,

@@ -10,6 +10,7 @@ import pytest
 import cola_cli
 from cola_cli.artifacts import Artifact
 from cola_cli.corpus.sequences import Sequences
+from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
@@ -17,8 +18,8 @@ from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.settings.vae import VAESettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.tokenize import tokenize
-from cola_cli.stages.train_prior import train_prior
-from cola_cli.stages.train_vae import train_vae
+from cola_cli.stages.train import train
+from tests.conftest import CPU
 from tests.stages.conftest import VAE_MODEL, made_up_text
 
 PROMPT = 8  # tokens
@@ -43,7 +44,7 @@ def memorable(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train": TRAIN | {"steps": 300, "batch_size": 4},
         }
     )
-    train_vae(folder / "tokens", folder / "vae", vae, Silent(), "cpu")
+    train(TEXT_VAE, folder / "tokens", folder / "vae", vae, CPU)
     tokens, made = folder / "tokens", folder / "vae"
     encode(tokens, made, folder / "latents", EncodeSettings(), Silent(), "cpu")
     return folder
@@ -79,7 +80,7 @@ def test_a_memorised_continuation_comes_back_exactly(memorable: Path, mode: str)
             "train": TRAIN | {"steps": 700, "batch_size": 8},
         }
     )
-    train_prior(memorable / "latents", memorable / f"prior {mode}", settings, Silent(), None, "cpu")
+    train(PRIOR, memorable / "latents", memorable / f"prior {mode}", settings, CPU)
     model = cola_cli.load(memorable / f"prior {mode}")
     rows = Sequences(Artifact.open(memorable / "tokens"), "train").read(0, 2)
     assert rows.lengths.tolist() == [32, 32]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cola_cli.reporting import Silent
-from cola_cli.stages.train_prior import train_prior
+from cola_cli.families import PRIOR
+from cola_cli.stages.train import train
 from cola_cli.training import checkpoints
-from tests.conftest import content
+from tests.conftest import CPU, content
 from tests.stages.conftest import assignments, prior_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics
 
@@ -43,7 +43,7 @@ PHASES = [
     ),
     ("validation", ("cola_cli.training.validation", "Validation.", "_draw", 1), 143, 8),
     ("saving", ("cola_cli.training.checkpoints", "", "write", 2), 130, 10),
-    ("writing the networks", ("cola_cli.stages.train", "", "write_network", 1), 143, 24),
+    ("writing the networks", ("cola_cli.weights.artifact", "", "write_network", 1), 143, 24),
 ]
 
 
@@ -68,7 +68,7 @@ def test_a_signal_in_any_phase_saves_and_the_runs_together_equal_one(
     made: Path, tmp_path: Path
 ) -> None:
     settings = prior_settings(ema_decay=0.9)
-    train_prior(made / "latents", tmp_path / "quiet", settings, Silent(), None, "cpu")
+    train(PRIOR, made / "latents", tmp_path / "quiet", settings, CPU)
     command = ["train", "prior", str(made / "latents"), "-o", str(tmp_path / "stopped")]
     command += ["--device", "cpu", *assignments(settings)]
     for phase, place, code, step in PHASES:
@@ -82,7 +82,7 @@ def test_a_signal_in_any_phase_saves_and_the_runs_together_equal_one(
         assert "progress is saved" in run.stderr
         # "within one step": the thread that writes may be heard a step later
         assert saved_step(tmp_path / "stopped") in (step, step + 1), phase
-    train_prior(made / "latents", tmp_path / "stopped", settings, Silent(), None, "cpu")
+    train(PRIOR, made / "latents", tmp_path / "stopped", settings, CPU)
     assert content(tmp_path / "stopped") == content(tmp_path / "quiet")
     assert_same_metrics(tmp_path / "stopped", tmp_path / "quiet")
     assert_same_manifest(tmp_path / "stopped", tmp_path / "quiet")

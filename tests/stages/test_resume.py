@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from cola_cli.errors import Interrupted
+from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.machine import interruption
-from cola_cli.reporting import Silent
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.vae import VAESettings
-from cola_cli.stages.train_prior import train_prior
-from cola_cli.stages.train_vae import train_vae
+from cola_cli.stages.train import train
 from cola_cli.training.loop import Training
-from tests.conftest import content
+from tests.conftest import CPU, content
 from tests.stages.conftest import prior_settings, vae_settings
 from tests.stages.killing import assert_same_metrics
 
@@ -67,11 +66,11 @@ def changed(kind: str, changes: dict[str, Any]) -> VAESettings | PriorSettings:
     return type(settings).model_validate(values)
 
 
-def train(made: Path, output: Path, settings: VAESettings | PriorSettings) -> dict[str, Any]:
+def trained(made: Path, output: Path, settings: VAESettings | PriorSettings) -> dict[str, Any]:
     """Run the stage that these settings belong to."""
     if isinstance(settings, VAESettings):
-        return train_vae(made / "tokens", output, settings, Silent(), "cpu").statistics
-    return train_prior(made / "latents", output, settings, Silent(), None, "cpu").statistics
+        return train(TEXT_VAE, made / "tokens", output, settings, CPU).statistics
+    return train(PRIOR, made / "latents", output, settings, CPU).statistics
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -79,7 +78,7 @@ def test_stopped_twice_it_ends_the_same_to_the_byte(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     settings = changed(*KINDS[name])
-    statistics = train(made, tmp_path / "quiet", settings)
+    statistics = trained(made, tmp_path / "quiet", settings)
     if name == "skipping spikes":
         assert statistics["skipped"] > 0
     update = Training._update
@@ -93,10 +92,10 @@ def test_stopped_twice_it_ends_the_same_to_the_byte(
 
         monkeypatch.setattr(Training, "_update", stopping)
         with pytest.raises(Interrupted):
-            train(made, tmp_path / "stopped", settings)
+            trained(made, tmp_path / "stopped", settings)
         monkeypatch.undo()
         saved = tmp_path / "stopped" / "checkpoints" / f"step-{stop + 1:08d}"
         assert (saved / "COMMITTED.json").exists()
-    train(made, tmp_path / "stopped", settings)
+    trained(made, tmp_path / "stopped", settings)
     assert content(tmp_path / "stopped") == content(tmp_path / "quiet")
     assert_same_metrics(tmp_path / "stopped", tmp_path / "quiet")

@@ -12,23 +12,22 @@ import pytest
 import cola_cli
 from cola_cli.artifacts import Artifact
 from cola_cli.corpus.sequences import Rows, Sequences
-from cola_cli.reporting import Silent
+from cola_cli.families import FAMILIES, PRIOR
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.evaluate import read_answers
 from cola_cli.stages.sample import model_fingerprint
 from cola_cli.stages.tokenize import tokenize
-from cola_cli.stages.train_baseline import Baseline, train_baseline
-from cola_cli.stages.train_prior import train_prior
+from cola_cli.stages.train import train
 from cola_cli.training.objectives.baselines import MaskedDiffusion, NextToken
 from cola_cli.training.objectives.flow_matching import FlowMatching
 from cola_cli.training.objectives.objective import Objective
-from tests.conftest import Run, content
+from tests.conftest import CPU, Run, content
 from tests.stages.conftest import OPTIM, TRAIN, made_up_text, prior_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
 
 MODEL = {"layers": 2, "dim": 32, "ffn_dim": 64, "heads": 2, "head_dim": 16}
-KINDS: list[Baseline] = ["autoregressive", "llada"]
+KINDS = ["autoregressive", "llada"]
 COMMANDS = {"autoregressive": "ar", "llada": "llada"}
 
 
@@ -39,10 +38,10 @@ def baseline_settings(**train: object) -> BaselineSettings:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_again_and_again_the_baseline_is_the_same_to_the_byte(
-    made: Path, tmp_path: Path, kind: Baseline
+    made: Path, tmp_path: Path, kind: str
 ) -> None:
     settings = baseline_settings(steps=150, checkpoint_every=7, validate_every=50)
-    train_baseline(kind, made / "tokens", tmp_path / "quiet", settings, Silent(), "cpu")
+    train(FAMILIES[kind], made / "tokens", tmp_path / "quiet", settings, CPU)
     command = ["train", COMMANDS[kind], str(made / "tokens"), "-o", str(tmp_path / "killed")]
     command += ["--device", "cpu"]
     for section, values in settings.model_dump(exclude_unset=True).items():
@@ -77,13 +76,11 @@ def test_the_three_trainers_see_the_same_rows_in_the_same_order(
     for objective in (FlowMatching, NextToken, MaskedDiffusion):
         watch(objective)
     rows = Sequences(Artifact.open(made / "tokens"), "train").count
-    train = {"steps": rows // 8 + 10, "batch_size": 8}
+    length = {"steps": rows // 8 + 10, "batch_size": 8}
     for kind in KINDS:
-        train_baseline(
-            kind, made / "tokens", tmp_path / kind, baseline_settings(**train), Silent(), "cpu"
-        )
-    settings = prior_settings(**train)
-    train_prior(made / "latents", tmp_path / "prior", settings, Silent(), None, "cpu")
+        train(FAMILIES[kind], made / "tokens", tmp_path / kind, baseline_settings(**length), CPU)
+    settings = prior_settings(**length)
+    train(PRIOR, made / "latents", tmp_path / "prior", settings, CPU)
     prior, *baselines = (seen[o.__name__] for o in (FlowMatching, NextToken, MaskedDiffusion))
     assert len(prior) == 8 * (rows // 8 + 10)
     assert len(set(prior)) > rows // 2  # a few rows are of equal text
@@ -93,7 +90,7 @@ def test_the_three_trainers_see_the_same_rows_in_the_same_order(
 def test_a_matched_baseline_has_the_priors_recipe_and_parameters(
     made: Path, tmp_path: Path, cola: Run
 ) -> None:
-    train_prior(made / "latents", tmp_path / "prior", prior_settings(), Silent(), None, "cpu")
+    train(PRIOR, made / "latents", tmp_path / "prior", prior_settings(), CPU)
     command = ["train", "ar", made / "tokens", "-o", "ar", "--match", "prior", "--dry-run"]
     shown = json.loads(cola(*command, "--json").stdout)
     assert shown["settings"]["train"]["batch_size"] == TRAIN["batch_size"]
@@ -112,7 +109,7 @@ def test_a_matched_baseline_has_the_priors_recipe_and_parameters(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_memorised_continuation_comes_back_exactly(tmp_path: Path, kind: Baseline) -> None:
+def test_a_memorised_continuation_comes_back_exactly(tmp_path: Path, kind: str) -> None:
     (tmp_path / "corpus.txt").write_text(made_up_text(8, seed=3))
     cut = TokenizeSettings(vocab_size=280, seq_len=32, validation_fraction=0.2, seed=1, workers=1)
     tokenize([str(tmp_path / "corpus.txt")], tmp_path / "tokens", cut)
@@ -128,7 +125,7 @@ def test_a_memorised_continuation_comes_back_exactly(tmp_path: Path, kind: Basel
             },
         }
     )
-    train_baseline(kind, tmp_path / "tokens", tmp_path / kind, settings, Silent(), "cpu")
+    train(FAMILIES[kind], tmp_path / "tokens", tmp_path / kind, settings, CPU)
     model = cola_cli.load_baseline(tmp_path / kind)
     rows = Sequences(Artifact.open(tmp_path / "tokens"), "train").read(0, 2)
     prompts = [row[:8].tolist() for row in rows.tokens]
@@ -138,10 +135,10 @@ def test_a_memorised_continuation_comes_back_exactly(tmp_path: Path, kind: Basel
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_baseline_is_sampled_and_evaluated_like_any_model(
-    made: Path, tmp_path: Path, cola: Run, kind: Baseline
+    made: Path, tmp_path: Path, cola: Run, kind: str
 ) -> None:
     settings = baseline_settings(steps=3)
-    train_baseline(kind, made / "tokens", tmp_path / "model", settings, Silent(), "cpu")
+    train(FAMILIES[kind], made / "tokens", tmp_path / "model", settings, CPU)
     options = ["--prompt", "Anna sees", "--prompt", "Tom", "-n", 6]
     rows = [
         json.loads(line)

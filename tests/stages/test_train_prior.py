@@ -13,15 +13,15 @@ from torch import Tensor
 
 from cola_cli.artifacts import Artifact
 from cola_cli.errors import InputError, UsageError
+from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
-from cola_cli.stages.train_prior import plan_prior, train_prior
-from cola_cli.stages.train_vae import train_vae
+from cola_cli.stages.train import plan_training, require_maker, train
 from cola_cli.training.objectives.flow_matching import FlowMatching, clean_and_noisy_velocity
 from cola_cli.training.objectives.objective import Batch
 from cola_cli.weights.artifact import load_prior, load_vae
-from tests.conftest import Run, content
+from tests.conftest import CPU, Run, content
 from tests.stages.conftest import assignments, prior_settings, vae_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
 
@@ -32,7 +32,7 @@ def test_killed_again_and_again_the_prior_is_the_same_to_the_byte(
     made: Path, tmp_path: Path, mode: str
 ) -> None:
     settings = prior_settings(mode, steps=100, checkpoint_every=7, validate_every=50)
-    train_prior(made / "latents", tmp_path / "quiet", settings, Silent(), None, "cpu")
+    train(PRIOR, made / "latents", tmp_path / "quiet", settings, CPU)
     command = ["train", "prior", str(made / "latents"), "-o", str(tmp_path / "killed")]
     command += ["--mode", mode, "--device", "cpu", *assignments(settings)]
     codes = kill_until_done(command, "matrix products", kills=5, span=0.8, seed=3)
@@ -44,9 +44,7 @@ def test_killed_again_and_again_the_prior_is_the_same_to_the_byte(
 
 @pytest.mark.parametrize("mode", ["frozen", "joint"])
 def test_the_artifact_is_self_contained(made: Path, tmp_path: Path, mode: str) -> None:
-    outcome = train_prior(
-        made / "latents", tmp_path / "out", prior_settings(mode), Silent(), made / "vae", "cpu"
-    )
+    outcome = train(PRIOR, made / "latents", tmp_path / "out", prior_settings(mode), CPU)
     prior = Artifact.open(tmp_path / "out", "prior")
     assert {record.path for record in prior.manifest.files} == {
         "prior/config.json",
@@ -70,7 +68,7 @@ def test_the_flow_loss_is_reported_beside_predictions_without_a_model(
     made: Path, tmp_path: Path
 ) -> None:
     settings = prior_settings(steps=100, validate_every=100)
-    outcome = train_prior(made / "latents", tmp_path / "out", settings, Silent(), None, "cpu")
+    outcome = train(PRIOR, made / "latents", tmp_path / "out", settings, CPU)
     found = outcome.statistics
     # E (z1 - z0)^2 = 1 + E mu^2 + E sigma^2, and E mu^2 = 1 as the means are normalised
     known = Artifact.open(made / "latents").manifest.statistics["posterior_variance"]
@@ -85,26 +83,24 @@ def test_the_flow_loss_is_reported_beside_predictions_without_a_model(
 def test_bf16_autocast_with_recomputation_trains_about_as_float32_does(
     made: Path, tmp_path: Path, mode: str
 ) -> None:
-    exact = train_prior(
-        made / "latents", tmp_path / "a", prior_settings(mode), Silent(), None, "cpu"
-    )
+    exact = train(PRIOR, made / "latents", tmp_path / "a", prior_settings(mode), CPU)
     settings = prior_settings(mode, precision="bf16", activation_checkpointing=True)
-    rough = train_prior(made / "latents", tmp_path / "b", settings, Silent(), None, "cpu")
+    rough = train(PRIOR, made / "latents", tmp_path / "b", settings, CPU)
     for name in ("validation_flow", "validation_loss"):
         assert rough.statistics[name] == pytest.approx(exact.statistics[name], rel=0.02)
 
 
 def test_a_vae_that_did_not_make_the_latents_is_an_error(made: Path, tmp_path: Path) -> None:
-    train_vae(made / "tokens", tmp_path / "vae", vae_settings(seed=1, steps=2), Silent(), "cpu")
+    train(TEXT_VAE, made / "tokens", tmp_path / "vae", vae_settings(seed=1, steps=2), CPU)
+    latents = Artifact.open(made / "latents")
+    require_maker(latents, made / "vae")
     with pytest.raises(InputError, match="encoded by another VAE"):
-        train_prior(
-            made / "latents", tmp_path / "out", prior_settings(), Silent(), tmp_path / "vae", "cpu"
-        )
+        require_maker(latents, tmp_path / "vae")
 
 
 def test_tokens_where_latents_belong_are_an_error(made: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a tokens artifact, but one of kind latents"):
-        train_prior(made / "tokens", tmp_path / "out", prior_settings(), Silent(), None, "cpu")
+        train(PRIOR, made / "tokens", tmp_path / "out", prior_settings(), CPU)
 
 
 def test_a_block_size_that_does_not_divide_the_sequence_is_an_error(
@@ -113,8 +109,8 @@ def test_a_block_size_that_does_not_divide_the_sequence_is_an_error(
     settings = prior_settings()
     model = settings.model.model_copy(update={"block_size": 5})
     wrong = settings.model_copy(update={"model": model})
-    with pytest.raises(UsageError, match="no multiple of block size 5"):
-        train_prior(made / "latents", tmp_path / "out", wrong, Silent(), None, "cpu")
+    with pytest.raises(UsageError, match="not a multiple of block size 5"):
+        train(PRIOR, made / "latents", tmp_path / "out", wrong, CPU)
 
 
 def flow_without_stops(
@@ -137,7 +133,7 @@ def test_latents_drift_without_the_reference_and_give_in_to_the_flow_loss_withou
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = vae_settings(steps=300, validate_every=300)
-    train_vae(made / "tokens", tmp_path / "vae", settings, Silent(), "cpu")
+    train(TEXT_VAE, made / "tokens", tmp_path / "vae", settings, CPU)
     latents = tmp_path / "latents"
     encode(made / "tokens", tmp_path / "vae", latents, EncodeSettings(), Silent(), "cpu")
     found = {}
@@ -152,9 +148,7 @@ def test_latents_drift_without_the_reference_and_give_in_to_the_flow_loss_withou
         with monkeypatch.context() as patch:
             if not stopped:
                 patch.setattr(FlowMatching, "flow", flow_without_stops)
-            found[name] = train_prior(
-                latents, tmp_path / name, chosen, Silent(), None, "cpu"
-            ).statistics
+            found[name] = train(PRIOR, latents, tmp_path / name, chosen, CPU).statistics
     drift = {name: values["validation_drift"] for name, values in found.items()}
     flow = {name: values["validation_flow"] for name, values in found.items()}
     assert drift["held"] < 0.2 * drift["no reference"]
@@ -164,8 +158,8 @@ def test_latents_drift_without_the_reference_and_give_in_to_the_flow_loss_withou
 
 
 def test_a_plan_counts_the_vae_in_joint_mode(made: Path) -> None:
-    frozen = plan_prior(made / "latents", prior_settings())
-    joint = plan_prior(made / "latents", prior_settings("joint"))
+    frozen = plan_training(PRIOR, made / "latents", prior_settings())
+    joint = plan_training(PRIOR, made / "latents", prior_settings("joint"))
     vae = Artifact.open(made / "vae").manifest.statistics["parameters"]
     assert joint["parameters"] == frozen["parameters"] + vae
     assert joint["flops_per_step"] > frozen["flops_per_step"]

@@ -12,11 +12,11 @@ import pytest
 
 from cola_cli.artifacts import Artifact
 from cola_cli.errors import ColaError, InputError, Interrupted, OutputConflict, UsageError
+from cola_cli.families import TEXT_VAE
 from cola_cli.machine import interruption
-from cola_cli.reporting import Silent
-from cola_cli.stages.train_vae import train_vae
+from cola_cli.stages.train import train
 from cola_cli.training.loop import Training
-from tests.conftest import Run, cola_command, content
+from tests.conftest import CPU, Run, cola_command, content
 from tests.stages.conftest import SEQ_LEN, assignments, vae_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
 
@@ -24,7 +24,7 @@ from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill
 @pytest.mark.slow
 def test_killed_again_and_again_the_vae_is_the_same_to_the_byte(made: Path, tmp_path: Path) -> None:
     settings = vae_settings(steps=150, checkpoint_every=7, validate_every=50)
-    train_vae(made / "tokens", tmp_path / "quiet", settings, Silent(), "cpu")
+    train(TEXT_VAE, made / "tokens", tmp_path / "quiet", settings, CPU)
     command = ["train", "vae", str(made / "tokens"), "-o", str(tmp_path / "killed")]
     command += [*assignments(settings), "--device", "cpu"]
     codes = kill_until_done(command, "matrix products", kills=5, span=0.8, seed=1)
@@ -71,29 +71,29 @@ def test_a_second_run_says_up_to_date_without_importing_torch(made: Path) -> Non
 
 def test_another_setting_is_a_conflict_that_names_it(made: Path) -> None:
     with pytest.raises(OutputConflict, match=r"train\.seed: 66 -> 67"):
-        train_vae(made / "tokens", made / "vae", vae_settings(seed=67), Silent(), "cpu")
+        train(TEXT_VAE, made / "tokens", made / "vae", vae_settings(seed=67), CPU)
 
 
 def test_what_does_not_change_the_result_is_no_conflict(made: Path) -> None:
     settings = vae_settings(checkpoint_every=9, keep_last=1)
-    assert not train_vae(made / "tokens", made / "vae", settings, Silent(), "cpu").changed
+    assert not train(TEXT_VAE, made / "tokens", made / "vae", settings, CPU).changed
 
 
 def test_a_vae_where_tokens_belong_is_an_error(made: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a vae artifact, but one of kind tokens"):
-        train_vae(made / "vae", tmp_path / "out", vae_settings(), Silent(), "cpu")
+        train(TEXT_VAE, made / "vae", tmp_path / "out", vae_settings(), CPU)
 
 
 def test_sizes_that_do_not_fit_are_named(made: Path, tmp_path: Path) -> None:
     settings = vae_settings()
     wrong = settings.model_copy(update={"model": settings.model.model_copy(update={"heads": 3})})
     with pytest.raises(UsageError, match="heads"):
-        train_vae(made / "tokens", tmp_path / "out", wrong, Silent(), "cpu")
+        train(TEXT_VAE, made / "tokens", tmp_path / "out", wrong, CPU)
     wrong = settings.model_copy(
         update={"model": settings.model.model_copy(update={"patch_size": 5})}
     )
     with pytest.raises(UsageError, match="multiple"):
-        train_vae(made / "tokens", tmp_path / "out", wrong, Silent(), "cpu")
+        train(TEXT_VAE, made / "tokens", tmp_path / "out", wrong, CPU)
 
 
 @pytest.mark.parametrize("phase", ["step", "validation"])
@@ -104,7 +104,7 @@ def test_a_signal_saves_and_the_next_run_goes_on_exactly(
     phase: str,
 ) -> None:
     settings = vae_settings(ema_decay=0.9)
-    train_vae(made / "tokens", tmp_path / "quiet", settings, Silent(), "cpu")
+    train(TEXT_VAE, made / "tokens", tmp_path / "quiet", settings, CPU)
     name = "_update" if phase == "step" else "_validate"
     undisturbed = getattr(Training, name)
     calls = []
@@ -117,10 +117,10 @@ def test_a_signal_saves_and_the_next_run_goes_on_exactly(
 
     monkeypatch.setattr(Training, name, disturbed)
     with pytest.raises(Interrupted) as stop:
-        train_vae(made / "tokens", tmp_path / "stopped", settings, Silent(), "cpu")
+        train(TEXT_VAE, made / "tokens", tmp_path / "stopped", settings, CPU)
     assert stop.value.exit_code == 143
     monkeypatch.undo()
-    train_vae(made / "tokens", tmp_path / "stopped", settings, Silent(), "cpu")
+    train(TEXT_VAE, made / "tokens", tmp_path / "stopped", settings, CPU)
     assert content(tmp_path / "stopped") == content(tmp_path / "quiet")
     assert_same_metrics(tmp_path / "stopped", tmp_path / "quiet")
 
@@ -137,18 +137,16 @@ def test_a_bad_step_stops_and_names_the_rows_or_is_skipped(
 
     monkeypatch.setattr(Training, "_clip", broken)
     with pytest.raises(ColaError, match=r"step 3: .* on training sequences \d+(, \d+){3}\."):
-        train_vae(made / "tokens", tmp_path / "stop", vae_settings(), Silent(), "cpu")
+        train(TEXT_VAE, made / "tokens", tmp_path / "stop", vae_settings(), CPU)
     calls.clear()
     settings = vae_settings(on_bad_step="skip")
-    outcome = train_vae(made / "tokens", tmp_path / "skip", settings, Silent(), "cpu")
+    outcome = train(TEXT_VAE, made / "tokens", tmp_path / "skip", settings, CPU)
     assert outcome.statistics["skipped"] == 1
 
 
 def test_micro_batches_give_the_same_training(made: Path, tmp_path: Path) -> None:
-    whole = train_vae(made / "tokens", tmp_path / "a", vae_settings(), Silent(), "cpu")
-    pieces = train_vae(
-        made / "tokens", tmp_path / "b", vae_settings(micro_batch=3), Silent(), "cpu"
-    )
+    whole = train(TEXT_VAE, made / "tokens", tmp_path / "a", vae_settings(), CPU)
+    pieces = train(TEXT_VAE, made / "tokens", tmp_path / "b", vae_settings(micro_batch=3), CPU)
     for name in ("validation_loss", "validation_accuracy", "loss"):
         assert pieces.statistics[name] == pytest.approx(whole.statistics[name], rel=1e-4)
 
@@ -156,9 +154,9 @@ def test_micro_batches_give_the_same_training(made: Path, tmp_path: Path) -> Non
 def test_recomputing_activations_does_not_change_the_mathematics(
     made: Path, tmp_path: Path
 ) -> None:
-    plain = train_vae(made / "tokens", tmp_path / "a", vae_settings(), Silent(), "cpu")
+    plain = train(TEXT_VAE, made / "tokens", tmp_path / "a", vae_settings(), CPU)
     settings = vae_settings(activation_checkpointing=True)
-    other = train_vae(made / "tokens", tmp_path / "b", settings, Silent(), "cpu")
+    other = train(TEXT_VAE, made / "tokens", tmp_path / "b", settings, CPU)
     assert other.statistics["loss"] == pytest.approx(plain.statistics["loss"], rel=1e-5)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from cola_cli.families import PRIOR
 from cola_cli.reporting import Silent
 from cola_cli.sampling.prompts import given_prompts
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.sample import sample_to_artifact
-from cola_cli.stages.train_prior import train_prior
-from tests.conftest import cola_command
+from cola_cli.stages.train import train
+from tests.conftest import CPU, cola_command
 from tests.stages.conftest import SEQ_LEN, assignments, prior_settings, vae_settings
 
 
@@ -23,7 +24,7 @@ def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All five stages."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     shutil.copytree(made, folder)
-    train_prior(folder / "latents", folder / "prior", prior_settings(), Silent(), None, "cpu")
+    train(PRIOR, folder / "latents", folder / "prior", prior_settings(), CPU)
     settings = SampleSettings(max_new_tokens=8, steps=2)
     prompts = given_prompts(["Anna sees"])
     sample_to_artifact(folder / "prior", prompts, folder / "samples", settings, Silent(), "cpu")

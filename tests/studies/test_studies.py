@@ -26,7 +26,7 @@ from cola_cli.cli.main import app
 from cola_cli.cost import training as flops
 from cola_cli.errors import UsageError
 from cola_cli.reporting import Silent
-from cola_cli.stages.train_baseline import matched_settings
+from cola_cli.stages.matching import matched_settings
 from cola_cli.studies.commands import Run
 from cola_cli.studies.measurements import read_curves
 from cola_cli.studies.plan import plan_study

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from cola_cli.artifacts import Artifact
-from cola_cli.stages.train_vae import train_vae
+from cola_cli.families import TEXT_VAE
+from cola_cli.stages.run import Run
+from cola_cli.stages.train import train
 from cola_cli.training import checkpoints
 from tests.stages.conftest import make_tokens, vae_settings
 
@@ -72,7 +74,7 @@ def test_two_hundred_checkpoints_leave_disk_handles_threads_and_memory_bounded(
     watching = Watching(tmp_path / "vae")
     tracemalloc.start()
     try:
-        train_vae(tokens, tmp_path / "vae", settings, watching, "cpu")
+        train(TEXT_VAE, tokens, tmp_path / "vae", settings, Run(reporter=watching, device="cpu"))
     finally:
         tracemalloc.stop()
 

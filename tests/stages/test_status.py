@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cola_cli.artifacts import Identity, Output
 from cola_cli.artifacts.manifest import read_manifest
-from cola_cli.artifacts.status import survey
+from cola_cli.stages.status import survey
 from tests.artifacts.test_promises import identity, make
 
 

@@ -14,24 +14,16 @@ from cola_cli.artifacts.manifest import Manifest, read_manifest
 from cola_cli.artifacts.parts import PARTS
 from cola_cli.artifacts.verify import find_artifacts
 from cola_cli.errors import ColaError
+from cola_cli.families import FAMILIES
 
-# What follows a finished artifact, and what makes one again; {kind} is where the artifact of that kind lies.
+# The commands that use and that make an artifact; {kind} is the directory of the artifact of that kind.
 NEXT = {
     "tokens": "cola train vae {path} -o VAE",
     "vae": "cola encode {tokens} --vae {path} -o LATENTS",
     "latents": "cola train prior {path} -o PRIOR",
-    "prior": 'cola sample {path} --prompt "..."',
-    "autoregressive": 'cola sample {path} --prompt "..."',
-    "llada": 'cola sample {path} --prompt "..."',
 }
-AGAIN = {
-    "train vae": "cola train vae {tokens}",
-    "encode": "cola encode {tokens} --vae {vae}",
-    "train prior": "cola train prior {latents}",
-    "train ar": "cola train ar {tokens}",
-    "train llada": "cola train llada {tokens}",
-    "sample": "cola sample {model}",
-}
+NEXT_OF_WRITERS = 'cola sample {path} --prompt "..."'
+AGAIN = {"encode": "cola encode {tokens} --vae {vae}", "sample": "cola sample {model}"}
 _NAMED = re.compile(r"\{(\w+)\}")
 
 
@@ -95,13 +87,19 @@ def _state(surveyed: _Surveyed, directory: Path) -> State:
         if stale:
             step = _again(surveyed, directory) + " --overwrite"
         else:
-            step = _filled(NEXT.get(manifest.kind, ""), inputs | {"path": directory})
+            step = _filled(_next(manifest.kind), inputs | {"path": directory})
     else:
         holder = holder_of(directory)
         state = f"running ({holder})" if holder else "abandoned"
         progress = _progress(surveyed, directory)
         step = "" if holder else _again(surveyed, directory)
     return State(str(directory), manifest.kind, state, progress, named, step)
+
+
+def _next(kind: str) -> str:
+    """The command that uses a finished artifact of this kind; empty where none follows."""
+    family = FAMILIES.get(kind)
+    return NEXT_OF_WRITERS if family is not None and family.writes else NEXT.get(kind, "")
 
 
 def _stale(surveyed: _Surveyed, directory: Path) -> list[str]:
@@ -118,10 +116,11 @@ def _stale(surveyed: _Surveyed, directory: Path) -> list[str]:
 
 
 def _again(surveyed: _Surveyed, directory: Path) -> str:
-    """The command that makes an artifact (again); of its settings the manifest tells."""
+    """The command that makes an artifact (again); its settings are in the manifest."""
     identity = surveyed.manifests[directory].identity
     inputs = {name: surveyed.found.get(f) for name, f in identity.inputs.items()}
-    command = _filled(AGAIN.get(identity.stage, f"cola {identity.stage} ..."), inputs)
+    commands = AGAIN | {f.stage: f"cola {f.stage} {{{f.reads}}}" for f in FAMILIES.values()}
+    command = _filled(commands.get(identity.stage, f"cola {identity.stage} ..."), inputs)
     return f"{command} -o {shlex.quote(str(directory))}"
 
 

@@ -1,0 +1,439 @@
+"""The kinds of model, each declared once: its command, settings, network, objective, cost and sampler.
+
+A new kind is one entry of FAMILIES beside its network, objective and sampler; commands, plans, studies,
+status and report follow from the table. Imports neither torch nor pydantic: entries import what they use when
+they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cola_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cola_cli.artifacts import Artifact
+    from cola_cli.artifacts.kinds import Latents, Tokens
+    from cola_cli.cost.training import Cost
+    from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
+    from cola_cli.models.transformer import Transformer
+    from cola_cli.sampling.requests import Sampler
+    from cola_cli.settings.baseline import BaselineSettings
+    from cola_cli.settings.prior import PriorSettings
+    from cola_cli.settings.sample import SampleSettings, SamplingOptions
+    from cola_cli.settings.vae import VAESettings
+    from cola_cli.training.objectives.objective import Objective
+
+
+@dataclass(frozen=True)
+class Data:
+    """The sequences that a model is trained on: of an artifact, or of one that a study plans.
+
+    length: tokens of a sequence. vocab_size: of the tokenizer. vae: the one that made the latents, if any.
+    """
+
+    length: int
+    vocab_size: int
+    vae: TextVAEConfig | None = None
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The objective, the networks to save by name with their configs, and what to do before saving."""
+
+    objective: Objective
+    saved: Mapping[str, tuple[nn.Module, Any]]
+    finish: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class TokenModel:
+    """How a model over tokens, without latents, continues text.
+
+    read_config, load: from its artifact. sampler: of a network, options and a batch size. flops: of a prompt
+    of so many tokens continued by so many. passes: of the network over one continuation, None for one a new
+    token. cached: numbers kept for each token. next_token: whether the network gives p(next token | tokens
+    before), so that it can judge text.
+    """
+
+    read_config: Callable[[Artifact], Any]
+    load: Callable[[Artifact], nn.Module]
+    sampler: Callable[[Any, SamplingOptions, int], Sampler]
+    flops: Callable[[Any, SamplingOptions, int, int], float]
+    passes: Callable[[SampleSettings], int | None] = lambda settings: None
+    cached: Callable[[Any], int] = lambda config: 0
+    next_token: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model.
+
+    kind: of its artifacts. command: `cola train COMMAND`, with `summary` as its help. title: in the report.
+    reads: the kind of artifact that it is trained on. table: of its settings, see `settings.TABLES`;
+    `ignored` are sections that matter to other kinds only. config: of the network; raises
+    ValueError or UsageError for impossible sizes. trained: names of the networks that the artifact holds.
+    kept: statistics of the input that the artifact repeats. figures: validation metrics to show after
+    training, with their meaning. titles: title and unit of metrics that mean something else than in other
+    kinds. writes: whether it continues text; token_model: how, None for a prior.
+    """
+
+    kind: str
+    command: str
+    title: str
+    summary: str
+    reads: str
+    table: str
+    config: Callable[[Data, Any], Any]
+    cost: Callable[[Any, Data, Any], Cost]
+    build: Callable[[Any, Any, Any], Networks]
+    trained: Callable[[Any], tuple[str, ...]]
+    kept: tuple[str, ...] = ("seq_len", "end_of_text_id")
+    ignored: tuple[str, ...] = ()
+    figures: Mapping[str, str] = field(default_factory=dict)
+    titles: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    writes: bool = True
+    token_model: TokenModel | None = None
+
+    @property
+    def stage(self) -> str:
+        """The name of its stage in an artifact's identity."""
+        return f"train {self.command}"
+
+
+# The Text VAE: stage 1 of the Cola DLM paper
+
+
+def _vae_config(data: Data, settings: VAESettings) -> TextVAEConfig:
+    from cola_cli.models.config import TextVAEConfig
+
+    config = TextVAEConfig(vocab_size=data.vocab_size, **settings.model.model_dump())
+    step = config.patch_size * config.block_size
+    if data.length % step:
+        raise UsageError(
+            f"vae.model: {data.length} tokens a sequence are not a multiple of"
+            f" patch_size x block_size = {step}.",
+            "Choose other sizes, or tokenize with another --seq-len.",
+        )
+    return config
+
+
+def _vae_cost(config: TextVAEConfig, data: Data, settings: VAESettings) -> Cost:
+    from cola_cli.cost.training import text_vae_cost
+
+    return text_vae_cost(config, settings, data.length)
+
+
+def _build_vae(config: TextVAEConfig, tokens: Tokens, settings: VAESettings) -> Networks:
+    from cola_cli.models.text_vae import TextVAE
+    from cola_cli.training.objectives.text_vae import TextVAEObjective, fix_log_variance
+
+    vae = TextVAE(config)
+
+    def finish() -> None:
+        if settings.loss.posterior == "fixed":
+            fix_log_variance(vae, settings.loss.log_snr)
+
+    objective = TextVAEObjective(vae, settings, tokens.statistics.seq_len)
+    return Networks(objective, {"vae": (vae, config)}, finish)
+
+
+TEXT_VAE = Family(
+    kind="vae",
+    command="vae",
+    title="Text VAE",
+    summary="Train the Text VAE: tokens to continuous latents and back (stage 1 of the paper).",
+    reads="tokens",
+    table="vae",
+    config=_vae_config,
+    cost=_vae_cost,
+    build=_build_vae,
+    trained=lambda settings: ("vae",),
+    kept=("seq_len",),
+    figures={
+        "validation_reconstruction": "reconstruction loss, nats a token",
+        "validation_accuracy": "tokens reconstructed from the posterior mean",
+        "validation_accuracy_noisy": "tokens reconstructed under latent noise",
+        "validation_accuracy_masked": "masked tokens predicted",
+        "validation_kl": "KL to N(0, I), nats a latent",
+        "validation_log_snr": "logSNR of the posterior",
+        "validation_active_channels": "active channels",
+    },
+    writes=False,
+)
+
+
+# The prior: stage 2, with the VAE frozen or trained jointly
+
+
+def _vae_of(data: Data) -> TextVAEConfig:
+    assert data.vae is not None  # latents always come with it
+    return data.vae
+
+
+def _prior_config(data: Data, settings: PriorSettings) -> PriorConfig:
+    from cola_cli.models.config import PriorConfig
+
+    vae = _vae_of(data)
+    positions, head = data.length // vae.patch_size, 0
+    if settings.model.prediction == "tokens":
+        head = data.vocab_size
+        _require_head_fits(settings, positions, data.length)
+    config = PriorConfig(latent_dim=vae.latent_dim, vocab_size=head, **settings.model.model_dump())
+    for size in (config.block_size, *settings.data.block_sizes):
+        if size < 1 or positions % size:
+            raise UsageError(
+                f"prior: {positions} latents a sequence are not a multiple of block size {size}.",
+                "Choose another block size, or tokenize with another --seq-len.",
+            )
+    if settings.data.block_sizes and settings.train.parallel == "fsdp":
+        raise UsageError(
+            "prior.data.block_sizes and train.parallel = fsdp exclude each other: processes would differ"
+            " in the number of passes.",
+            "Use train.parallel = ddp.",
+        )
+    return config
+
+
+def _require_head_fits(settings: PriorSettings, positions: int, length: int) -> None:
+    """Raise UsageError where a token head cannot say what a latent holds."""
+    if positions != length:
+        raise UsageError(
+            f"prior.model.prediction = tokens needs one latent per token; {length} tokens have"
+            f" {positions} latents here.",
+            "Train a VAE with patch_size 1, or set prior.model.prediction=velocity.",
+        )
+    if settings.mode == "joint":
+        raise UsageError(
+            "prior.model.prediction = tokens and mode = joint exclude each other: the codes of the tokens"
+            " would move.",
+            "Use mode = frozen, or set prior.model.prediction=velocity.",
+        )
+
+
+def _prior_cost(config: PriorConfig, data: Data, settings: PriorSettings) -> Cost:
+    from cola_cli.cost.training import prior_cost
+
+    return prior_cost(config, _vae_of(data), settings, data.length)
+
+
+def _build_prior(config: PriorConfig, latents: Latents, settings: PriorSettings) -> Networks:
+    import numpy as np
+
+    from cola_cli.corpus.sequences import Sequences
+    from cola_cli.models.prior import Prior
+    from cola_cli.models.text_vae import TextVAE
+    from cola_cli.training.objectives.flow_matching import (
+        FlowMatching,
+        JointTraining,
+        token_codes,
+    )
+    from cola_cli.weights.artifact import load_vae
+    from cola_cli.weights.configs import vae_config
+
+    vae_shape, statistics = vae_config(latents), latents.statistics
+    variance = np.add(statistics.channel_variance, statistics.posterior_variance)
+    variance *= vae_shape.scaling_factor**2
+    prior, length = Prior(config), statistics.seq_len
+    if config.prediction == "tokens":
+        prior.codes = token_codes(Sequences(latents, "train"), vae_shape, config.vocab_size)
+    if settings.mode == "frozen":
+        objective = FlowMatching(prior, settings, variance, length, vae_shape)
+        return Networks(objective, {"prior": (prior, config)})
+    vae = TextVAE(vae_shape) if settings.joint.from_scratch else load_vae(latents)
+    return Networks(
+        JointTraining(prior, vae, settings, variance, length),
+        {"vae": (vae, vae_shape), "prior": (prior, config)},
+    )
+
+
+PRIOR = Family(
+    kind="prior",
+    command="prior",
+    title="Prior",
+    summary="Train the block-causal prior by flow matching, the VAE frozen or joint (stage 2 of the paper).",
+    reads="latents",
+    table="prior",
+    config=_prior_config,
+    cost=_prior_cost,
+    build=_build_prior,
+    trained=lambda settings: ("vae", "prior") if settings.mode == "joint" else ("prior",),
+    kept=("seq_len", "latent_shape", "end_of_text_id"),
+    figures={
+        "validation_flow": "flow loss",
+        "validation_flow_of_zero": "flow loss of predicting zero",
+        "validation_flow_of_mean": "flow loss of predicting the mean",
+        "validation_flow_of_linear": "flow loss of the best linear predictor",
+        "validation_accuracy": "tokens reconstructed from the posterior mean",
+        "validation_drift": "mean squared drift of the latents",
+        "validation_effective_rank": "effective rank of the latents",
+    },
+)
+
+
+# The baselines: a transformer over tokens, matched to a prior
+
+
+def _transformer_config(data: Data, settings: BaselineSettings, causal: bool) -> TransformerConfig:
+    from cola_cli.models.config import TransformerConfig
+
+    shape = settings.model.model_dump()
+    return TransformerConfig(vocab_size=data.vocab_size, causal=causal, **shape)
+
+
+def _read_transformer_config(artifact: Artifact) -> TransformerConfig:
+    from cola_cli.weights.configs import transformer_config
+
+    return transformer_config(artifact)
+
+
+def _load_transformer(artifact: Artifact) -> Transformer:
+    from cola_cli.weights.artifact import load_transformer
+
+    return load_transformer(artifact)
+
+
+def _next_token_cost(config: TransformerConfig, data: Data, settings: BaselineSettings) -> Cost:
+    from cola_cli.cost.training import next_token_cost
+
+    return next_token_cost(config, settings.train, data.length)
+
+
+def _build_next_token(
+    config: TransformerConfig, tokens: Tokens, settings: BaselineSettings
+) -> Networks:
+    from cola_cli.models.transformer import Transformer
+    from cola_cli.training.objectives.baselines import NextToken
+
+    network = Transformer(config)
+    objective = NextToken(network, tokens.statistics.seq_len)
+    return Networks(objective, {"transformer": (network, config)})
+
+
+def _next_token_sampler(network: Transformer, options: SamplingOptions, batch: int) -> Sampler:
+    from cola_cli.sampling.autoregressive import AutoregressiveSampler
+
+    return AutoregressiveSampler(network, options, batch)
+
+
+def _next_token_flops(
+    config: TransformerConfig, options: SamplingOptions, prompt: int, new: int
+) -> float:
+    from cola_cli.cost.sampling import autoregressive_sampling
+
+    return autoregressive_sampling(config, options, prompt, new)
+
+
+AUTOREGRESSIVE = Family(
+    kind="autoregressive",
+    command="ar",
+    title="Autoregressive baseline",
+    summary="Train the autoregressive baseline: a LLaMA-style transformer that predicts the next token.",
+    reads="tokens",
+    table="baseline",
+    config=lambda data, settings: _transformer_config(data, settings, causal=True),
+    cost=_next_token_cost,
+    build=_build_next_token,
+    trained=lambda settings: ("transformer",),
+    ignored=("masking",),
+    figures={
+        "validation_loss": "loss, nats a token",
+        "validation_accuracy": "next tokens predicted",
+    },
+    titles={
+        "loss": ("Loss", "nats a token"),
+        "accuracy": ("Next tokens predicted", "share of tokens"),
+    },
+    token_model=TokenModel(
+        read_config=_read_transformer_config,
+        load=_load_transformer,
+        sampler=_next_token_sampler,
+        flops=_next_token_flops,
+        cached=lambda config: 2 * config.layers * config.heads * config.head_dim,
+        next_token=True,
+    ),
+)
+
+
+def _masked_diffusion_cost(
+    config: TransformerConfig, data: Data, settings: BaselineSettings
+) -> Cost:
+    from cola_cli.cost.training import masked_diffusion_cost
+
+    return masked_diffusion_cost(config, settings.train, data.length)
+
+
+def _build_masked_diffusion(
+    config: TransformerConfig, tokens: Tokens, settings: BaselineSettings
+) -> Networks:
+    from cola_cli.models.transformer import Transformer
+    from cola_cli.training.objectives.baselines import MaskedDiffusion
+
+    network, length = Transformer(config), tokens.statistics.seq_len
+    objective = MaskedDiffusion(network, length, settings.masking.least)
+    return Networks(objective, {"transformer": (network, config)})
+
+
+def _masked_diffusion_sampler(
+    network: Transformer, options: SamplingOptions, batch: int
+) -> Sampler:
+    from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
+
+    return MaskedDiffusionSampler(network, options, batch)
+
+
+def _masked_diffusion_flops(
+    config: TransformerConfig, options: SamplingOptions, prompt: int, new: int
+) -> float:
+    from cola_cli.cost.sampling import masked_diffusion_sampling
+
+    return masked_diffusion_sampling(config, options, prompt, new)
+
+
+LLADA = Family(
+    kind="llada",
+    command="llada",
+    title="Masked diffusion baseline (LLaDA)",
+    summary="Train the masked-diffusion baseline (LLaDA): a bidirectional transformer that fills in masks.",
+    reads="tokens",
+    table="baseline",
+    config=lambda data, settings: _transformer_config(data, settings, causal=False),
+    cost=_masked_diffusion_cost,
+    build=_build_masked_diffusion,
+    trained=lambda settings: ("transformer",),
+    figures={
+        "validation_loss": "loss, nats a token (an upper bound)",
+        "validation_accuracy_masked": "masked tokens predicted",
+    },
+    titles={"loss": ("Loss, an upper bound", "nats a token")},
+    token_model=TokenModel(
+        read_config=_read_transformer_config,
+        load=_load_transformer,
+        sampler=_masked_diffusion_sampler,
+        flops=_masked_diffusion_flops,
+        passes=lambda settings: settings.unmask_steps or settings.max_new_tokens,
+    ),
+)
+
+
+FAMILIES = {family.kind: family for family in (TEXT_VAE, PRIOR, AUTOREGRESSIVE, LLADA)}
+
+
+def baselines() -> list[Family]:
+    """The kinds that are models over tokens."""
+    return [family for family in FAMILIES.values() if family.token_model is not None]
+
+
+def commands(chosen: list[Family] | None = None) -> str:
+    """The training commands of some families, of those that write text unless given, for a message."""
+    written = [family for family in FAMILIES.values() if family.writes]
+    return " or ".join(f"`cola {family.stage}`" for family in chosen or written)
+
+
+def token_model(kind: str) -> TokenModel | None:
+    """How a kind of artifact continues text without latents, or None."""
+    return FAMILIES[kind].token_model if kind in FAMILIES else None
