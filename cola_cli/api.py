@@ -29,11 +29,13 @@ BATCH_SIZE = 64
 class LanguageModel(ABC):
     """What can continue text: Cola DLM, or a baseline.
 
-    Attributes: tokenizer (or None), context (tokens of a training sequence, or None if unknown).
+    Attributes: tokenizer (or None), context (tokens of a training sequence, or None if unknown), defaults
+    (settings of sampling that the model was stored with).
     """
 
     def __init__(self, tokenizer: TextTokenizer | None, context: int | None) -> None:
         self.tokenizer, self.context = tokenizer, context
+        self.defaults: dict[str, Any] = {}
 
     @property
     @abstractmethod
@@ -71,7 +73,7 @@ class LanguageModel(ABC):
         Generation has .text beside .ids and .latents. Raises InputError when there is no tokenizer.
         """
         tokenizer = self.require_tokenizer()
-        options.setdefault("stop_ids", (tokenizer.end_of_text_id,))
+        options = {"stop_ids": (tokenizer.end_of_text_id,)} | options
         found = self.generate_ids(
             [tokenizer.encode(prompt) for prompt in prompts],
             max_new_tokens=max_new_tokens,
@@ -90,7 +92,7 @@ class LanguageModel(ABC):
         batch_size: int = BATCH_SIZE,
         **options: Any,
     ) -> list[Generation]:
-        """Continue token ids; `options` are those of SamplingOptions.
+        """Continue token ids; `options` are those of SamplingOptions, over the model's own `defaults`.
 
         noise (B, blocks, block_size, d), or None to draw it from the seed and the prompt's place in the list.
         With noise and max_new_tokens=None, exactly its blocks are generated and all their new tokens
@@ -103,7 +105,7 @@ class LanguageModel(ABC):
             Request(item, prompt, None if noise is None else noise[item])
             for item, prompt in enumerate(prompts)
         ]
-        settings = SamplingOptions(max_new_tokens=max_new_tokens, **options)
+        settings = SamplingOptions(max_new_tokens=max_new_tokens, **(self.defaults | options))
         found: dict[int, Generation] = {}
         for request, generation in self.stream(requests, settings, batch_size, pad_id):
             found[request.item] = generation
@@ -257,6 +259,7 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     """
     folder = open_model_folder(Path(path))
     model = Cola(*folder.load(), folder.tokenizer(), folder.context)
+    model.defaults = folder.sampling
     for network in model.networks:
         _place(network, device, dtype)
     return model

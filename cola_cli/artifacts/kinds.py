@@ -184,6 +184,13 @@ class TrainedModel(TypedArtifact[ModelStatistics]):
         METRICS: "A row a logged step of the training.",
     }
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The settings of `cola sample` that were stored with the model."""
+        stored = self.manifest.settings.get("sampling")
+        stored = stored if isinstance(stored, dict) else {}
+        return {name: value for name, value in stored.items() if value is not None}
+
 
 class SamplesStatistics(Record):
     prompts: Count

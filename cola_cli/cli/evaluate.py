@@ -73,9 +73,10 @@ def run(
         read_template,
     )
     from cola_cli.stages.evaluate import run_evaluation
+    from cola_cli.stages.sample import stored_settings
 
     require_task(task)
-    settings = run.settings()
+    settings = run.settings(recorded=stored_settings(model))
     if prompts is not None and data is None and template is None:
         file, questions = prompts, read_ready_questions(prompts, limit)
     elif data is not None and prompts is None:

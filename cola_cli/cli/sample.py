@@ -49,10 +49,15 @@ def sample(
 
     Example: cola sample runs/demo/prior --prompt "Once upon a time"
     """
-    from cola_cli.stages.sample import demo_model, plan_sampling, sample_to_artifact
+    from cola_cli.stages.sample import (
+        demo_model,
+        plan_sampling,
+        sample_to_artifact,
+        stored_settings,
+    )
 
-    settings = run.settings()
     path = demo_model() if model == "demo" and not Path(model).exists() else Path(model)
+    settings = run.settings(recorded=stored_settings(path))
     if bool(prompt) == (prompts is not None):
         raise UsageError(
             "give either --prompt or --prompts.", 'Such as: --prompt "Once upon a time".'

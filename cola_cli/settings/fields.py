@@ -38,7 +38,8 @@ def result_settings(settings: BaseModel) -> dict[str, Any]:
         if is_left_out(field, value):
             continue
         if isinstance(value, BaseModel):
-            tree[name] = result_settings(value)
+            if nested := result_settings(value):  # a table of nothing that counts is not one
+                tree[name] = nested
         else:
             tree[name] = settings.model_dump(mode="json", include={name})[name]
     return tree

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from cola_cli.models.config import PriorShape
-from cola_cli.settings.fields import Settings
+from cola_cli.settings.fields import Settings, runtime
 from cola_cli.settings.training import Mask, Optimizer, Train
 
 
@@ -83,6 +83,21 @@ class Joint(Settings):
     )
 
 
+class SamplingDefaults(Settings):
+    """How the prior is sampled unless a flag, variable or file says otherwise; kept in its manifest."""
+
+    steps: int | None = runtime(None, ge=1, description="Solver steps per block.")
+    guidance: float | None = runtime(
+        None, ge=0, description="Scale of classifier-free guidance; 1 is off."
+    )
+    head_temperature: float | None = runtime(
+        None, gt=0, description="Of the token head: below 1 is bolder."
+    )
+    temperature: float | None = runtime(
+        None, ge=0, description="Of the decoder's token choice; 0 is greedy."
+    )
+
+
 class PriorSettings(Settings):
     """Everything that `cola train prior` can be told."""
 
@@ -96,4 +111,7 @@ class PriorSettings(Settings):
     mask: Mask = Mask()
     joint: Joint = Joint()
     optim: Optimizer = Optimizer()
+    sampling: SamplingDefaults = Field(
+        default=SamplingDefaults(), description="Defaults of `cola sample` for this prior."
+    )
     train: Train = Train()

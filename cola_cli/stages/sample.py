@@ -25,6 +25,16 @@ from cola_cli.weights.folder import open_model_folder
 STAGE = "sample"
 
 
+def stored_settings(model: Path) -> tuple[str, dict[str, Any]]:
+    """The settings of sampling that a model was stored with, and their source; flags and files go before.
+
+    Raises InputError where there is no model.
+    """
+    from cola_cli.weights.folder import open_model_folder
+
+    return f"{model}, stored with the model", open_model_folder(model).sampling
+
+
 def sample_to_artifact(
     model_path: Path,
     prompts: list[Prompt],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import sha256_file, sha256_text
@@ -22,11 +22,12 @@ class ModelFolder(Protocol):
     """A model on disk; `configs` and `load` are for a Text VAE with a prior.
 
     artifact: None for a checkpoint in the authors' layout; that of a model over tokens is read by its family.
-    context: tokens of a training sequence, None if unknown.
+    context: tokens of a training sequence, None if unknown. sampling: settings of `cola sample` stored with it.
     """
 
     artifact: TrainedModel | None
     context: int | None
+    sampling: dict[str, Any]
 
     def tokenizer(self) -> TextTokenizer | None:
         """The tokenizer, if there is one."""
@@ -59,6 +60,7 @@ class _OurFolder:
         self.artifact: TrainedModel | None = artifact
         self._artifact = artifact
         self.context = artifact.statistics.seq_len
+        self.sampling = artifact.sampling
 
     def tokenizer(self) -> TextTokenizer | None:
         if not self._artifact.has(TOKENIZER):
@@ -85,6 +87,7 @@ class _ReleasedFolder:
 
         self.artifact: TrainedModel | None = None
         self.context: int | None = None
+        self.sampling: dict[str, Any] = {}
         self._path, self._root = path, find_root(path)
 
     def tokenizer(self) -> TextTokenizer | None:

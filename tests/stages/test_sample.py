@@ -257,3 +257,30 @@ def test_the_plan_counts_parameters_passes_and_cache(cola: Run, model: Path) -> 
     plan = json.loads(result.stdout)["plan"]
     assert plan["prior_passes_per_block"] == 10
     assert plan["weight_bytes"] == 4 * plan["parameters"]
+
+
+def test_a_prior_is_sampled_as_it_was_stored_unless_a_flag_says_otherwise(
+    cola: Run, tmp_path: Path
+) -> None:
+    """`[prior.sampling]` of the training goes into the manifest; the fingerprint does not depend on it."""
+    run = Path(__file__).parent.parent / "format1"
+    shutil.copytree(run / "run", tmp_path / "run")
+    command = ("train", "prior", "latents", "--config", run / "settings.toml")
+    stored = ("--set", "sampling.steps=3", "--set", "sampling.guidance=1.5")
+    cola(*command, "-o", "own", *stored, cwd=tmp_path / "run")
+    assert fingerprint(tmp_path / "run" / "own") == fingerprint(tmp_path / "run" / "prior")
+
+    def planned(*flags: str) -> tuple[int, float]:
+        shown = cola("sample", "own", "-p", "Anna", "--dry-run", *flags, "--json", cwd=tmp_path / "run")
+        settings = json.loads(shown.stdout)["settings"]
+        return settings["steps"], settings["guidance"]
+
+    assert planned() == (3, 1.5)
+    assert planned("--guidance", "2") == (3, 2.0)
+    model = cola_cli.load(tmp_path / "run" / "own")
+    same = {"steps": 3, "guidance": 1.5}
+    assert model.generate(["Anna"], 4)[0].ids == model.generate(["Anna"], 4, **same)[0].ids
+
+
+def fingerprint(artifact: Path) -> str:
+    return json.loads((artifact / "manifest.json").read_text())["fingerprint"]
