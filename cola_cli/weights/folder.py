@@ -22,7 +22,7 @@ class ModelFolder(Protocol):
     """A model on disk; `configs` and `load` are for a Text VAE with a prior.
 
     artifact: None for a checkpoint in the authors' layout; that of a model over tokens is read by its family.
-    context: tokens of a training sequence, None if unknown. sampling: settings of `cola sample` stored with it.
+    context: tokens of a training sequence, None if unknown. sampling: settings stored with the model.
     """
 
     artifact: TrainedModel | None

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cola_cli
 from cola_cli.artifacts import Identity, Output
 from cola_cli.corpus.tokenizer import train_tokenizer
 from cola_cli.models.config import PriorConfig, TextVAEConfig
@@ -271,7 +273,9 @@ def test_a_prior_is_sampled_as_it_was_stored_unless_a_flag_says_otherwise(
     assert fingerprint(tmp_path / "run" / "own") == fingerprint(tmp_path / "run" / "prior")
 
     def planned(*flags: str) -> tuple[int, float]:
-        shown = cola("sample", "own", "-p", "Anna", "--dry-run", *flags, "--json", cwd=tmp_path / "run")
+        shown = cola(
+            "sample", "own", "-p", "Anna", "--dry-run", *flags, "--json", cwd=tmp_path / "run"
+        )
         settings = json.loads(shown.stdout)["settings"]
         return settings["steps"], settings["guidance"]
 
