@@ -190,7 +190,7 @@ class Cola(LanguageModel):
         """ids (B, L) int64 -> mean and log-variance (B, N, d), N = L / patch_size, as the VAE gives them.
 
         The prior works on (mean - shifting_factor) * scaling_factor: see `vae.to_prior`.
-        Raises ValueError when L is no multiple of patch_size.
+        Raises ValueError when L is not a multiple of patch_size.
         """
         return self.vae.encode(ids.to(self.device))
 
@@ -214,7 +214,9 @@ class Cola(LanguageModel):
         batch, count = z_t.shape[:2]
         past = 0 if history is None else history.shape[1]
         if past % block:
-            raise ValueError(f"history has {past} latents, no multiple of the block size {block}")
+            raise ValueError(
+                f"history has {past} latents, not a multiple of the block size {block}"
+            )
         times = torch.as_tensor(t, dtype=torch.float32, device=self.device)
         if times.dim() == 1:
             times = times.unsqueeze(1)

@@ -63,7 +63,7 @@ class Diverged(ColaError):
 class Interrupted(BaseException):
     """A signal asked the stage to stop; everything done so far is saved.
 
-    Not an Exception, as KeyboardInterrupt is none: no handler of failures on the way may take it for one.
+    A BaseException, like KeyboardInterrupt, so that no `except Exception` swallows it.
     """
 
     problem = "interrupted; progress is saved"

@@ -20,7 +20,7 @@ import typer
 from cola_cli.errors import ColaError, Interrupted, is_out_of_memory
 from cola_cli.reporting import Reporter, Silent
 
-LINE_SECONDS = 10.0  # between progress lines when stderr is no terminal
+LINE_SECONDS = 10.0  # between progress lines when stderr is not a terminal
 BROKEN_PIPE = 141
 
 

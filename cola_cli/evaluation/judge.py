@@ -38,7 +38,7 @@ class Codec(Protocol):
 class Judge(Protocol):
     """A causal language model that gives likelihoods.
 
-    start: the token put before every text (None: there is none, and a text's first token is not judged).
+    start: the token put before every text (None: a text's first token is not judged).
     context: positions the model can see (None: any number).
     """
 
@@ -213,7 +213,7 @@ def _batches(pieces: list[tuple[list[int], int]]) -> Iterator[list[tuple[list[in
 def mauve_scores(
     judge: Judge, groups: Sequence[Sequence[Passage]], reference: Sequence[Passage]
 ) -> tuple[list[float | None], str]:
-    """MAUVE of each group of texts against reference texts, in [0, 1], or why there is none.
+    """MAUVE of each group of texts against reference texts, in [0, 1], or why there is not one.
 
     Prompts are left out. The features are the judge's last hidden states at a text's last token, so scores
     are comparable under one judge only.

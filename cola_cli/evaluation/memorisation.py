@@ -69,7 +69,7 @@ def training_ngrams(
                 numbers = connection.execute(query, [str(path)]).fetchnumpy()["number"]
             except duckdb.Error as error:
                 raise DamagedArtifact(
-                    f"{path} is no part of packed sequences ({str(error).splitlines()[0]}).",
+                    f"{path} is not a part of packed sequences ({str(error).splitlines()[0]}).",
                     "Run the stage that made it again with --overwrite.",
                 ) from error
             found[np.asarray(numbers, np.int64)] = True

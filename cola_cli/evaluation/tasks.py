@@ -102,7 +102,7 @@ def parse_template(text: str, name: str) -> Template:
             raise InputError(f"{name}: {entry!r} is missing or no text.", remedy)
     examples = given.pop("examples", [])
     if not isinstance(examples, list) or not all(isinstance(one, dict) for one in examples):
-        raise InputError(f"{name}: 'examples' is no list of tables.", remedy)
+        raise InputError(f"{name}: 'examples' is not a list of tables.", remedy)
     template = Template(**given, examples=tuple(examples))
     for number, example in enumerate(examples, start=1):
         check_row(example, template, f"{name}, example {number}")
@@ -119,12 +119,12 @@ def check_row(row: Mapping[str, Any], template: Template, place: str) -> None:
             )
     choices = row.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise InputError(f"{place}: 'choices' is no list of texts.", "Give a list of strings.")
+        raise InputError(f"{place}: 'choices' is not a list of texts.", "Give a list of strings.")
     if template.has_options and not 2 <= len(choices) <= 26:
         raise InputError(f"{place}: has {len(choices)} choices.", "Give it 2 to 26 choices.")
     if choices and row["answer"] not in choices:
         raise InputError(
-            f"{place}: the answer {row['answer']!r} is none of the choices.",
+            f"{place}: the answer {row['answer']!r} is not one of the choices.",
             "Write the answer as its choice is written.",
         )
 
@@ -154,7 +154,9 @@ def read_ready_questions(path: Path, limit: int | None = None) -> list[Question]
         choices = row.get("choices") or []
         check_row({"prompt": row.get("prompt"), "answer": truth}, plain, place)
         if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
-            raise InputError(f"{place}: 'choices' is no list of texts.", "Give a list of strings.")
+            raise InputError(
+                f"{place}: 'choices' is not a list of texts.", "Give a list of strings."
+            )
         found.append(
             Question(_id(row, len(found)), row["prompt"], str(truth), tuple(choices), place)
         )

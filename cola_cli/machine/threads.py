@@ -46,7 +46,7 @@ def choose_threads(requested: int | None = None, recorded: int | None = None) ->
     """The number of threads, and why: a flag, what an interrupted run began with, COLA_THREADS,
     OMP_NUM_THREADS, then the cores at hand.
 
-    Raises UsageError for a COLA_THREADS that is no number of threads.
+    Raises UsageError for a COLA_THREADS that is not a number of threads.
     """
     if requested is not None:
         return Threads(requested, "--threads")
@@ -55,7 +55,7 @@ def choose_threads(requested: int | None = None, recorded: int | None = None) ->
     if text := os.environ.get("COLA_THREADS"):
         if not text.isdecimal() or int(text) < 1:
             raise UsageError(
-                f"variable COLA_THREADS: {text!r} is no number of threads.", "Give 1 or more."
+                f"variable COLA_THREADS: {text!r} is not a number of threads.", "Give 1 or more."
             )
         return Threads(int(text), "COLA_THREADS")
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number a nesting level

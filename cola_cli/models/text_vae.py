@@ -100,7 +100,7 @@ class TextVAE(nn.Module):
         the mask token is `config.mask_token_id`. Raises ValueError otherwise.
         """
         if ids.shape[1] % self.config.patch_size:
-            raise ValueError(f"length {ids.shape[1]} is no multiple of {self.config.patch_size}")
+            raise ValueError(f"length {ids.shape[1]} is not a multiple of {self.config.patch_size}")
         x = self.patch_in(self.embedding(ids).transpose(1, 2)).transpose(1, 2)  # (B, N, D)
         x = self._run(self.encoder, x, None, attend)
         mean, logvar = self.posterior_out(x).chunk(2, dim=-1)

@@ -95,7 +95,7 @@ def figure(chart: Chart, large: bool = False) -> Markup | None:
 
 
 def grid(figures: Sequence[Markup | None]) -> Markup | None:
-    """Figures side by side as the page has room; None when there is none."""
+    """Figures side by side as the page has room; None without any."""
     present = [one for one in figures if one is not None]
     return element("div", present, class_="charts") if present else None
 

@@ -85,7 +85,7 @@ class Collected:
 
 
 def collect(runs: Sequence[Path]) -> Collected:
-    """Everything at or below `runs`. Raises InputError when one is no directory or holds nothing."""
+    """Everything at or below `runs`. Raises InputError when one is not a directory or holds nothing."""
     places: dict[Path, str] = {}  # directories of artifacts and their states
     measured: set[Path] = set()
     for run in runs:
@@ -184,7 +184,7 @@ def _source(place: Path, digest: str, manifests: dict[Path, Manifest]) -> Path |
 
 
 def _metrics(place: Path, manifest: Manifest) -> dict[str, Curve]:
-    """The columns of metrics.parquet as (step, value), what is no finite number left out."""
+    """The columns of metrics.parquet as (step, value), without values that are not finite."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -46,7 +46,7 @@ def require_page_place(path: Path) -> None:
 def report_page(runs: Sequence[Path]) -> str:
     """The HTML page of everything at or below `runs`; the same artifacts give the same bytes.
 
-    Raises InputError when one of them is no directory or holds nothing to show.
+    Raises InputError when one of them is not a directory or holds nothing to show.
     """
     return render(collect(runs))
 

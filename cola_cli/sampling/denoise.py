@@ -135,7 +135,7 @@ class Trajectory:
 def find_pins(
     rows: list[Generating], block: int, channels: int, device: torch.device
 ) -> Pins | None:
-    """The pins of the rows' next blocks; None where there are none."""
+    """The pins of the rows' next blocks; None without any."""
     if not any(row.pins for row in rows):
         return None
     where = torch.zeros(len(rows), block, 1, dtype=torch.bool, device=device)

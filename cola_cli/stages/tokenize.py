@@ -116,7 +116,7 @@ def tokenize(
     inputs = {"corpus": found.identity}
     if tokenizer is not None:
         if not tokenizer.is_file():
-            raise InputError(f"{tokenizer} is no file.", "Give the tokenizer.json itself.")
+            raise InputError(f"{tokenizer} is not a file.", "Give the tokenizer.json itself.")
         inputs["tokenizer"] = sha256_file(tokenizer)
     chosen = result_settings(settings)
     if tokenizer is not None:

@@ -37,7 +37,7 @@ class Step:
     settings: Any = None
     assignments: tuple[str, ...] = ()
     inputs: dict[str, Step] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)  # arguments that are no artifacts
+    given: dict[str, Any] = field(default_factory=dict)  # arguments that are not artifacts
     preset: str | None = None
 
     @property

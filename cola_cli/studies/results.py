@@ -164,7 +164,7 @@ def drawn_curves(study: Study, folder: Path, x: str | None = None) -> dict[str, 
 
 
 def compute_curves(study: Study, folder: Path) -> Curves | None:
-    """What `cola report` draws: the sweeps along compute; None when there is none."""
+    """What `cola report` draws: the sweeps along compute; None without any."""
     along = [one for one in study_results(study, folder) if one.sweep.x in COMPUTE]
     several = len(along) > 1
     whole: Curves | None = None
@@ -307,7 +307,7 @@ def _figures(run: Run, source: str) -> dict[str, Any]:
     try:
         found = read_json(path, FIGURES_LIMIT)
         if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return found
     except (OSError, ValueError) as error:
         raise InputError(

@@ -83,13 +83,13 @@ def _plan_row(run: Run) -> dict[str, Any]:
 
 
 def recorded_study(folder: Path) -> Study:
-    """The study that was last run into `folder`. Raises InputError when there is none."""
+    """The study that was last run into `folder`. Raises InputError without one."""
     path = folder / STUDY_FILE
     if not path.is_file():
         raise InputError(f"{folder} holds no study.", "Name the folder that `cola study run` made.")
     tree = read_json(path, STUDY_LIMIT)
     if not isinstance(tree, dict):
-        raise InputError(f"{path} is no study.", "Run `cola study run` again.")
+        raise InputError(f"{path} is not a study.", "Run `cola study run` again.")
     return parse_study(tree, str(path))
 
 

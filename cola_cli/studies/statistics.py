@@ -17,7 +17,7 @@ FITTED_LEAST = 3  # points: through two there is always a power law
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `count` seeds and, where it can be had, its 95 % interval."""
+    """A mean over `count` seeds and, where it exists, its 95 % interval."""
 
     mean: float
     low: float | None
@@ -45,7 +45,7 @@ def intervals(points: Sequence[Sequence[float]], log: bool, share: bool = False)
     With few seeds a point's own spread says little, so the spread is taken to be the same along the curve
     and estimated from all its points (of the logarithms with `log`, where the mean is the geometric one):
     mean +- t(degrees of freedom) * pooled deviation / sqrt(seeds), of a share cut at 0 and 1. Without a
-    second seed there is none.
+    second seed there is no interval.
     """
     values = [np.log(point) if log else np.asarray(point, np.float64) for point in points]
     freedom = sum(len(own) - 1 for own in values)

@@ -81,5 +81,5 @@ class Metrics:
         write_atomic(self.path, table.getvalue())
 
     def last(self, name: str) -> float:
-        """The newest value of a column; NaN if there is none."""
+        """The newest value of a column; NaN without one."""
         return next((row[name] for row in reversed(self.rows) if name in row), math.nan)

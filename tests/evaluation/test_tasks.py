@@ -62,7 +62,7 @@ def test_braces_of_the_data_stay_as_they_are(tmp_path: Path) -> None:
     [
         ({"question": "a", "choices": ["b", "c"]}, "'answer' is missing"),
         ({"choices": ["b", "c"], "answer": "b"}, "'question' is missing"),
-        ({"question": "a", "choices": ["b", "c"], "answer": "d"}, "none of the choices"),
+        ({"question": "a", "choices": ["b", "c"], "answer": "d"}, "not one of the choices"),
         ({"question": "a", "choices": ["b"], "answer": "b"}, "has 1 choices"),
         ({"question": "a", "choices": "bc", "answer": "b"}, "no list of texts"),
     ],
