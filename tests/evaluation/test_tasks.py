@@ -64,7 +64,7 @@ def test_braces_of_the_data_stay_as_they_are(tmp_path: Path) -> None:
         ({"choices": ["b", "c"], "answer": "b"}, "'question' is missing"),
         ({"question": "a", "choices": ["b", "c"], "answer": "d"}, "not one of the choices"),
         ({"question": "a", "choices": ["b"], "answer": "b"}, "has 1 choices"),
-        ({"question": "a", "choices": "bc", "answer": "b"}, "no list of texts"),
+        ({"question": "a", "choices": "bc", "answer": "b"}, "not a list of texts"),
     ],
 )
 def test_an_item_that_lacks_something_is_an_error_that_names_its_line(
