@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cola_cli.artifacts import Artifact
-from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
+from cola_cli.corpus.tokenizer import TextTokenizer
 from cola_cli.errors import InputError, is_out_of_memory
 from cola_cli.families import TokenModel, baselines, commands, token_model
 from cola_cli.models.attention import BlockCausal
@@ -271,30 +270,25 @@ def load_baseline(
     path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> Baseline:
     """Open the artifact of a baseline; as `load` otherwise."""
-    artifact = Artifact.open(path)
-    model = token_model(artifact.manifest.kind)
-    if model is None:
+    folder = open_model_folder(Path(path))
+    kind = "checkpoint" if folder.artifact is None else folder.artifact.manifest.kind
+    model = token_model(kind)
+    if folder.artifact is None or model is None:
         raise InputError(
-            f"{path} is a {artifact.manifest.kind} artifact, not a baseline.",
+            f"{path} is a {kind}, not a baseline.",
             f"Name the output of {commands(baselines())}.",
         )
-    context = artifact.manifest.statistics.get("seq_len")
-    baseline = Baseline(model.load(artifact), model, _tokenizer(artifact), context)
+    baseline = Baseline(model.load(folder.artifact), model, folder.tokenizer(), folder.context)
     _place(baseline.network, device, dtype)
     return baseline
 
 
 def load_any(path: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
     """Open whatever can continue text."""
-    if (path / "manifest.json").exists() and token_model(Artifact.open(path).manifest.kind):
+    artifact = open_model_folder(path).artifact
+    if artifact is not None and token_model(artifact.manifest.kind) is not None:
         return load_baseline(path, device, dtype)
     return load(path, device, dtype)
-
-
-def _tokenizer(artifact: Artifact) -> TextTokenizer | None:
-    if not artifact.has("tokenizer.json"):
-        return None
-    return load_tokenizer(artifact.file("tokenizer.json"))
 
 
 def _place(network: nn.Module, device: str, dtype: torch.dtype | None) -> None:

@@ -54,10 +54,10 @@ class Networks:
 class TokenModel:
     """How a model over tokens, without latents, continues text.
 
-    read_config, load: from its artifact. sampler: of a network, options and a batch size. flops: of a prompt
-    of so many tokens continued by so many. passes: of the network over one continuation, None for one a new
-    token. cached: numbers kept for each token. next_token: whether the network gives p(next token | tokens
-    before), so that it can judge text.
+    read_config, load: from its artifact; the config has `parameter_count()`. sampler: of a network, options
+    and a batch size. flops: of continuing a prompt of so many tokens by so many. passes: of the network over
+    one continuation, None for one per new token. cached: numbers kept for each token. next_token: whether the
+    network gives p(next token | tokens before), so that it can judge text.
     """
 
     read_config: Callable[[Artifact], Any]
@@ -429,7 +429,7 @@ def baselines() -> list[Family]:
 
 
 def commands(chosen: list[Family] | None = None) -> str:
-    """The training commands of some families, of those that write text unless given, for a message."""
+    """The training commands of the families, by default of all that write text, for a message."""
     written = [family for family in FAMILIES.values() if family.writes]
     return " or ".join(f"`cola {family.stage}`" for family in chosen or written)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts import Artifact, Identity, Output
-from cola_cli.artifacts.files import sha256_file, sha256_text
-from cola_cli.artifacts.kinds import Samples, SamplesPart, SamplesStatistics
+from cola_cli.artifacts import Identity, Output
+from cola_cli.artifacts.files import sha256_text
+from cola_cli.artifacts.kinds import Samples, SamplesPart, SamplesStatistics, TrainedModel
 from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.errors import InputError, UsageError
 from cola_cli.families import FAMILIES, TokenModel, commands, token_model
@@ -92,21 +92,15 @@ def _stopped(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def model_fingerprint(path: Path) -> str:
     """What identifies a model: its artifact's fingerprint, or the digests of a checkpoint's files."""
-    if (path / "manifest.json").exists():
-        artifact = Artifact.open(path)
-        family = FAMILIES.get(artifact.manifest.kind)
-        if family is None or not family.writes:
+    folder = open_model_folder(path)
+    if folder.artifact is not None:
+        kind = folder.artifact.manifest.kind
+        if kind not in FAMILIES or not FAMILIES[kind].writes:
             raise InputError(
-                f"{path} is a {artifact.manifest.kind} artifact, but a model is needed here.",
+                f"{path} is a {kind} artifact, but a model is needed here.",
                 f"Name the output of {commands()}.",
             )
-        return artifact.manifest.fingerprint
-    if not path.is_dir():
-        raise InputError(
-            f"{path} is not a directory.", "Name a prior artifact or a checkpoint folder."
-        )
-    names = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors"))
-    return sha256_text("".join(sha256_file(name) for name in names))
+    return folder.fingerprint()
 
 
 def plan_sampling(
@@ -116,15 +110,13 @@ def plan_sampling(
 
     Loads no weights. Memory is for these prompts, as many at a time as the settings say.
     """
-    if (path / "manifest.json").exists():
-        artifact = Artifact.open(path)
-        if (model := token_model(artifact.manifest.kind)) is not None:
-            return _plan_token_model(model, artifact, settings)
     from cola_cli.cost.sampling import Load, cache_bytes, workspace_bytes
     from cola_cli.flow.solvers import chosen_grid, evaluation_times
     from cola_cli.machine.processes import pick_device
 
     folder = open_model_folder(path)
+    if folder.artifact is not None and (model := token_model(folder.artifact.manifest.kind)):
+        return _plan_token_model(model, folder.artifact, settings)
     vae, prior = folder.configs()
     tokenizer = folder.tokenizer()
     chosen = pick_device(device)
@@ -152,11 +144,11 @@ def plan_sampling(
 
 
 def _plan_token_model(
-    model: TokenModel, artifact: Artifact, settings: SampleSettings
+    model: TokenModel, artifact: TrainedModel, settings: SampleSettings
 ) -> dict[str, int]:
     config = model.read_config(artifact)
     width = 2 if settings.dtype == "bfloat16" else 4
-    positions = artifact.manifest.statistics["seq_len"] + settings.max_new_tokens
+    positions = (artifact.statistics.seq_len or 0) + settings.max_new_tokens
     return {
         "parameters": config.parameter_count(),
         "weight_bytes": width * config.parameter_count(),
