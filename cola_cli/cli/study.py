@@ -11,7 +11,10 @@ from cola_cli.cli import options
 from cola_cli.cli.console import print_json, print_result, reporter, table
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The TOML file of a study.")]
-Folder = Annotated[Path, typer.Option("--output", "-o", help="Directory of the study's artifacts.")]
+Folder = Annotated[
+    Path,
+    options.output_option("Directory of the study's artifacts."),
+]
 Made = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a study that was run.")]
 Overlay = Annotated[
     Path | None, typer.Option("--config", help="TOML laid over the study, table by table.")
@@ -132,7 +135,8 @@ def table_(
 def plot(
     run: Made,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The SVG file. Default: RUN/scaling.svg.")
+        Path | None,
+        options.output_option("The SVG file. Default: RUN/scaling.svg."),
     ] = None,
     x: Axis = None,
     json: options.Json = False,

@@ -61,7 +61,8 @@ def encode(
             "vae": vae_artifact.manifest.fingerprint,
         },
     )
-    output = Output.open(output_path, "latents", identity, settings.model_dump(), overwrite)
+    reads = (tokens_path, vae_path)
+    output = Output.open(output_path, "latents", identity, settings.model_dump(), overwrite, reads)
     if output.up_to_date:
         return up_to_date(output)
     chosen = prepare_torch(threads, output.recorded_environment.get("threads"))
@@ -87,7 +88,7 @@ def encode(
             reporter.start("encode", sum(part.rows for part in mine), "sequences", rows)
             for part in mine:
                 if part.index not in done:
-                    _encode_part(tokens, part, output.path, vae, settings, world.device, reporter)
+                    _encode_part(tokens, part, output.place, vae, settings, world.device, reporter)
                     interruption.check()
             reporter.stop()
 

@@ -58,7 +58,12 @@ def run_evaluation(
         stage=STAGE, settings={"task": task} | result_settings(settings), inputs=inputs
     )
     output = Output.open(
-        output_path, "evaluation", identity, settings.model_dump(mode="json"), overwrite
+        output_path,
+        "evaluation",
+        identity,
+        settings.model_dump(mode="json"),
+        overwrite,
+        (model_path, data),
     )
     if output.up_to_date:
         return up_to_date(output)

@@ -35,7 +35,12 @@ def import_checkpoint(
     if found is not None:
         inputs["tokenizer"] = sha256_file(found)
     output = Output.open(
-        output_path, "prior", Identity(stage=STAGE, settings={}, inputs=inputs), {}, overwrite
+        output_path,
+        "prior",
+        Identity(stage=STAGE, settings={}, inputs=inputs),
+        {},
+        overwrite,
+        (folder, *filter(None, (found,))),
     )
     if output.up_to_date:
         return up_to_date(output)

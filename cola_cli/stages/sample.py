@@ -58,7 +58,12 @@ def sample_to_artifact(
         },
     )
     output = Output.open(
-        output_path, "samples", identity, settings.model_dump(mode="json"), overwrite
+        output_path,
+        "samples",
+        identity,
+        settings.model_dump(mode="json"),
+        overwrite,
+        (model_path,),
     )
     if output.up_to_date:
         return up_to_date(output)

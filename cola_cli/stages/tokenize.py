@@ -122,7 +122,15 @@ def tokenize(
     if tokenizer is not None:
         del chosen["vocab_size"], chosen["sample_bytes"]
     identity = Identity(stage="tokenize", settings=chosen, inputs=inputs)
-    place = Output.open(output, "tokens", identity, settings.model_dump(mode="json"), overwrite)
+    reads = [Path(file.name) for file in found.files if file.filesystem is None]
+    place = Output.open(
+        output,
+        "tokens",
+        identity,
+        settings.model_dump(mode="json"),
+        overwrite,
+        [*reads, *filter(None, (tokenizer,))],
+    )
     if place.up_to_date:
         return up_to_date(place)
     environment = {"corpus": found.digests}
@@ -143,7 +151,7 @@ def tokenize(
                 return Outcome(output, True, {"parts": len(recorded_parts(output))})
         with place.writing(environment) as writer:
             make_tokenizer(writer)
-            counted = _make_parts(writer.parts, output, found, settings, report)
+            counted = _make_parts(writer.parts, writer.path, found, settings, report)
             statistics = _statistics(writer, settings, counted)
             writer.finish(statistics)
     return Outcome(output, True, statistics)

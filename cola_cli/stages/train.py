@@ -83,7 +83,9 @@ def train(
         settings={name: value for name, value in chosen.items() if name not in family.ignored},
         inputs={family.reads: source.manifest.fingerprint},
     )
-    output = Output.open(output_path, family.kind, identity, settings.model_dump(), run.overwrite)
+    output = Output.open(
+        output_path, family.kind, identity, settings.model_dump(), run.overwrite, (source_path,)
+    )
     if output.up_to_date:
         return up_to_date(output)
 
@@ -105,7 +107,9 @@ def train(
         if not world.largest(int(whole))[0]:
             if writer is not None:
                 writer.discard(*files)
-            _train(family, config, source, output_path, settings, cost, run.reporter, world, writer)
+            _train(
+                family, config, source, output.place, settings, cost, run.reporter, world, writer
+            )
         world.wait()
         if writer is None:
             return Outcome(output_path, True)
@@ -114,8 +118,8 @@ def train(
         for name in (TOKENIZER, *network_files("vae")):
             if source.has(name) and name not in files:
                 writer.write(name, source.file(name).read_bytes())
-        remove_all(output_path / CHECKPOINTS)
-        statistics = _statistics(family, source, cost) | _figures(output_path)
+        remove_all(output.place / CHECKPOINTS)
+        statistics = _statistics(family, source, cost) | _figures(output.place)
         writer.finish(statistics)
         return Outcome(output_path, True, statistics)
 

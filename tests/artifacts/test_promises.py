@@ -221,32 +221,6 @@ def test_overwrite_starts_afresh(tmp_path: Path) -> None:
     assert Artifact.open(tmp_path / "tokens").manifest.files == []
 
 
-def test_overwrite_killed_half_way_never_mixes_old_parts_with_the_new_identity(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(tmp_path / "tokens", parts=3)
-    new = identity(seq_len=128)
-    removed = 0
-    unlink = Path.unlink
-
-    def dying_unlink(path: Path, missing_ok: bool = False) -> None:
-        nonlocal removed
-        removed += 1
-        if removed > 2:
-            raise SystemExit
-        unlink(path, missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", dying_unlink)
-    output = Output.open(tmp_path / "tokens", "tokens", new, overwrite=True)
-    with pytest.raises(SystemExit), output.writing():
-        pass
-    monkeypatch.undo()
-    with pytest.raises(InputError, match="not finished"):
-        Artifact.open(tmp_path / "tokens")
-    with pytest.raises(OutputConflict, match="seq_len: 64 -> 128"):
-        Output.open(tmp_path / "tokens", "tokens", new)
-
-
 def test_settings_that_change_the_result_change_the_fingerprint_and_order_does_not() -> None:
     assert identity(seq_len=65).fingerprint != identity().fingerprint
     swapped = Identity(

@@ -1,0 +1,60 @@
+"""Where a stage may write: never onto, into or around what it reads."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from cola_cli.errors import UsageError
+
+Key = tuple[int, int]  # device and inode
+
+
+def require_apart(output: Path, reads: Iterable[Path]) -> None:
+    """Raise UsageError when `output` is, lies in or holds one of the files and directories in `reads`.
+
+    Links are followed: those in the two paths, and those in a directory that is read.
+    """
+    key = functools.cache(_key)
+    place = Path(os.path.realpath(output))  # Path.resolve would stumble over links in a circle
+    own, around = key(place), _keys(place, key)
+    for read in reads:
+        for part in (read, *_links(read)):
+            found = Path(os.path.realpath(part))
+            if key(found) is None:
+                continue  # the stage itself will say so
+            if own == key(found):
+                how = "is"
+            elif key(found) in around:
+                how = "lies in"
+            elif own is not None and own in _keys(found, key):
+                how = "holds"
+            else:
+                continue
+            raise UsageError(
+                f"the output {output} {how} the input {part}.",
+                "Choose another place for the output; nothing was touched.",
+            )
+
+
+def _keys(path: Path, key: Callable[[Path], Key | None]) -> set[Key]:
+    """Keys of a path and of every directory above it, as far as they exist."""
+    return {found for place in (path, *path.parents) if (found := key(place))}
+
+
+def _key(path: Path) -> Key | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _links(directory: Path) -> Iterator[Path]:
+    for folder, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                yield path

@@ -1,0 +1,142 @@
+"""--overwrite: the new artifact is made at OUTPUT/.new and takes the place of the old one when it is whole.
+
+A move that was begun has the list `.new/replaced.json` of the old files; the manifest of the new artifact is
+renamed last. The directory says `incomplete` meanwhile, and whoever takes the lock next ends the move.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from cola_cli.artifacts.artifact import METRICS
+from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS
+from cola_cli.artifacts.checks import check_size, content_files
+from cola_cli.artifacts.files import make_directory, refuse_link, sync, write_atomic, writing_failed
+from cola_cli.artifacts.manifest import (
+    MANIFEST_NAME,
+    NEW,
+    FileRecord,
+    Manifest,
+    pretty_json,
+    read_manifest,
+    write_manifest,
+)
+from cola_cli.artifacts.parts import is_part
+from cola_cli.artifacts.reading import parse_json, read_regular
+from cola_cli.errors import DamagedArtifact, InputError, OutputConflict
+
+REPLACED = "replaced.json"
+LIST_LIMIT = 256 << 20  # bytes
+
+
+def replacement(path: Path) -> Manifest | None:
+    """The manifest of the new artifact beside the one at `path`, finished or not."""
+    try:
+        return read_manifest(path / NEW)
+    except (InputError, DamagedArtifact):
+        return None
+
+
+def moving(path: Path) -> bool:
+    """Whether a new artifact has begun to take the place of the old one."""
+    new = replacement(path)
+    return new is not None and new.status == "complete" and (path / NEW / REPLACED).exists()
+
+
+def continued(path: Path, fingerprint: str) -> Manifest | None:
+    """The unfinished new artifact of that identity; one of another identity is removed."""
+    new = replacement(path)
+    if new is not None and new.fingerprint == fingerprint:
+        return new
+    remove(path)
+    return None
+
+
+def remove(path: Path) -> None:
+    """Remove what was begun beside the artifact at `path`. Raises OutputConflict when it is not ours."""
+    new = path / NEW
+    if not new.is_dir():
+        return
+    if not (new / MANIFEST_NAME).exists() and any(
+        file.name != REPLACED for file in content_files(new)
+    ):
+        raise OutputConflict(f"{new} is not cola's.", "Move it away; nothing was touched.")
+    try:
+        for entry in new.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != MANIFEST_NAME:
+                entry.unlink()
+        (new / MANIFEST_NAME).unlink(missing_ok=True)  # last: it says whose the rest is
+        new.rmdir()
+        sync(path)
+    except OSError as error:
+        raise writing_failed(new, error) from error
+
+
+def move_in(path: Path) -> Manifest:
+    """Put the whole artifact at `path`/.new in the place of the old one; only the latter's files go.
+
+    Raises OutputConflict, before anything is touched, when a foreign file lies where a new one belongs.
+    """
+    new = path / NEW
+    manifest = read_manifest(new)
+    arriving = {record.path for record in manifest.files}
+    if (new / REPLACED).exists():
+        leaving = set(parse_json(read_regular(new / REPLACED, LIST_LIMIT)))
+    else:
+        leaving = _leaving(path, manifest.files)
+        write_atomic(new / REPLACED, pretty_json(sorted(leaving)))
+    begun = manifest.model_copy(update={"status": "incomplete", "files": [], "statistics": {}})
+    write_manifest(path, begun)
+    try:
+        for name in sorted(leaving - arriving):
+            (path / name).unlink(missing_ok=True)
+        folders = {above for name in leaving for above in Path(name).parents}
+        for folder in sorted(folders, reverse=True):
+            if folder.parts:
+                with contextlib.suppress(OSError):  # it holds something else
+                    (path / folder).rmdir()
+        for record in manifest.files:
+            if (new / record.path).exists():
+                make_directory((path / record.path).parent)
+                os.replace(new / record.path, path / record.path)
+            check_size(path, record)
+        for folder in {(path / name).parent for name in arriving}:
+            sync(folder)
+        os.replace(new / MANIFEST_NAME, path / MANIFEST_NAME)
+        sync(path)
+    except OSError as error:
+        raise writing_failed(path, error) from error
+    remove(path)
+    return manifest
+
+
+def _leaving(path: Path, arriving: list[FileRecord]) -> set[str]:
+    """The files of the old artifact at `path`, by relative name."""
+    if not (path / MANIFEST_NAME).exists():
+        return set()
+    old = read_manifest(path)
+    names = {record.path for record in old.files}
+    if old.status == "incomplete":
+        # what an unfinished one wrote and did not record yet
+        for file in content_files(path):
+            name = file.relative_to(path)
+            if is_part(name) or name.parts[0] in (CHECKPOINTS, METRICS):
+                names.add(name.as_posix())
+        names |= {r.path for r in arriving if (path / r.path).is_file()}
+    for record in arriving:
+        refuse_link(path / record.path)
+        file, *folders = (Path(record.path), *list(Path(record.path).parents)[:-1])
+        blocked = [place for place in folders if (path / place).is_file()]
+        blocked += [file] if os.path.lexists(path / file) else []
+        for place in blocked:
+            if place.as_posix() not in names:
+                raise OutputConflict(
+                    f"{path / place} is in the way of the new artifact and is not of the old one.",
+                    "Move it away and run the same command again; nothing was touched.",
+                )
+    return names
