@@ -372,7 +372,7 @@ def test_what_is_no_judge_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="is a tokens artifact"):
         open_judge(tokens.path, CPU)
-    with pytest.raises(InputError, match="no language model"):
+    with pytest.raises(InputError, match="not a language model"):
         open_judge(tmp_path, CPU)
     monkeypatch.setitem(sys.modules, "transformers", None)
     (tmp_path / "config.json").write_text("{}")
