@@ -29,8 +29,11 @@ class LanguageModel(ABC):
     """What can continue text: Cola DLM, or a baseline.
 
     Attributes: tokenizer (or None), context (tokens of a training sequence, or None if unknown), defaults
-    (settings of sampling that the model was stored with).
+    (settings of sampling that the model was stored with), needs_prompt (whether it cannot begin with no token
+    at all).
     """
+
+    needs_prompt = False
 
     def __init__(self, tokenizer: TextTokenizer | None, context: int | None) -> None:
         self.tokenizer, self.context = tokenizer, context
@@ -241,6 +244,7 @@ class Baseline(LanguageModel):
     ) -> None:
         super().__init__(tokenizer, context)
         self.network, self.token_model = network, token_model
+        self.needs_prompt = token_model.next_token
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:

@@ -64,9 +64,9 @@ def query(artifacts: list[Path], sql: str) -> tuple[list[str], list[tuple[Any, .
         columns = [column[0] for column in result.description or []]
         return columns, result.fetchall()
     except (duckdb.Error, UnicodeDecodeError) as error:
-        named = ", ".join(map(str, artifacts))
+        asked = f" (asked of {', '.join(map(str, artifacts))})" if artifacts else ""
         raise UsageError(
-            f"the query failed: {reason(error)} (asked of {named})",
+            f"the query failed: {reason(error)}{asked}.",
             'See the tables with: cola sql "show all tables" ARTIFACT..., damage with: cola verify.',
         ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
@@ -36,6 +37,27 @@ def read_regular(path: Path, limit: int) -> bytes:
         return stream.read(status.st_size)
 
 
+def decoded(data: bytes) -> str:
+    """A text in UTF-8, without the byte order mark that some editors begin files with.
+
+    Raises ValueError for another encoding.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("it is UTF-16" if _is_utf16(data) else "it is not UTF-8") from error
+
+
+def conversion(data: bytes) -> str:
+    """The remedy for a file that is not UTF-8 and begins with, or holds, these bytes."""
+    source = "utf-16" if _is_utf16(data) else "latin1"
+    return f"Convert the file, for example with: iconv -f {source} -t utf-8."
+
+
+def _is_utf16(data: bytes) -> bool:
+    return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
 def parse_json(data: bytes | str) -> Any:
     """The value of a JSON text. Raises ValueError unless it is valid, shallow, and fits into memory."""
     require_few_values(data)
@@ -60,10 +82,10 @@ def read_record(
     try:
         data = read_regular(path, limit)
         if path.suffix == ".toml":
-            tree = tomllib.loads(data.decode())
+            tree = tomllib.loads(decoded(data))
             return TypeAdapter(model).validate_python(tree, strict=True)
         require_few_values(data)
-        return TypeAdapter(model).validate_json(data, strict=True)
+        return TypeAdapter(model).validate_json(data.removeprefix(codecs.BOM_UTF8), strict=True)
     except ValidationError as wrong:
         raise error(f"{path} is not as expected ({reason(wrong)}).", remedy) from wrong
     except (OSError, ValueError, RecursionError) as wrong:

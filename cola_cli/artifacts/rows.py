@@ -7,10 +7,10 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cola_cli.artifacts.artifact import Artifact
-from cola_cli.artifacts.reading import parse_json, reason
+from cola_cli.artifacts.reading import conversion, decoded, parse_json, reason
 from cola_cli.artifacts.unpacking import unpacked
 from cola_cli.errors import InputError
 
@@ -30,22 +30,28 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of every line but empty ones. Raises InputError naming the file and line."""
     try:
         with path.open("rb") as raw:
-            stream = unpacked(path, raw)
-            number = 0
-            # Lines end at newlines alone: generated text may hold the other characters at which
-            # str.splitlines cuts.
-            while line := stream.readline(LINE_LIMIT):
-                number += 1
-                if len(line) == LINE_LIMIT:
-                    raise InputError(f"{path}, line {number} is too long.", "Is it a JSONL file?")
-                if line.strip():
-                    yield number, _row(path, number, line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            f"{path} is truncated or damaged ({reason(error)}).", "Fetch it again."
-        ) from error
+            yield from rows_of(raw, path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({reason(error)}).", "Name a file.") from error
+
+
+def rows_of(raw: BinaryIO, name: object) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same of an open file, packed if its name says so; `name` stands for it in messages."""
+    number = 0
+    try:
+        stream = unpacked(name, raw)
+        # Lines end at newlines alone: generated text may hold the other characters at which
+        # str.splitlines cuts.
+        while line := stream.readline(LINE_LIMIT):
+            number += 1
+            if len(line) == LINE_LIMIT:
+                raise InputError(f"{name}, line {number} is too long.", "Is it a JSONL file?")
+            if line.strip():
+                yield number, _row(name, number, line)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(
+            f"{name} is truncated or damaged ({reason(error)}).", "Fetch it again."
+        ) from error
 
 
 def artifact_rows(artifact: Artifact) -> Iterator[dict[str, Any]]:
@@ -55,17 +61,17 @@ def artifact_rows(artifact: Artifact) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _row(name: object, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = parse_json(line.decode())
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}, line {number} is not UTF-8 ({error.reason}).", "Convert it to UTF-8."
-        ) from error
+        text = decoded(line) if number == 1 else line.decode()
+    except ValueError as error:
+        raise InputError(f"{name}, line {number} is not UTF-8.", conversion(line)) from error
+    try:
+        row = parse_json(text)
     except ValueError as error:
         raise InputError(
-            f"{path}, line {number} is not valid JSON ({reason(error)}).", "Correct that line."
+            f"{name}, line {number} is not valid JSON ({reason(error)}).", "Correct that line."
         ) from error
     if not isinstance(row, dict):
-        raise InputError(f"{path}, line {number} is not a JSON object.", "Correct that line.")
+        raise InputError(f"{name}, line {number} is not a JSON object.", "Correct that line.")
     return row

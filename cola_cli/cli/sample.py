@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,13 +52,18 @@ def sample(
     """
     from cola_cli.artifacts.places import require_apart
     from cola_cli.stages.sample import (
+        DEMO_PROMPT,
         demo_model,
         plan_sampling,
         sample_to_artifact,
         stored_settings,
     )
 
-    path = demo_model() if model == "demo" and not Path(model).exists() else Path(model)
+    path = Path(model)
+    if model == "demo" and not path.exists():
+        path = demo_model()
+        if prompt is None and prompts is None:
+            prompt = [DEMO_PROMPT]
     settings = run.settings(recorded=stored_settings(path))
     if bool(prompt) == (prompts is not None):
         raise UsageError(
@@ -88,14 +94,15 @@ def sample(
 
 
 def _prompts(given: list[str] | None, file: str | None) -> Iterator[Prompt]:
-    from cola_cli.sampling.prompts import given_prompts, parse_prompts, read_prompts
+    """The prompts, at least one; the first has been read, but from standard input, which may wait."""
+    from cola_cli.sampling.prompts import given_prompts, not_empty, parse_prompts, read_prompts
 
     if given:
-        yield from given_prompts(given)
-    elif file == "-":
-        yield from parse_prompts(sys.stdin, "standard input")
-    elif file is not None:
-        yield from read_prompts(Path(file))
+        return iter(given_prompts(given))
+    if file == "-":
+        return not_empty(parse_prompts(sys.stdin.buffer, "standard input"))
+    found = not_empty(read_prompts(Path(file or "")))
+    return itertools.chain([next(found)], found)
 
 
 def _to_stdout(

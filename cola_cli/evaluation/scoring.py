@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from cola_cli.errors import UsageError
-from cola_cli.settings import nearest
 
 _NOT_WORD_OR_SPACE = re.compile(r"[^\w\s]")
 _WHOLE_LETTER = re.compile(r"[\(\[]?\s*([A-Za-z])\s*[\)\]]?\.?")
@@ -160,6 +159,6 @@ def score(task: str, item: Item) -> Verdict:
 
 
 def require_task(task: str) -> None:
-    """Raise UsageError, with the nearest name, when there is no such task."""
+    """Raise UsageError, with the names of all tasks, when there is no such task."""
     if task not in SCORERS:
-        raise UsageError(f"there is no task {task!r}.", nearest(task, SCORERS))
+        raise UsageError(f"there is no task {task!r}.", f"Known: {', '.join(sorted(SCORERS))}.")

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from cola_cli.artifacts.reading import decoded, reason
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.errors import InputError
 from cola_cli.evaluation.scoring import nth_letter
@@ -81,9 +82,11 @@ def built_in_template(task: str) -> Template:
 def read_template(path: Path) -> Template:
     """A template of one's own. Raises InputError saying what is wrong with the file."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}).", "Name a TOML template.") from error
+        text = decoded(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({reason(error)}).", "Name a TOML template."
+        ) from error
     return parse_template(text, str(path))
 
 

@@ -74,6 +74,21 @@ def pick_device(name: str) -> torch.device:
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: this machine has no usable GPU.", "Try --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(
+            f"--device {name}: this machine has {count} GPUs, numbered from 0.",
+            "Try --device cuda.",
+        )
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if device.type == "cuda":
+            raise
+        raise UsageError(
+            f"--device {name}: this machine, or this build of PyTorch, has no such device.",
+            "Try cpu or cuda.",
+        ) from error
     return device
 
 

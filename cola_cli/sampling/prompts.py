@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from cola_cli.artifacts.reading import is_encodable, reason, shown
+from cola_cli.artifacts.reading import is_encodable, shown
+from cola_cli.artifacts.rows import read_rows, rows_of
 from cola_cli.errors import InputError
 
-LINE_LIMIT = 16 << 20  # characters
+REMEDY = 'Write each prompt as {"id": ..., "prompt": "..."} on a line of its own.'
 
 
 @dataclass(frozen=True)
@@ -23,44 +24,39 @@ class Prompt:
 
 
 def given_prompts(texts: list[str]) -> list[Prompt]:
-    """The prompts of `--prompt`, numbered from 0."""
-    return [Prompt(i, text, f"--prompt '{shown(text, 40)}'") for i, text in enumerate(texts)]
+    """The prompts of `--prompt`, numbered from 0. Raises InputError for one that is not UTF-8."""
+    found = [Prompt(i, text, f"--prompt '{shown(text, 40)}'") for i, text in enumerate(texts)]
+    for prompt in found:
+        if not is_encodable(prompt.text):
+            raise InputError(f"{prompt.place} is not UTF-8.", "Give it in UTF-8.")
+    return found
 
 
 def read_prompts(path: Path) -> Iterator[Prompt]:
-    """The prompts of a JSONL file. Raises InputError naming the line."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            yield from parse_prompts(lines, str(path))
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}).", "Name a JSONL file of prompts."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8.", "Convert the file.") from error
+    """The prompts of a JSONL file, packed as .gz or .zst or not. Raises InputError naming the line."""
+    yield from _prompts(read_rows(path), str(path))
 
 
-def parse_prompts(lines: Iterable[str], name: str) -> Iterator[Prompt]:
+def parse_prompts(stream: BinaryIO, name: str) -> Iterator[Prompt]:
     """The prompts of JSONL lines; `name` is the file in error messages."""
-    count = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    yield from _prompts(rows_of(stream, name), name)
+
+
+def not_empty(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """The same prompts. Raises InputError at the end of none."""
+    prompt = None
+    for prompt in prompts:
+        yield prompt
+    if prompt is None:
+        raise InputError("there are no prompts.", "Give --prompt, or --prompts with some lines.")
+
+
+def _prompts(rows: Iterable[tuple[int, dict[str, Any]]], name: str) -> Iterator[Prompt]:
+    for count, (number, row) in enumerate(rows):
         place = f"{name}, line {number}"
-        try:
-            row = json.loads(line) if len(line) <= LINE_LIMIT else None
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{place} is not valid JSON ({reason(error)}).",
-                'Write each prompt as {"id": ..., "prompt": "..."} on a line of its own.',
-            ) from error
-        row = row if isinstance(row, dict) else {}
         text = row.get("prompt")
         if not isinstance(text, str):
-            raise InputError(
-                f'{place} has no text under "prompt".',
-                'Write each prompt as {"id": ..., "prompt": "..."} on a line of its own.',
-            )
+            raise InputError(f'{place} has no text under "prompt".', REMEDY)
         own = row.get("id", count)
         own = own if isinstance(own, str | int) else str(own)
         if not (is_encodable(text) and is_encodable(str(own))):
@@ -68,4 +64,3 @@ def parse_prompts(lines: Iterable[str], name: str) -> Iterator[Prompt]:
                 f"{place} holds half of a surrogate pair.", "Correct or remove that line."
             )
         yield Prompt(own, text, place)
-        count += 1

@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from cola_cli.artifacts.manifest import flatten, require_shallow
-from cola_cli.artifacts.reading import reason, shown
+from cola_cli.artifacts.reading import decoded, reason, shown
 from cola_cli.errors import UsageError
 from cola_cli.settings.fields import Settings
 from cola_cli.settings.tables import TABLES
@@ -137,7 +137,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > CONFIG_LIMIT:
             raise UsageError(f"{path} is too large for a settings file.", "Name a TOML file.")
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(decoded(path.read_bytes()))
         require_shallow(tree)
         return tree
     except OSError as error:

@@ -72,11 +72,20 @@ def sample_stream(
 
     tokenizer = model.require_tokenizer()
     by_item: dict[int, Prompt] = {}
+    warned = model.context is None
 
     def requests() -> Iterator[Request]:
+        nonlocal warned
         for item, prompt in prompts:
             by_item[item] = prompt
-            yield Request(item, encoded_prompt(model, prompt))
+            ids = encoded_prompt(model, prompt)
+            if not warned and len(ids) + settings.max_new_tokens > (model.context or 0):
+                reporter.warn(
+                    f"{prompt.place}: {len(ids)} tokens and {settings.max_new_tokens} new ones are more than"
+                    f" the {model.context} of a training sequence; what lies beyond may be poor"
+                )
+                warned = True
+            yield Request(item, ids)
 
     options = settings.options((tokenizer.end_of_text_id,))
     for request, generation in model.stream(
@@ -91,9 +100,12 @@ def sample_stream(
 
 def encoded_prompt(model: LanguageModel, prompt: Prompt) -> list[int]:
     """The token ids of a prompt. Raises InputError naming its place when it cannot be used."""
-    if not prompt.text:
-        raise InputError(f"{prompt.place}: the prompt is empty.", "Give it some text.")
     ids = model.require_tokenizer().encode(prompt.text)
+    if not ids and model.needs_prompt:
+        raise InputError(
+            f"{prompt.place}: the prompt has no tokens, and an autoregressive model goes on from one.",
+            "Give it some text.",
+        )
     if model.context is not None and len(ids) >= model.context:
         raise InputError(
             f"{prompt.place}: the prompt has {len(ids)} tokens, but the model was trained on"

@@ -15,7 +15,7 @@ from cola_cli.errors import InputError, UsageError
 from cola_cli.families import FAMILIES, TokenModel, commands, token_model
 from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.reporting import Reporter
-from cola_cli.sampling.prompts import Prompt
+from cola_cli.sampling.prompts import Prompt, not_empty
 from cola_cli.settings import result_settings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
@@ -23,6 +23,7 @@ from cola_cli.stages.outcome import Outcome, up_to_date
 from cola_cli.weights.folder import open_model_folder
 
 STAGE = "sample"
+DEMO_PROMPT = "Tom was a brave sailor who"  # of the demo model, where none is given
 
 
 def stored_settings(model: Path) -> tuple[str, dict[str, Any]]:
@@ -46,8 +47,7 @@ def sample_to_artifact(
     overwrite: bool = False,
 ) -> Outcome:
     """Continue all prompts into a samples artifact, going on after the parts an earlier run finished."""
-    if not prompts:
-        raise InputError("there are no prompts.", "Give --prompt, or --prompts with some lines.")
+    prompts = list(not_empty(prompts))
     numbered = [[prompt.id, prompt.text] for prompt in prompts]
     identity = Identity(
         stage=STAGE,

@@ -47,11 +47,15 @@ def open_model_folder(path: Path) -> ModelFolder:
 
     Raises InputError when it is neither.
     """
-    if not path.is_dir():
-        raise InputError(
-            f"{path} is not a directory.", "Name a prior artifact or a checkpoint folder."
-        )
+    require_folder(path)
     return _OurFolder(path) if is_artifact(path) else _ReleasedFolder(path)
+
+
+def require_folder(path: Path) -> None:
+    """Raise InputError unless `path` is a directory."""
+    if not path.is_dir():
+        wrong = "is not a directory" if path.exists() else "does not exist"
+        raise InputError(f"{path} {wrong}.", "Name a prior artifact or a checkpoint folder.")
 
 
 class _OurFolder:

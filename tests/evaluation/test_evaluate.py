@@ -14,6 +14,7 @@ import zstandard
 from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.evaluation.metrics import paired_difference
+from cola_cli.evaluation.scoring import SCORERS
 from cola_cli.evaluation.tasks import Question, built_in_template, read_questions
 from cola_cli.reporting import Silent
 from cola_cli.settings.evaluate import EvaluateSettings
@@ -134,7 +135,8 @@ def test_the_command_runs_scores_and_is_then_up_to_date(
 
 def test_wrong_requests_are_refused(cola: Run, model: Path) -> None:
     run = ("eval", "run", model, "-o", "out", "--task")
-    assert "Did you mean" in cola(*run, "mmul", "--data", DATA / "mmlu.jsonl", expect=2).stderr
+    unknown = cola(*run, "arc", "--data", DATA / "mmlu.jsonl", expect=2).stderr
+    assert all(name in unknown for name in SCORERS)
     assert "--prompts" in cola(*run, "mmlu", expect=2).stderr
     assert "missing.jsonl" in cola(*run, "mmlu", "--data", "missing.jsonl", expect=4).stderr
 

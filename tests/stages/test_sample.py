@@ -217,7 +217,6 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, model: Path) -> Non
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('{"prompt": "a"}\n{"prompt": ""}\n', "p.jsonl, line 2: the prompt is empty"),
         ('{"prompt": "a"}\n{"promt": "a"}\n', 'p.jsonl, line 2 has no text under "prompt"'),
         ('{"prompt": "a"\n', "p.jsonl, line 1 is not valid JSON"),
         (json.dumps({"prompt": "cat " * CONTEXT}), f"trained on sequences of {CONTEXT}"),
@@ -228,9 +227,33 @@ def test_prompts_that_cannot_be_used_are_named(
     cola: Run, tmp_path: Path, model: Path, lines: str, message: str
 ) -> None:
     (tmp_path / "p.jsonl").write_text(lines)
-    result = cola("sample", model, "--prompts", "p.jsonl", "-o", "s", *SHORT, expect=4)
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    for output in (("-o", "s"), ()):
+        result = cola("sample", model, "--prompts", "p.jsonl", *output, *SHORT, expect=4)
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_an_empty_prompt_gives_samples_of_nothing_before(cola: Run, model: Path) -> None:
+    (one,) = cola("sample", model, "--prompt", "", "--json", *SHORT).stdout.splitlines()
+    row = json.loads(one)
+    assert (row["prompt"], row["tokens"] > 0) == ("", True)
+
+
+def test_a_budget_beyond_the_context_is_said_once(cola: Run, model: Path) -> None:
+    prompts = ("--prompt", "the cat", "--prompt", "a dog", "--steps", 1)
+    result = cola("sample", model, *prompts, "-n", CONTEXT)
+    assert result.stderr.count(f"more than the {CONTEXT} of a training sequence") == 1
+    assert "training sequence" not in cola("sample", model, *prompts, "-n", 4).stderr
+
+
+def test_a_model_that_is_not_there_is_told_at_once(cola: Run) -> None:
+    result = cola("sample", "nosuch", "--prompt", "a", expect=4)
+    assert result.stderr.splitlines()[0] == "cola: error: nosuch does not exist."
+    assert "either --prompt" in cola("sample", ".", expect=2).stderr
+
+
+def test_the_demo_model_has_a_prompt_of_its_own(cola: Run) -> None:
+    assert cola("sample", "demo", "-n", 1).stdout.startswith("Tom was a brave sailor who")
 
 
 def test_wrong_settings_are_usage_errors(cola: Run, model: Path) -> None:
