@@ -249,7 +249,6 @@ def test_a_budget_beyond_the_context_is_said_once(cola: Run, model: Path) -> Non
 def test_a_model_that_is_not_there_is_told_at_once(cola: Run) -> None:
     result = cola("sample", "nosuch", "--prompt", "a", expect=4)
     assert result.stderr.splitlines()[0] == "cola: error: nosuch does not exist."
-    assert "either --prompt" in cola("sample", ".", expect=2).stderr
 
 
 def test_the_demo_model_has_a_prompt_of_its_own(cola: Run) -> None:
