@@ -14,7 +14,8 @@ from cola_cli.errors import UsageError
 
 @command("output", "shard", "overwrite", "dry_run", table="tokenize")
 @setting_flags(
-    "vocab_size", "seq_len", "text_field", "documents", "normalize", "validation_fraction", "seed", "workers"
+    "vocab_size", "end_of_text", "seq_len", "text_field", "documents", "normalize",
+    "validation_fraction", "seed", "workers",
 )  # fmt: skip
 def tokenize(
     corpus: Annotated[
@@ -33,8 +34,8 @@ def tokenize(
 
     Example: cola tokenize "texts/*.txt" -o runs/demo/tokens --vocab-size 8192
     """
+    from cola_cli.corpus.chunks import find_corpus
     from cola_cli.settings import to_toml
-    from cola_cli.stages.tokenize import find_corpus
     from cola_cli.stages.tokenize import tokenize as stage
 
     if tokenizer is not None and run.flags["vocab_size"] is not None:

@@ -1,33 +1,41 @@
 """Documents streamed from text files: .txt .md .jsonl .csv .parquet, plain or packed as .gz or .zst.
 
-Memory stays flat: a line or record is held at a time, and one that is larger than `DOCUMENT_LIMIT` is an
-error rather than a reason to swap.
+Memory stays flat: one line or record is held at a time, and a larger one than `DOCUMENT_LIMIT` is an error.
+What a file holds is read rightly, refused by line or row, or counted: never passed over silently.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
+import hashlib
 import io
 import itertools
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from cola_cli.artifacts.files import sha256_stream
 from cola_cli.artifacts.reading import VALUES_LIMIT, is_encodable, parse_json, reason, shown
 from cola_cli.artifacts.unpacking import unpacked
-from cola_cli.corpus.files import CorpusFile, file_format
+from cola_cli.corpus.files import READ_BYTES, CorpusFile, file_format
 from cola_cli.corpus.parquet_footer import largest_page
 from cola_cli.errors import ColaError, InputError
 
 DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line
 PARQUET_ROWS = 256
 PAGE_LIMIT = 1 << 30  # bytes, unpacked, of one page, and of the rows that are held at once
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 DocumentRule = Literal["blank-line", "file"]
+
+
+class ChangedFile(InputError):
+    """A corpus file that is not, byte for byte, the one whose digest is known."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +51,28 @@ def read_documents(
     text_field: str,
     rule: DocumentRule,
     advance: Callable[[int], None] = lambda count: None,
+    expected: dict[str, Any] | None = None,
 ) -> Iterator[Document]:
-    """The documents of one file, empty ones included.
+    """The documents of one file; an empty text stands for an empty file, an empty text and a null field.
 
-    `text_field` is the field or column of records; `rule` cuts text files at blank lines or takes them
-    whole; `advance` is told the bytes of the file that were read. Raises InputError naming file and line or
-    row.
+    `text_field` is the field or column of records, `a.b` the field b within the field a; `rule` cuts text
+    files at blank lines or takes them whole; `advance` is told the bytes of the file that were read.
+    `expected` (bytes, modified, sha256) is what is known of the file. Raises InputError naming file and line
+    or row, and ChangedFile after the last document when the file is not the expected one.
     """
     file = source if isinstance(source, CorpusFile) else CorpusFile(str(source))
     kind = file_format(file)
     try:
         size, _ = file.state()
         if size == 0:
-            raise InputError(f"{file} is empty.", "Remove it from the corpus.")
-        if kind == ".parquet":
-            yield from _parquet(file, text_field, size, advance)
+            yield Document("", "line 1")
+            _require(file, expected, hashlib.sha256().hexdigest())
             return
-        with file.open(advance) as raw:
+        if kind == ".parquet":
+            yield from _parquet(file, text_field, size, advance, expected)
+            return
+        digest = hashlib.sha256() if expected else None
+        with file.open(advance, digest) as raw:
             stream = unpacked(file, raw)
             if kind == ".jsonl":
                 yield from _records(file, stream, text_field)
@@ -69,6 +82,10 @@ def read_documents(
                 yield Document(_whole(file, stream), "line 1")
             else:
                 yield from _paragraphs(file, stream)
+            while raw.read(READ_BYTES):
+                pass
+        if digest is not None:
+            _require(file, expected, digest.hexdigest())
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
             f"{file} is truncated or damaged ({reason(error)}).", "Fetch it again."
@@ -78,8 +95,26 @@ def read_documents(
     except Exception as error:
         if file.filesystem is None or isinstance(error, ColaError):
             raise
-        # what lies behind a URL fails with the exceptions of whichever package reaches it
+        # each file system behind a URL fails with the exceptions of its own package
         raise InputError(f"{file} cannot be read ({reason(error)}).", "Try again.") from error
+
+
+def require_unchanged(file: CorpusFile, expected: dict[str, Any]) -> None:
+    """Raise ChangedFile when size or time of a file are not the expected ones."""
+    if file.state() != (expected["bytes"], expected["modified"]):
+        raise _changed(file)
+
+
+def _require(file: CorpusFile, expected: dict[str, Any] | None, digest: str) -> None:
+    if expected and expected["sha256"] != digest:
+        raise _changed(file)
+
+
+def _changed(file: CorpusFile) -> ChangedFile:
+    return ChangedFile(
+        f"{file} changed while it was read.",
+        "Run the command again, with --overwrite, when nothing writes to the file.",
+    )
 
 
 def _lines(file: CorpusFile, stream: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -96,6 +131,11 @@ def _lines(file: CorpusFile, stream: BinaryIO) -> Iterator[tuple[int, str]]:
 
 
 def _decoded(file: CorpusFile, number: int, line: bytes) -> str:
+    if number == 1 and (line.startswith(UTF16) or line.count(0) * 4 > len(line)):
+        raise InputError(
+            f"{file} is UTF-16, not UTF-8.",
+            "Convert the file, for example with: iconv -f utf-16 -t utf-8.",
+        )
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -146,29 +186,72 @@ def _records(file: CorpusFile, stream: BinaryIO, text_field: str) -> Iterator[Do
         except ValueError as error:
             why = (
                 f"{error.msg}, column {error.colno}"
-                if isinstance(error, JSONDecodeError)
+                if isinstance(error, json.JSONDecodeError)
                 else error
             )
             raise InputError(
                 f"{file}, line {number} is not valid JSON ({reason(why)}).",
                 "Correct or remove that line.",
             ) from error
-        yield Document(_field(file, f"line {number}", record, text_field), f"line {number}")
+        place = f"line {number}"
+        _require_once(file, place, line, text_field)
+        yield Document(_field(file, place, record, text_field), place)
+
+
+def _require_once(file: CorpusFile, place: str, line: str, text_field: str) -> None:
+    """Raise InputError for a record that names the field twice: JSON would keep the last one silently."""
+    name = text_field.rpartition(".")[2]
+    if line.count(f'"{name}"') < 2:
+        return
+
+    def require(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if sum(key == name for key, _ in pairs) > 1:
+            raise InputError(
+                f"{file}, {place} has the field {name!r} twice.", "Correct or remove that record."
+            )
+        return dict(pairs)
+
+    json.loads(line, object_pairs_hook=require)
 
 
 def _field(file: CorpusFile, place: str, record: Any, text_field: str) -> str:
-    text = record.get(text_field) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        has = _listed(map(str, record)) if isinstance(record, dict) else "no fields"
+    """The text of a record, empty for null."""
+    if not isinstance(record, dict):
         raise InputError(
-            f"{file}, {place} has no text in the field {text_field!r} (it has {has}).",
-            "Name the field with --text-field.",
+            f"{file}, {place} is {_kind_of(record)}, not an object with fields.",
+            "Write each record as an object with its text in a field.",
         )
-    if not is_encodable(text):
+    value = record
+    for name in [text_field] if text_field in record else text_field.split("."):
+        if value is None:
+            break
+        if not isinstance(value, dict) or name not in value:
+            has = _listed(map(str, record)) if record else "no fields"
+            raise InputError(
+                f"{file}, {place} has no field {text_field!r} (it has {has}).",
+                "Name the field with --text-field.",
+            )
+        value = value[name]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(
+            f"{file}, {place}: the field {text_field!r} is {_kind_of(value)}, not a text.",
+            "Name another field with --text-field, or correct that record.",
+        )
+    if not is_encodable(value):
         raise InputError(
             f"{file}, {place} holds half of a surrogate pair.", "Correct or remove that record."
         )
-    return text
+    return value
+
+
+def _kind_of(value: Any) -> str:
+    """What a JSON value is, in a sentence."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    kinds = {int: "a number", float: "a number", list: "a list", dict: "an object", str: "a text"}
+    return kinds.get(type(value), shown(type(value).__name__))
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -193,58 +276,106 @@ def _table(file: CorpusFile, stream: BinaryIO, text_field: str) -> Iterator[Docu
                 )
             yield line
 
-    rows = csv.DictReader(lines())
+    # strict: an open quote is an error, not a field that holds the rest of the file
+    rows = csv.reader(lines(), strict=True)
+    first = 1  # line of the record that is being read
     try:
-        if text_field not in (rows.fieldnames or []):
+        header = next(rows, [])
+        if header.count(text_field) != 1:
+            problem = "two columns" if text_field in header else "no column"
             raise InputError(
-                f"{file} has no column {text_field!r} (it has {_listed(rows.fieldnames or [])}).",
-                "Name the column with --text-field.",
+                f"{file} has {problem} {text_field!r} (it has {_listed(header) or 'no columns'}).",
+                "Name the column with --text-field."
+                if text_field not in header
+                else "Rename or remove one of them.",
             )
+        column = header.index(text_field)
+        first = rows.line_num + 1
         for row in rows:
             size = fields = 0
             place = f"line {rows.line_num}"
-            yield Document(_field(file, place, row, text_field), place)
+            if row and len(row) != len(header):
+                raise InputError(
+                    f"{file}, {place} has {len(row)} fields, but the header has {len(header)}.",
+                    "Put quotes around a text that holds commas, or correct that line.",
+                )
+            if row:
+                yield Document(_field(file, place, {text_field: row[column]}, text_field), place)
+            first = rows.line_num + 1
     except csv.Error as error:
+        lines_read = (
+            f"line {first}" if first >= rows.line_num else f"lines {first} to {rows.line_num}"
+        )
         raise InputError(
-            f"{file}, line {rows.line_num} is not valid CSV ({reason(error)}).",
-            "Correct that line.",
+            f"{file}, {lines_read}: not valid CSV ({reason(error)}).",
+            "Correct the quotes there: a quote within a quoted field is written twice.",
         ) from error
 
 
 def _parquet(
-    file: CorpusFile, text_field: str, size: int, advance: Callable[[int], None]
+    file: CorpusFile,
+    text_field: str,
+    size: int,
+    advance: Callable[[int], None],
+    expected: dict[str, Any] | None,
 ) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file.open_parquet()) as table:
-            names = table.schema_arrow.names
-            if text_field not in names:
-                raise InputError(
-                    f"{file} has no column {text_field!r} (it has {_listed(names)}).",
-                    "Name the column with --text-field.",
-                )
-            kind = table.schema_arrow.field(names.index(text_field)).type
-            if names.count(text_field) > 1 or not _is_text(kind):
-                raise InputError(
-                    f"{file}: the column {text_field!r} holds {shown(kind)}, not text, or is there twice.",
-                    "Name the column with --text-field.",
-                )
-            at_a_time = _rows_at_a_time(file, table.metadata, text_field)
+        with file.open_parquet() as raw, pq.ParquetFile(raw) as table:
+            path = _column(file, table.schema_arrow, text_field)
+            # Arrow fails on some columns of a row group of no rows, which a writer of batches may leave
+            groups = [
+                group
+                for group in range(table.num_row_groups)
+                if table.metadata.row_group(group).num_rows
+            ]
+            at_a_time = _rows_at_a_time(file, table.metadata, ".".join(path), groups)
             row, rows = 0, max(1, table.metadata.num_rows)
-            for batch in table.iter_batches(batch_size=at_a_time, columns=[text_field]):
+            batches = table.iter_batches(at_a_time, row_groups=groups, columns=[".".join(path)])
+            for batch in batches if groups else ():
                 before = row
-                for text in batch.column(0).to_pylist():
-                    yield Document(
-                        _field(file, f"row {row}", {text_field: text}, text_field), f"row {row}"
-                    )
+                for value in batch.column(0).to_pylist():
+                    place = f"row {row}"
+                    yield Document(_field(file, place, {path[0]: value}, text_field), place)
                     row += 1
                 advance(size * row // rows - size * before // rows)
+            if expected and file.filesystem is None:
+                raw.seek(0)
+                _require(file, expected, sha256_stream(raw))
+        if expected and file.filesystem is not None:
+            require_unchanged(file, expected)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
             f"{file} is not a whole Parquet file ({reason(error)}).", "Fetch it again."
         ) from error
+
+
+def _column(file: CorpusFile, schema: Any, text_field: str) -> list[str]:
+    """The path of the text column in Arrow's schema. Raises InputError when it holds no text."""
+    import pyarrow.types as types
+
+    path = [text_field] if text_field in schema.names else text_field.split(".")
+    names, kind = schema.names, None
+    for name in path:
+        if name not in names:
+            raise InputError(
+                f"{file} has no column {text_field!r} (it has {_listed(schema.names)}).",
+                "Name the column with --text-field.",
+            )
+        if names.count(name) > 1:
+            raise InputError(
+                f"{file} has two columns {text_field!r}.", "Rename or remove one of them."
+            )
+        kind = schema.field(name).type if kind is None else kind.field(name).type
+        names = [field.name for field in kind] if types.is_struct(kind) else []
+    if not _is_text(kind):
+        raise InputError(
+            f"{file}: the column {text_field!r} holds {shown(kind)}, not text.",
+            "Name another column with --text-field.",
+        )
+    return path
 
 
 def _is_text(kind: Any) -> bool:
@@ -252,20 +383,21 @@ def _is_text(kind: Any) -> bool:
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return any(
-        test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view)
+        test(kind)
+        for test in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     )
 
 
-def _rows_at_a_time(file: CorpusFile, metadata: Any, text_field: str) -> int:
+def _rows_at_a_time(file: CorpusFile, metadata: Any, column: str, groups: list[int]) -> int:
     """How many rows may be held at once: no text is larger than the largest page of its column."""
     if file.filesystem is not None:  # its pages would have to be fetched to be looked at
         return PARQUET_ROWS
     columns = [
         number
         for number in range(metadata.num_columns)
-        if metadata.schema.column(number).path == text_field
+        if metadata.schema.column(number).path == column
     ]
-    largest = largest_page(Path(file.name), columns) if metadata.num_rows else 0
+    largest = largest_page(Path(file.name), columns, groups)
     if largest > PAGE_LIMIT:
         raise InputError(
             f"{file} has a page of {largest >> 20:,} MiB unpacked.",

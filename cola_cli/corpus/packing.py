@@ -1,17 +1,21 @@
-"""Documents to rows of `seq_len` tokens, losing and repeating none."""
+"""Documents to rows of `seq_len` tokens, losing and repeating none, and the rows of a part on disk."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 DIGEST_BYTES = 16
+ROW_GROUP = 1024  # rows; a training reader takes one group at a time
 
 
 @dataclass
 class Row:
-    """A packed sequence: its tokens, and the pieces of documents it is made of.
+    """A packed sequence: its tokens, and the pieces of documents in it.
 
     segments: (document, offset, length) in tokens of the document, its end-of-text token included.
     """
@@ -21,7 +25,7 @@ class Row:
 
 
 def pack(
-    documents: Iterable[tuple[int, list[int]]], seq_len: int, end_of_text: int
+    documents: Iterable[tuple[int, Sequence[int]]], seq_len: int, end_of_text: int
 ) -> Iterator[Row]:
     """Rows of `seq_len` tokens from (document number, token ids), each document closed by end-of-text.
 
@@ -29,11 +33,12 @@ def pack(
     """
     row = Row()
     for number, ids in documents:
-        offset = 0
-        ids = [*ids, end_of_text]
-        while offset < len(ids):
-            length = min(seq_len - len(row.tokens), len(ids) - offset)
+        offset, whole = 0, len(ids) + 1
+        while offset < whole:
+            length = min(seq_len - len(row.tokens), whole - offset)
             row.tokens.extend(ids[offset : offset + length])
+            if offset + length == whole:
+                row.tokens.append(end_of_text)
             row.segments.append((number, offset, length))
             offset += length
             if len(row.tokens) == seq_len:
@@ -43,8 +48,50 @@ def pack(
         yield row
 
 
+def write_rows(path: Path, rows: Iterator[Row], seq_len: int, pad_id: int) -> tuple[int, int]:
+    """Write rows as Parquet, a row group at a time; returns the numbers of rows and of tokens.
+
+    Columns: tokens (`seq_len` int32, padded with `pad_id`), length (tokens before the padding), segments
+    (document, offset, length), as in `Row`.
+    """
+    import pyarrow.parquet as pq
+
+    count = tokens = 0
+    groups = iter(lambda: list(itertools.islice(rows, ROW_GROUP)), [])
+    first = next(groups, [])
+    schema = _table(first, seq_len, pad_id).schema
+    # an open file: pyarrow takes names for URIs and expands ~
+    with path.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as out:
+        for group in itertools.chain([first], groups):
+            out.write_table(_table(group, seq_len, pad_id), ROW_GROUP)
+            count += len(group)
+            tokens += sum(len(row.tokens) for row in group)
+    return count, tokens
+
+
+def _table(rows: list[Row], seq_len: int, pad_id: int) -> Any:
+    import numpy as np
+    import pyarrow as pa
+
+    tokens = np.full((len(rows), seq_len), pad_id, dtype=np.int32)
+    for row, target in zip(rows, tokens, strict=True):
+        target[: len(row.tokens)] = row.tokens
+    segment = pa.struct([("document", pa.int64()), ("offset", pa.int32()), ("length", pa.int32())])
+    names = ("document", "offset", "length")
+    segments = [[dict(zip(names, s, strict=True)) for s in row.segments] for row in rows]
+    return pa.table(
+        {
+            "tokens": pa.ListArray.from_arrays(
+                np.arange(len(rows) + 1, dtype=np.int32) * seq_len, tokens.ravel()
+            ),
+            "length": pa.array([len(row.tokens) for row in rows], pa.int32()),
+            "segments": pa.array(segments, pa.list_(segment)),
+        }
+    )
+
+
 def document_digest(text: str) -> bytes:
-    """The 16 bytes by which documents are told apart and split."""
+    """A digest of 16 bytes that decides whether documents are duplicates, and their split."""
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 

@@ -1,4 +1,4 @@
-"""How much memory a Parquet file can take: what its footer claims, and what the headers of its pages say.
+"""How much memory a Parquet file can take, from its footer and the headers of its pages.
 
 A row group of numbers takes as much as the footer claims, or an error where its pages hold less. For texts a
 footer says nothing, but a page is unpacked into as many bytes as its own header says, and no value is larger
@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
 
 
 def column_chunks(path: Path) -> list[list[Chunk]]:
-    """The columns of every row group. Raises OSError, or ValueError where the footer is none."""
+    """The columns of every row group. Raises OSError, or ValueError for a file without a footer."""
     with _mapped(path) as data:
         length = int.from_bytes(data[-TAIL:-4], "little")
         start = len(data) - TAIL - length
@@ -62,15 +62,17 @@ def require_group(chunks: Sequence[Chunk], schema: Any) -> None:
             raise ValueError(f"a row group claims {chunk.values} values of {column.name}")
 
 
-def largest_page(path: Path, columns: Sequence[int]) -> int:
-    """The unpacked bytes of the largest page of some columns of a Parquet file, by their number.
+def largest_page(path: Path, columns: Sequence[int], groups: Sequence[int]) -> int:
+    """The unpacked bytes of the largest page of some columns in some row groups, by their numbers.
 
     Raises OSError, or ValueError where the pages do not follow one another as the footer says.
     """
     largest = 0
-    groups = column_chunks(path)
+    chunks = column_chunks(path)
+    if any(group >= len(chunks) for group in groups):
+        raise ValueError("its footer has fewer row groups than Arrow reads")
     with _mapped(path) as data:
-        for group in groups:
+        for group in (chunks[number] for number in groups):
             for _, place, size in (group[column] for column in columns if column < len(group)):
                 end = place + size
                 if not 0 <= place <= end <= len(data):
@@ -96,12 +98,12 @@ def _chunk(metadata: dict[int, Any]) -> Chunk:
     places = [metadata[DATA], metadata.get(DICTIONARY) or metadata[DATA]]
     chunk = Chunk(metadata[VALUES], min(places), metadata[SIZE])
     if not all(type(number) is int for number in (*chunk, *places)):
-        raise TypeError("a number is none")
+        raise TypeError("a size in the footer is not an integer")
     return chunk
 
 
 def _value(data: mmap.mmap, place: int, kind: int, depth: int) -> tuple[int, Any]:
-    """Where a value ends, and the value: field -> value of a structure, None for texts, which say nothing."""
+    """The end of a value, and the value: field -> value of a structure, None for a text."""
     if depth > DEPTH_LIMIT:
         raise ValueError("it nests too deep")
     if kind in NUMBERS:
@@ -125,7 +127,7 @@ def _value(data: mmap.mmap, place: int, kind: int, depth: int) -> tuple[int, Any
             values.append(value)
         return place, values
     if kind != STRUCT:
-        raise ValueError("it holds what no footer and no page header holds")
+        raise ValueError("it holds a type that footers and page headers do not have")
     fields: dict[int, Any] = {}
     number = 0
     while head := _byte(data, place):

@@ -2,71 +2,245 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+import re
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cola_cli.artifacts.reading import parse_json, read_regular, reason
+from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.reading import parse_json, read_regular, reason, shown
 from cola_cli.errors import InputError, UsageError
 
+TOKENIZER = "tokenizer.json"
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot_id|>")
 PAD = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
 TOKENIZER_LIMIT = 512 << 20  # bytes
 ID_LIMIT = 1 << 24  # of a token: the library takes memory for every number up to the largest
 BYTES = 256
 PROBE = "An Ünknown wörd, 日本 \x00\ue000"
+# Characters that are tokenized at a time: the library takes some 250 bytes of memory for each.
+PIECE = 1 << 18
+UNCUT_LIMIT = 1 << 23  # characters of a stretch that has no place where it could be cut
+SEAM = 256  # characters on each side of a cut that are tokenized to check it
+# Places to cut at, the most likely first: before a space after a word, between punctuation and a word,
+# before any space.
+CUTS = [
+    re.compile(r"(?<=\w)(?= \w)"),
+    re.compile(r"(?<=[^\w\s])(?=\w)"),
+    re.compile(r"(?<=\S)(?=\s)"),
+]
+TRIES = 4  # of each kind
 
 
 class TextTokenizer:
-    """A tokenizer with its end-of-text and pad tokens, found or added.
+    """A tokenizer with its end-of-text and pad tokens, found by name or added.
 
-    Text that spells a special token is encoded as plain text, so a corpus cannot end a document.
+    Neither of the two ever comes from text: they mark the ends of documents and the padding alone.
+    Attributes: end_of_text_id; pad_id; vocab_size; keeps_all_text, whether every text comes back from its
+    tokens; added, the names of the tokens of the two that the tokenizer lacked.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, end_of_text: str | int | None = None) -> None:
+        """`end_of_text`: name or id of the end-of-text token, None to look for the usual names.
+
+        Raises UsageError when the tokenizer has no such token.
+        """
         self._tokenizer = tokenizer
-        self.end_of_text_id = self._special(END_OF_TEXT)
+        self.added: list[str] = []
+        if end_of_text is None:
+            self.end_of_text_id = self._special(END_OF_TEXT)
+        else:
+            self.end_of_text_id = self._named(end_of_text)
         self.pad_id = self._special(PAD)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.keeps_all_text = _keeps_all_text(tokenizer)
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens that the tokenizer came with."""
+        tokens = self._tokenizer.get_added_tokens_decoder().values()
+        return [t.content for t in tokens if t.special and t.content not in self.added]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._ids(text, self._tokenizer.encode(text, add_special_tokens=False))
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of several texts."""
+    def encode_documents(self, texts: Iterable[str]) -> Iterator[array[int]]:
+        """Token ids of many texts, as `encode` gives them, in memory for `PIECE` characters at a time.
+
+        Raises ValueError for a text with a longer stretch than `UNCUT_LIMIT` that cannot be cut.
+        """
+        held: list[str] = []
+        size = 0
+        for text in texts:
+            if held and size + len(text) > PIECE:
+                yield from self._encode_batch(held)
+                held, size = [], 0
+            if len(text) > PIECE:
+                ids = array("i")
+                for piece in cut(self._tokenizer, text):
+                    ids.extend(self.encode(piece))
+                yield ids
+            else:
+                held.append(text)
+                size += len(text)
+        yield from self._encode_batch(held)
+
+    def _encode_batch(self, texts: list[str]) -> Iterator[array[int]]:
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        for text, encoding in zip(texts, encodings, strict=True):
+            yield array("i", self._ids(text, encoding))
 
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids beyond the vocabulary are passed over."""
         known = [token for token in ids if token < self.vocab_size]
         return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
 
+    def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that `ids` add to a prompt.
+
+        Decoded alone they would lose the space before their first word with tokenizers that mark words.
+        """
+        before, whole = self.decode(prompt), self.decode([*prompt, *ids])
+        return whole[len(os.path.commonprefix([before, whole])) :]  # noqa: RUF071 - of texts
+
+    def lost(self, text: str, ids: Sequence[int]) -> int:
+        """Characters of a text (white space aside) that its tokens do not give back, letter case aside."""
+        decoded = self.decode(ids)
+        if decoded == text:
+            return 0
+        return (_letters(text) - _letters(decoded)).total()
+
     def to_bytes(self) -> bytes:
         """The content of `tokenizer.json`."""
         return self._tokenizer.to_str(pretty=True).encode()
+
+    def _ids(self, text: str, encoding: Any) -> list[int]:
+        ids: list[int] = encoding.ids
+        if self.end_of_text_id not in ids and self.pad_id not in ids:
+            return ids
+        # the text spells a token that only cola may set, or the token also stands for unknown characters
+        found: list[int] = []
+        for token, (start, end) in zip(ids, encoding.offsets, strict=True):
+            if token in (self.end_of_text_id, self.pad_id):
+                for character in text[start:end]:
+                    found += self._within(character)
+            else:
+                found.append(token)
+        return found
+
+    def _within(self, character: str) -> list[int]:
+        """The tokens of a character within a word, without the two special ones."""
+        alone, after = _ids(self._tokenizer, "x"), _ids(self._tokenizer, f"x{character}")
+        ids = after[len(alone) :] if after[: len(alone)] == alone else []
+        ids = ids or _ids(self._tokenizer, character)
+        return [token for token in ids if token not in (self.end_of_text_id, self.pad_id)]
 
     def _special(self, names: tuple[str, ...]) -> int:
         for name in names:
             token = self._tokenizer.token_to_id(name)
             if token is not None:
                 return token
+        self.added.append(names[0])
         self._tokenizer.add_special_tokens([AddedToken(names[0], special=True)])
         token = self._tokenizer.token_to_id(names[0])
         assert token is not None
         return token
 
+    def _named(self, end_of_text: str | int) -> int:
+        if isinstance(end_of_text, int):
+            return end_of_text
+        token = self._tokenizer.token_to_id(end_of_text)
+        if token is None:
+            has = ", ".join(self.special_tokens) or "none"
+            raise UsageError(
+                f"the tokenizer has no token {end_of_text!r} (its special tokens: {shown(has)}).",
+                "Name one of its tokens with --end-of-text.",
+            )
+        return token
+
+
+def cut(tokenizer: Tokenizer, text: str) -> Iterator[str]:
+    """A text in pieces whose tokens, one after another, are those of the whole.
+
+    It is cut where the pre-tokenizer gives the same words for both sides apart: words are tokenized
+    independently. Raises ValueError where more than `UNCUT_LIMIT` characters have no such place.
+    """
+    start = 0
+    while len(text) - start > PIECE:
+        size = PIECE
+        while (end := _seam(tokenizer, text[start : start + size])) is None:
+            if size >= min(UNCUT_LIMIT, len(text) - start):
+                break
+            size *= 2
+        if end is None:
+            break
+        yield text[start : start + end]
+        start += end
+    if len(text) - start > UNCUT_LIMIT:
+        raise ValueError(
+            f"more than {UNCUT_LIMIT:,} characters follow one another without a place between words"
+        )
+    yield text[start:]
+
+
+def _seam(tokenizer: Tokenizer, window: str) -> int | None:
+    """A place in the second half of a text where it can be cut, if there is one."""
+    if tokenizer.pre_tokenizer is None:
+        return None
+    whole = _words(tokenizer, window)
+    for kind in CUTS:
+        places = [found.start() for found in kind.finditer(window, len(window) // 2)]
+        for place in reversed([p for p in places if p < len(window) - SEAM][-TRIES:]):
+            near = window[max(0, place - SEAM) : place], window[place : place + SEAM]
+            if _ids(tokenizer, *near) != _ids(tokenizer, "".join(near)):
+                continue  # a token that the tokenizer finds before it splits words may lie there
+            if _words(tokenizer, window[:place], window[place:]) == whole:
+                return place
+    return None
+
+
+def _words(tokenizer: Tokenizer, *texts: str) -> list[str]:
+    """The words that texts are split into before each is tokenized."""
+    normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
+    plain = texts if normalizer is None else map(normalizer.normalize_str, texts)
+    return [word for text in plain for word, _ in splitter.pre_tokenize_str(text)]
+
+
+def _ids(tokenizer: Tokenizer, *texts: str) -> list[int]:
+    return [i for text in texts for i in tokenizer.encode(text, add_special_tokens=False).ids]
+
+
+def _keeps_all_text(tokenizer: Tokenizer) -> bool:
+    """Whether every text comes back from its tokens: each byte has a token, and nothing is stripped."""
+    if tokenizer.normalizer is not None or not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        return False
+    added = tokenizer.get_added_tokens_decoder().values()
+    return all(
+        tokenizer.token_to_id(byte) is not None for byte in pre_tokenizers.ByteLevel.alphabet()
+    ) and not any(token.lstrip or token.rstrip for token in added)
+
+
+def _letters(text: str) -> Counter[str]:
+    """The characters of a text, without white space, marks and differences of case."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    return Counter(c for c in plain if not (c.isspace() or unicodedata.combining(c)))
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
     """Train a byte-level BPE tokenizer; the same texts give the same tokenizer.
 
-    Raises UsageError when `vocab_size` has no room for the 256 bytes and the two special tokens.
+    Raises UsageError when `vocab_size` has no room for the 256 bytes and the two special tokens, and
+    ValueError as `cut` does.
     """
     least = BYTES + 2
     if vocab_size < least:
@@ -82,36 +256,50 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    pieces = (piece for text in texts for piece in cut(tokenizer, text))
+    tokenizer.train_from_iterator(pieces, trainer)
     return TextTokenizer(tokenizer)
 
 
-def load_tokenizer(path: Path) -> TextTokenizer:
-    """Read a Hugging Face `tokenizer.json`. Raises InputError when it is none."""
+def load_tokenizer(path: Path, end_of_text: str | int | None = None) -> TextTokenizer:
+    """Read a Hugging Face `tokenizer.json`. Raises InputError for any other file.
+
+    `end_of_text`: see TextTokenizer.
+    """
     remedy = "Give the tokenizer.json of a Hugging Face tokenizer."
     try:
-        text = read_regular(path, TOKENIZER_LIMIT).decode()
+        text = read_regular(path, TOKENIZER_LIMIT).decode("utf-8-sig")
         document = parse_json(text)
         if not isinstance(document, dict):
-            raise ValueError("it is no JSON object")
-        if (largest := max(_ids(document), default=0)) >= ID_LIMIT:
+            raise ValueError("it is not a JSON object")
+        if (largest := max(_token_ids(document), default=0)) >= ID_LIMIT:
             raise ValueError(f"a token has the number {largest}")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({reason(error)}).", remedy) from error
     except ValueError as error:
         raise InputError(f"{path} is not a tokenizer ({reason(error)}).", remedy) from error
     try:
-        tokenizer = TextTokenizer(Tokenizer.from_str(text))
-        tokenizer.decode(tokenizer.encode(PROBE))  # some have no token for what they do not know
+        tokenizer = TextTokenizer(Tokenizer.from_str(text), end_of_text)
+        tokenizer.decode(tokenizer.encode(PROBE))  # some have no token for unknown characters
         return tokenizer
-    except BaseException as error:  # the library raises plain Exception; its panics are none
+    except UsageError:
+        raise
+    except (
+        BaseException
+    ) as error:  # the library raises plain Exception; its panics are not even that
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise InputError(f"{path} is not a tokenizer ({reason(error)}).", remedy) from error
 
 
-def _ids(document: dict[str, Any]) -> Iterator[int]:
-    """The numbers of the tokens in a `tokenizer.json`, whatever else is wrong with it."""
+def tokenizer_of(artifact: Artifact) -> TextTokenizer:
+    """The tokenizer of an artifact, with the end-of-text token that ends documents in it."""
+    recorded = artifact.manifest.statistics.get("end_of_text_id")
+    return load_tokenizer(artifact.file(TOKENIZER), recorded if type(recorded) is int else None)
+
+
+def _token_ids(document: dict[str, Any]) -> Iterator[int]:
+    """The ids of the tokens in a `tokenizer.json`, however damaged the rest of it is."""
     model, added = document.get("model"), document.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []

@@ -25,6 +25,9 @@ class TokenizeSettings(Settings):
         0.05, ge=0.0, lt=1.0, description="Share of documents held out."
     )
     seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of the validation split.")
+    end_of_text: str | None = Field(
+        None, description="Token of a given tokenizer that ends documents. Unset: the usual names."
+    )
     sample_bytes: int = Field(
         64 << 20, ge=1, description="Bytes of text that the tokenizer is trained on."
     )

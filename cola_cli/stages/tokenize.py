@@ -1,95 +1,47 @@
 """Stage `tokenize`: a corpus of text files to packed token sequences and their tokenizer.
 
 One process reads, drops duplicates and cuts the corpus into chunks of consecutive documents; the others
-tokenize and pack a chunk each into one training and one validation part. Chunks depend on the text alone,
-so neither kills nor the number of processes or shards change a byte.
+tokenize and pack a chunk each into one training and one validation part.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import multiprocessing
 import os
-import threading
-import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    as_completed,
-    wait,
-)
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Identity, Output, Writer
-from cola_cli.artifacts.files import sha256_file, sha256_text
-from cola_cli.artifacts.manifest import read_manifest
-from cola_cli.artifacts.parts import recorded_parts, write_part
-from cola_cli.artifacts.reading import reason
-from cola_cli.errors import ColaError, InputError
+from cola_cli.artifacts.files import sha256_file
+from cola_cli.artifacts.parts import PARTS, recorded_parts, write_part
+from cola_cli.corpus.chunks import (
+    Chunk,
+    Corpus,
+    Counts,
+    Text,
+    chunks,
+    find_corpus,
+    training_sample,
+)
+from cola_cli.corpus.documents import ChangedFile
+from cola_cli.corpus.packing import pack, write_rows
+from cola_cli.corpus.parallel import run_all
+from cola_cli.corpus.tokenizer import TOKENIZER, TextTokenizer, load_tokenizer, train_tokenizer
+from cola_cli.errors import InputError, UsageError
 from cola_cli.machine.threads import available_cores
-from cola_cli.reporting import Reporter
+from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
 from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
 
 if TYPE_CHECKING:
-    from cola_cli.corpus.files import CorpusFile
     from cola_cli.machine.processes import World
 
 SPLITS = ("train", "validation")
-TOKENIZER = "tokenizer.json"
-ROW_GROUP = 1024  # rows; a training reader takes one at a time
-
-
-@dataclass
-class Corpus:
-    """The files of a corpus and what makes up its identity."""
-
-    files: list[CorpusFile]
-    digests: dict[str, dict[str, Any]]  # size, modification time and SHA-256 by file name
-
-    @property
-    def identity(self) -> str:
-        """A digest of the content of all files in their order."""
-        return sha256_text("".join(self.digests[file.name]["sha256"] for file in self.files))
-
-    @property
-    def bytes(self) -> int:
-        """The size of all files as they lie there, packed or not."""
-        return sum(int(self.digests[file.name]["bytes"]) for file in self.files)
-
-
-@dataclass
-class Chunk:
-    """Consecutive documents that become the parts 2 * index and 2 * index + 1."""
-
-    index: int
-    documents: list[tuple[int, str, bool]] = field(default_factory=list)  # number, text, validation
-    bytes: int = 0
-    read: int = 0  # bytes of the files that were read for it
-    first: str = ""
-
-
-@dataclass
-class Reading:
-    """What was counted while the corpus was read."""
-
-    documents: int = 0
-    duplicates: int = 0
-    rejects: int = 0
-    bytes: int = 0
-    read: int = 0  # bytes of the files as they lie there, packed or not
-
-    def advance(self, count: int) -> None:
-        """`count` more bytes of the files were read."""
-        self.read += count
+LITTLE = 0.001  # share of lost characters above which it is a warning
 
 
 def tokenize(
@@ -109,18 +61,24 @@ def tokenize(
     Under torchrun every process takes its shard and the first commits.
     Raises InputError for text that cannot be used, naming file and line or row.
     """
-    from cola_cli.reporting import Silent
-
     report = reporter or Silent()
     found = find_corpus(corpus, output)
+    if str(found.left_out):
+        report.note(f"left out of the corpus: {found.left_out}")
     inputs = {"corpus": found.identity}
+    chosen = result_settings(settings)
+    if settings.end_of_text is None:
+        del chosen["end_of_text"]
     if tokenizer is not None:
         if not tokenizer.is_file():
             raise InputError(f"{tokenizer} is not a file.", "Give the tokenizer.json itself.")
         inputs["tokenizer"] = sha256_file(tokenizer)
-    chosen = result_settings(settings)
-    if tokenizer is not None:
+        load_tokenizer(tokenizer, settings.end_of_text)
         del chosen["vocab_size"], chosen["sample_bytes"]
+    elif settings.end_of_text is not None:
+        raise UsageError(
+            "--end-of-text names a token of a given tokenizer.", "Give --tokenizer too, or drop it."
+        )
     identity = Identity(stage="tokenize", settings=chosen, inputs=inputs)
     reads = [Path(file.name) for file in found.files if file.filesystem is None]
     place = Output.open(
@@ -136,7 +94,7 @@ def tokenize(
     environment = {"corpus": found.digests}
 
     def make_tokenizer(writer: Writer) -> None:
-        _make_tokenizer(writer, found.files, settings, tokenizer, report)
+        _make_tokenizer(writer, found, settings, tokenizer, report)
 
     with _joined() as world:
         if world is not None:
@@ -151,9 +109,10 @@ def tokenize(
                 return Outcome(output, True, {"parts": len(recorded_parts(output))})
         with place.writing(environment) as writer:
             make_tokenizer(writer)
-            counted = _make_parts(writer.parts, writer.path, found, settings, report)
-            statistics = _statistics(writer, settings, counted)
+            counts = _make_parts(writer.parts, writer.path, found, settings, report)
+            statistics = _statistics(writer.path, settings, counts) | _left_out(found)
             writer.finish(statistics)
+    _say(statistics, report)
     return Outcome(output, True, statistics)
 
 
@@ -169,114 +128,47 @@ def _joined() -> Iterator[World | None]:
         yield world
 
 
-def find_corpus(names: list[str], output: Path) -> Corpus:
-    """The corpus files with their digests; a file unchanged in size and time is not hashed again."""
-    from cola_cli.corpus.files import find_files
-
-    remembered: dict[str, Any] = {}
-    with contextlib.suppress(ColaError):  # nothing there yet, or something Output.open will name
-        remembered = read_manifest(output).environment.get("corpus", {})
-    digests: dict[str, dict[str, Any]] = {}
-    files = find_files(names)
-    for file in files:
-        try:
-            size, modified = file.state()
-            known = remembered.get(file.name)
-            if isinstance(known, dict) and modified and _same(known, size, modified):
-                digests[file.name] = known
-            else:
-                seen = {"bytes": size, "modified": modified}
-                digests[file.name] = seen | {"sha256": file.sha256()}
-        except Exception as error:
-            if isinstance(error, ColaError) or not (file.filesystem or isinstance(error, OSError)):
-                raise
-            raise InputError(f"{file} cannot be read ({reason(error)}).", "Check it.") from error
-    return Corpus(files, digests)
-
-
-def _same(known: dict[str, Any], size: int, modified: int) -> bool:
-    """Whether a file is, by size and time, the one whose digest is known."""
-    unchanged = known.get("bytes") == size and known.get("modified") == modified
-    return unchanged and isinstance(known.get("sha256"), str)
-
-
-def read_corpus(
-    files: list[CorpusFile], settings: TokenizeSettings, counted: Reading
-) -> Iterator[tuple[int, str, bool, str]]:
-    """(number, text, is validation, place) of every document that is neither empty nor a duplicate."""
-    from cola_cli.corpus.documents import read_documents
-    from cola_cli.corpus.packing import document_digest, is_validation
-
-    seen: set[bytes] = set()
-    for file in files:
-        found = read_documents(file, settings.text_field, settings.documents, counted.advance)
-        for document in found:
-            text = document.text
-            if settings.normalize == "nfc":
-                text = unicodedata.normalize("NFC", text)
-            if not text.strip():
-                counted.rejects += 1
-                continue
-            digest = document_digest(text)
-            if digest in seen:
-                counted.duplicates += 1
-                continue
-            seen.add(digest)
-            counted.bytes += len(text.encode())
-            validation = is_validation(digest, settings.validation_fraction, settings.seed)
-            yield counted.documents, text, validation, f"{file}, {document.place}"
-            counted.documents += 1
-
-
 def _make_tokenizer(
     writer: Writer,
-    files: list[CorpusFile],
+    corpus: Corpus,
     settings: TokenizeSettings,
     given: Path | None,
     report: Reporter,
 ) -> None:
-    from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
-
     if TOKENIZER in writer.kept:
         return  # made by the interrupted run
     if given is not None:
-        made = load_tokenizer(given)
+        made = load_tokenizer(given, settings.end_of_text)
+        if made.added:
+            has = ", ".join(made.special_tokens) or "none"
+            report.note(
+                f"added the special tokens {' and '.join(made.added)}, which the tokenizer lacks;"
+                f" --end-of-text names another end of documents (its special tokens: {has})"
+            )
     else:
         report.note(f"training a tokenizer with {settings.vocab_size} tokens")
-        made = train_tokenizer(_training_sample(files, settings), settings.vocab_size)
+        made = _trained(corpus, settings)
     writer.write(TOKENIZER, made.to_bytes())
     writer.keep(TOKENIZER)
 
 
-def _training_sample(files: list[CorpusFile], settings: TokenizeSettings) -> Iterator[str]:
-    """Training documents, at most `sample_bytes` of text, an equal share from every file."""
-    share = max(1, settings.sample_bytes // len(files))
-    for file in files:
-        taken = 0
-        for _, text, validation, _ in read_corpus([file], settings, Reading()):
-            if not validation:
-                yield text
-                taken += len(text)
-            if taken >= share:
-                break
+def _trained(corpus: Corpus, settings: TokenizeSettings) -> TextTokenizer:
+    place = ""
+
+    def texts() -> Iterator[str]:
+        nonlocal place
+        for document in training_sample(corpus, settings):
+            place = document.place
+            yield document.text
+
+    try:
+        return train_tokenizer(texts(), settings.vocab_size)
+    except ValueError as error:
+        raise _too_long(place, error) from error
 
 
-def _chunks(
-    files: list[CorpusFile], settings: TokenizeSettings, counted: Reading
-) -> Iterator[Chunk]:
-    chunk, before = Chunk(0), 0
-    for number, text, validation, place in read_corpus(files, settings, counted):
-        if not chunk.documents:
-            chunk.first = place
-        chunk.documents.append((number, text, validation))
-        chunk.bytes += len(text.encode())
-        if chunk.bytes >= settings.part_bytes:
-            chunk.read, before = counted.read - before, counted.read
-            yield chunk
-            chunk = Chunk(chunk.index + 1)
-    if chunk.documents:
-        chunk.read = counted.read - before
-        yield chunk
+def _too_long(place: str, error: ValueError) -> InputError:
+    return InputError(f"{place}: {error}.", "Break the text into lines or into documents.")
 
 
 def _make_parts(
@@ -286,133 +178,70 @@ def _make_parts(
     settings: TokenizeSettings,
     report: Reporter,
     shard: Shard = WHOLE,
-) -> Reading:
-    counted = Reading()
+) -> Counts:
+    counts = Counts()
+    made: list[tuple[int, int]] = []  # chunks, and the numbers of their last documents
 
     def missing() -> Iterator[Chunk]:
-        for chunk in _chunks(corpus.files, settings, counted):
-            made = 2 * chunk.index in done and 2 * chunk.index + 1 in done
-            if made or chunk.index % shard[1] != shard[0]:
+        for chunk in chunks(corpus, settings, counts):
+            is_made = 2 * chunk.index in done and 2 * chunk.index + 1 in done
+            if is_made or chunk.index % shard[1] != shard[0]:
                 report.advance(chunk.read)
             else:
+                made.append((chunk.index, chunk.documents[-1].number))
                 yield chunk
 
     workers = settings.workers or available_cores()
     report.start("tokenize", corpus.bytes, "B")
-    _run_all(missing(), output, settings, workers, report.advance)
+    work = partial(_tokenize_chunk, directory=output, settings=settings)
+    try:
+        run_all(work, missing(), workers, report.advance)
+    except ChangedFile:
+        for index, last in made:
+            if last >= counts.before:  # it may hold text that the identity does not stand for
+                for part in (2 * index, 2 * index + 1):
+                    (output / PARTS / f"{part:05d}.json").unlink(missing_ok=True)
+        raise
     report.stop()
-    if not counted.documents:
+    if not counts.documents:
         raise InputError("the corpus holds no text.", "Give files with text in them.")
-    return counted
-
-
-def _run_all(
-    chunks: Iterator[Chunk],
-    directory: Path,
-    settings: TokenizeSettings,
-    workers: int,
-    advance: Callable[[int], None],
-) -> None:
-    """Tokenize the chunks, in worker processes once there are two of them; few are held at a time."""
-    first = list(itertools.islice(chunks, 2))
-    if workers == 1 or len(first) < 2:
-        for chunk in itertools.chain(first, chunks):
-            _tokenize_chunk(chunk, directory, settings)
-            advance(chunk.read)
-        return
-    # spawn: forking a process that has threads (tokenizers, pyarrow) can hang
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        waiting: dict[Future[None], int] = {}
-
-        def settle(futures: Iterable[Future[None]]) -> None:
-            for future in futures:
-                future.result()
-                advance(waiting.pop(future))
-
-        try:
-            for chunk in itertools.chain(first, chunks):
-                future = pool.submit(_tokenize_chunk, chunk, directory, settings)
-                waiting[future] = chunk.read
-                if len(waiting) > 2 * workers:
-                    settle(wait(waiting, return_when=FIRST_COMPLETED).done)
-            settle(as_completed(list(waiting)))
-        except BrokenProcessPool as error:
-            raise ColaError(
-                "a tokenizing process was killed, perhaps for want of memory.",
-                "Run the same command again with fewer --workers; what is finished is kept.",
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker() -> None:
-    import signal
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one chunk a process is parallel enough
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent tells its workers nothing, and they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    return counts
 
 
 def _tokenize_chunk(chunk: Chunk, directory: Path, settings: TokenizeSettings) -> None:
     """Write the training part and the validation part of one chunk."""
-    from cola_cli.corpus.packing import Row, pack
-    from cola_cli.corpus.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(directory / TOKENIZER)
+    tokenizer = load_tokenizer(directory / TOKENIZER, settings.end_of_text)
     for offset, split in enumerate(SPLITS):
-        documents = [d for d in chunk.documents if d[2] == (split == "validation")]
-        ids = tokenizer.encode_batch([text for _, text, _ in documents])
-        numbered = [(number, tokens) for (number, _, _), tokens in zip(documents, ids, strict=True)]
-        rows: list[Row] = list(pack(numbered, settings.seq_len, tokenizer.end_of_text_id))
+        documents = [d for d in chunk.documents if d.validation == (split == "validation")]
+        lost = 0
+
+        def numbered(documents: list[Text] = documents) -> Iterator[tuple[int, Sequence[int]]]:
+            nonlocal lost
+            ids = tokenizer.encode_documents(d.text for d in documents)
+            for document in documents:
+                try:
+                    tokens = next(ids)
+                except ValueError as error:
+                    raise _too_long(document.place, error) from error
+                if not tokenizer.keeps_all_text:
+                    lost += tokenizer.lost(document.text, tokens)
+                yield document.number, tokens
+
+        rows = pack(numbered(), settings.seq_len, tokenizer.end_of_text_id)
         with write_part(directory, 2 * chunk.index + offset, source=chunk.first) as part:
-            _write_rows(part.path, rows, settings.seq_len, tokenizer.pad_id)
-            part.rows = len(rows)
-            part.tokens = sum(len(row.tokens) for row in rows)
+            part.rows, part.tokens = write_rows(part.path, rows, settings.seq_len, tokenizer.pad_id)
             part.statistics = {
                 "split": split,
                 "documents": len(documents),
-                "bytes": sum(len(text.encode()) for _, text, _ in documents),
+                "bytes": sum(len(d.text.encode()) for d in documents),
             }
+            if lost:
+                part.statistics["lost_characters"] = lost
 
 
-def _write_rows(path: Path, rows: list[Any], seq_len: int, pad_id: int) -> None:
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    tokens = np.full((len(rows), seq_len), pad_id, dtype=np.int32)
-    for row, target in zip(rows, tokens, strict=True):
-        target[: len(row.tokens)] = row.tokens
-    segment = pa.struct([("document", pa.int64()), ("offset", pa.int32()), ("length", pa.int32())])
-    names = ("document", "offset", "length")
-    segments = [[dict(zip(names, s, strict=True)) for s in row.segments] for row in rows]
-    table = pa.table(
-        {
-            "tokens": pa.ListArray.from_arrays(
-                np.arange(len(rows) + 1, dtype=np.int32) * seq_len, tokens.ravel()
-            ),
-            "length": pa.array([len(row.tokens) for row in rows], pa.int32()),
-            "segments": pa.array(segments, pa.list_(segment)),
-        }
-    )
-    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
-
-
-def _statistics(writer: Writer, settings: TokenizeSettings, counted: Reading) -> dict[str, Any]:
-    from cola_cli.corpus.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(writer.path / TOKENIZER)
-    parts = recorded_parts(writer.path).values()
+def _statistics(output: Path, settings: TokenizeSettings, counts: Counts) -> dict[str, Any]:
+    tokenizer = load_tokenizer(output / TOKENIZER, settings.end_of_text)
+    parts = recorded_parts(output).values()
     splits = {}
     for split in SPLITS:
         own = [part for part in parts if part.statistics["split"] == split]
@@ -429,16 +258,38 @@ def _statistics(writer: Writer, settings: TokenizeSettings, counted: Reading) ->
             f" less than one sequence of {settings.seq_len}.",
             "Give more text or a smaller --seq-len.",
         )
-    return {
-        "documents": counted.documents,
-        "bytes": counted.bytes,
+    statistics = {
+        "documents": counts.documents,
+        "bytes": counts.bytes,
         "tokens": tokens,
-        "bytes_per_token": counted.bytes / tokens,
-        "duplicates": counted.duplicates,
-        "rejects": counted.rejects,
+        "bytes_per_token": counts.bytes / tokens,
+        "duplicates": counts.duplicates,
+        "rejects": counts.rejects,
         "seq_len": settings.seq_len,
         "vocab_size": tokenizer.vocab_size,
         "end_of_text_id": tokenizer.end_of_text_id,
         "pad_id": tokenizer.pad_id,
         "splits": splits,
     }
+    if lost := sum(part.statistics.get("lost_characters", 0) for part in parts):
+        statistics |= {"lost_characters": lost, "lost_share": lost / counts.characters}
+    return statistics
+
+
+def _left_out(corpus: Corpus) -> dict[str, Any]:
+    counts = corpus.left_out.counts()
+    return {"left_out": counts} if counts else {}
+
+
+def _say(statistics: dict[str, Any], report: Reporter) -> None:
+    """Say what will be a surprise later."""
+    if (share := statistics.get("lost_share", 0)) > LITTLE:
+        report.warn(
+            f"the tokenizer has no tokens for {share:.1%} of the text"
+            f" ({statistics['lost_characters']:,} characters): models will never see it"
+        )
+    if not statistics["splits"]["validation"]["rows"]:
+        report.warn(
+            "no document is held out for validation, which training needs: whole documents are, so give more"
+            " documents or a larger --validation-fraction"
+        )

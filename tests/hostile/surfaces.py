@@ -167,7 +167,7 @@ def _tokenizer(folder: Path) -> Any:
 
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     ids = tokenizer.encode(SAMPLE)
-    assert tokenizer.encode_batch([SAMPLE]) == [ids]
+    assert [list(found) for found in tokenizer.encode_documents([SAMPLE])] == [ids]
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
     assert 0 <= tokenizer.end_of_text_id < tokenizer.vocab_size
     assert 0 <= tokenizer.pad_id < tokenizer.vocab_size

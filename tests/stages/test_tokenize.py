@@ -253,9 +253,9 @@ def test_a_process_that_is_killed_for_its_memory_is_said(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("empty.txt", "", "empty.txt is empty"),
+        ("empty.txt", "", "the corpus holds no text"),
         ("latin.md", b"fine\n\nb\xe4d\n", "latin.md, line 3 is not UTF-8"),
-        ("other.jsonl", '{"body": "a"}\n', "line 1 has no text in the field 'text'"),
+        ("other.jsonl", '{"body": "a"}\n', "line 1 has no field 'text'"),
         ("cut.txt.gz", gzip.compress(b"text " * 999, mtime=0)[:-9], "cut.txt.gz is truncated"),
         ("cut.txt.zst", zstandard.compress(b"text " * 999)[:-9], "cut.txt.zst is truncated"),
         ("cut.parquet", b"PAR1 and no more", "cut.parquet is not a whole Parquet file"),
