@@ -14,10 +14,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.kinds import TOKENIZER
 from cola_cli.artifacts.reading import parse_json, read_regular, reason, shown
 from cola_cli.errors import InputError, UsageError
 
-TOKENIZER = "tokenizer.json"
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot_id|>")
 PAD = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
 TOKENIZER_LIMIT = 512 << 20  # bytes

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Identity, Output, Writer
 from cola_cli.artifacts.files import sha256_file
+from cola_cli.artifacts.kinds import TOKENIZER
 from cola_cli.artifacts.parts import PARTS, recorded_parts, write_part
 from cola_cli.corpus.chunks import (
     Chunk,
@@ -28,7 +29,7 @@ from cola_cli.corpus.chunks import (
 from cola_cli.corpus.documents import ChangedFile
 from cola_cli.corpus.packing import pack, write_rows
 from cola_cli.corpus.parallel import run_all
-from cola_cli.corpus.tokenizer import TOKENIZER, TextTokenizer, load_tokenizer, train_tokenizer
+from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from cola_cli.errors import InputError, UsageError
 from cola_cli.machine.threads import available_cores
 from cola_cli.reporting import Reporter, Silent

@@ -75,7 +75,9 @@ def test_texts_that_unpack_without_end_are_refused_before_they_fill_the_memory(
     pq.write_table(pa.table({"text": column}), path, compression="zstd")
     assert path.stat().st_size < 1 << 20
     with pq.ParquetFile(path) as file:
-        rows = documents._rows_at_a_time(CorpusFile(str(path)), file.metadata, "text", [*range(file.num_row_groups)])
+        rows = documents._rows_at_a_time(
+            CorpusFile(str(path)), file.metadata, "text", [*range(file.num_row_groups)]
+        )
     assert rows * (2 << 20) <= documents.PAGE_LIMIT
     stream = read_documents(path, "text", "blank-line")
     assert len(next(stream).text) == 2 << 20
@@ -107,7 +109,7 @@ def test_the_largest_page_is_what_its_header_says(
         use_dictionary=False,
         data_page_version=version,
     )
-    largest = pages.largest_page(path, [0])
+    largest = pages.largest_page(path, [0], [0])
     values = sum(map(len, texts)) + 4 * len(texts)
     assert values <= largest <= values + 16  # levels of definition beside them
 
