@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Self
 
-from cola_cli.artifacts.checks import check_file
+from cola_cli.artifacts.checks import RESTORE, check_file
 from cola_cli.artifacts.manifest import MANIFEST_NAME, Kind, Manifest, PartRecord, read_manifest
 from cola_cli.artifacts.parts import PARTS, read_part_record
 from cola_cli.errors import DamagedArtifact, InputError
@@ -72,7 +72,7 @@ class Artifact:
                 if record.index != index:
                     raise DamagedArtifact(
                         f"{self.path / name} is the record of part {record.index}, not of {index}.",
-                        "Run the stage again with --overwrite.",
+                        RESTORE,
                     )
         return self._parts
 

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from cola_cli.artifacts.duckdb_names import duckdb_list
 from cola_cli.artifacts.manifest import Manifest, flatten, read_manifest
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact, InputError, UsageError
@@ -23,10 +24,15 @@ VIEWS = (
 )
 
 
+# names of databases and schemas that DuckDB has already
+OWNED = ("main", "temp", "system", "memory", "pg_catalog", "information_schema")
+
+
 def open_catalog(artifacts: list[Path]) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the tables of the named artifacts.
 
-    Each artifact is a schema named after its directory: `tokens.parts`, `vae.metrics`, `prior.manifest`
+    Each artifact is a schema named after its directory, with `run_` before it where DuckDB has that name
+    already: `tokens.parts`, `vae.metrics`, `prior.manifest`
     (name, value), `vae.files`, `tokens.records` (statistics of the parts). The schemas are on the
     search path in the order named, so that `parts` alone means the first artifact that has parts.
     Latents are stored as blobs of half-precision numbers: `latents.posterior` is the view of the parts
@@ -46,9 +52,12 @@ def open_catalog(artifacts: list[Path]) -> duckdb.DuckDBPyConnection:
     schemas: list[str] = []
     for path in artifacts:
         schema = re.sub(r"\W", "_", path.resolve().name)
-        if schema in schemas:
+        if schema.casefold() in OWNED:
+            schema = f"run_{schema}"
+        if schema.casefold() in map(str.casefold, schemas):
             raise UsageError(
-                f"two of the artifacts are called {schema}.", "Query them one after the other."
+                f"two of the artifacts are called {schema}, as DuckDB reads names.",
+                "Query them one after the other.",
             )
         schemas.append(schema)
         _add_schema(connection, schema, path)
@@ -86,16 +95,16 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
         for file in found:
             if not file.resolve().is_relative_to(path.resolve()):
                 raise DamagedArtifact(f"{file} is a link that leaves the artifact.", "Remove it.")
-        location = str(path.resolve() / pattern).replace("'", "''")
         try:
             connection.execute(
                 f'CREATE OR REPLACE VIEW "{schema}".{view} AS'
-                f" SELECT * FROM {reader}('{location}', union_by_name = true)"
+                f" SELECT * FROM {reader}({duckdb_list(sorted(found))},"
+                " union_by_name = true, hive_partitioning = false)"
             )
         except duckdb.Error as error:
             raise InputError(
                 f"{path}: {pattern} cannot be read ({reason(error)}).",
-                f"Run `cola verify {path}` to find the damaged file.",
+                f"See whether it is damaged: cola verify {path}",
             ) from error
     if shape := latent_shape(manifest):
         channels = shape[1]

@@ -11,7 +11,10 @@ from cola_cli.artifacts.manifest import MANIFEST_NAME, NEW, FileRecord
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact
 
-RESTORE = "Restore it from a copy, or run the stage again with --overwrite."
+RESTORE = (
+    "Restore it from a copy, or drop what `cola verify --repair` finds damaged and run the command that made"
+    " that artifact again."
+)
 
 
 def check_size(directory: Path, record: FileRecord) -> None:

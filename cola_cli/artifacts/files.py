@@ -106,6 +106,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def arrow_file(path: Path, mode: str = "rb") -> Any:
+    """The file as Arrow reads or writes it. A path that pyarrow is given itself may be a URI or `~` to it."""
+    import pyarrow
+
+    return pyarrow.OSFile(os.fsencode(path), mode)
+
+
 def make_directory(directory: Path) -> None:
     """Create `directory` and its parents, each made durable in its own parent."""
     if directory.is_dir():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from cola_cli.artifacts.checks import check_file
+from cola_cli.artifacts.checks import RESTORE, check_file
 from cola_cli.artifacts.files import atomic_file, refuse_link, sha256_file, write_atomic
 from cola_cli.artifacts.manifest import FileRecord, PartRecord, signed_json
 from cola_cli.artifacts.reading import RECORD_LIMIT, parse_json, read_regular, reason
@@ -63,7 +63,6 @@ def write_part(
 
 def read_part_record(path: Path) -> PartRecord:
     """Read and validate one `parts/00000.json`."""
-    remedy = "Run the stage again with --overwrite."
     try:
         text = read_regular(path, RECORD_LIMIT)
         record = PartRecord.model_validate(parse_json(text))
@@ -71,7 +70,7 @@ def read_part_record(path: Path) -> PartRecord:
             raise ValueError("its digest does not match its content")
         return record
     except (OSError, ValueError) as error:
-        raise DamagedArtifact(f"{path} is not a part record ({reason(error)}).", remedy) from error
+        raise DamagedArtifact(f"{path} is not a part record ({reason(error)}).", RESTORE) from error
 
 
 def recorded_parts(path: Path) -> dict[int, PartRecord]:

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.checks import RESTORE
+from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.reading import parse_json, reason
 from cola_cli.corpus.parquet_footer import column_chunks, require_group
 from cola_cli.errors import DamagedArtifact, InputError
@@ -108,7 +110,7 @@ class Sequences:
         record = self._parts[part]
         path = self.artifact.part_file(record.index)
         try:
-            with pq.ParquetFile(path) as file:
+            with arrow_file(path) as stream, pq.ParquetFile(stream) as file:
                 if file.metadata.num_rows != record.rows:
                     raise ValueError(f"it has {file.metadata.num_rows} rows, not {record.rows}")
                 groups, skipped = _groups(file, start, stop)
@@ -127,7 +129,7 @@ class Sequences:
         except (pa.ArrowException, OSError, *_FOREIGN) as error:
             raise DamagedArtifact(
                 f"{path} is no part of packed sequences ({reason(error)}).",
-                "Run the stage that made it again with --overwrite.",
+                RESTORE,
             ) from error
 
 

@@ -10,6 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.checks import RESTORE
+from cola_cli.artifacts.duckdb_names import duckdb_name
 from cola_cli.errors import DamagedArtifact
 from cola_cli.evaluation.text_metrics import ngrams
 from cola_cli.reporting import Reporter
@@ -66,11 +68,11 @@ def training_ngrams(
             path = artifact.part_file(part.index)
             try:
                 query = _query(int(part.tokens // part.rows), size)
-                numbers = connection.execute(query, [str(path)]).fetchnumpy()["number"]
+                numbers = connection.execute(query, [duckdb_name(path)]).fetchnumpy()["number"]
             except duckdb.Error as error:
                 raise DamagedArtifact(
                     f"{path} is not a part of packed sequences ({str(error).splitlines()[0]}).",
-                    "Run the stage that made it again with --overwrite.",
+                    RESTORE,
                 ) from error
             found[np.asarray(numbers, np.int64)] = True
             reporter.advance(part.tokens)
@@ -95,7 +97,7 @@ def _query(row_tokens: int, size: int) -> str:
             SELECT list_slice(
                 list_slice(tokens, 1, length){tails}, 1, length + {size - 1}
             ) AS tokens
-            FROM read_parquet(?, file_row_number = true)
+            FROM read_parquet(?, file_row_number = true, hive_partitioning = false)
         ),
         grams AS (SELECT {starts} FROM rows WHERE len(tokens) >= {size})
         SELECT DISTINCT number FROM grams JOIN asked ON {same}

@@ -13,6 +13,7 @@ from typing import Any
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checks import check_file
+from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.manifest import FileRecord, Manifest, flatten, read_manifest
 from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import read_rows
@@ -197,7 +198,8 @@ def _metrics(place: Path, manifest: Manifest) -> dict[str, Curve]:
     elif not path.is_file():
         return {}
     try:
-        table = pq.read_table(path)
+        with arrow_file(path) as stream:
+            table = pq.ParquetFile(stream).read()
         steps = table.column("step").to_pylist()
         columns = {name: table.column(name).to_pylist() for name in table.column_names}
     except (pa.ArrowException, OSError, KeyError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
+from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
 from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.artifacts.parts import recorded_parts, write_part
@@ -137,7 +138,8 @@ def _encode_part(
 
     from cola_cli.corpus.sequences import SHAPE
 
-    file = pq.ParquetFile(tokens.part_file(part.index))
+    source = arrow_file(tokens.part_file(part.index))
+    file = pq.ParquetFile(source)
     shape = latent_shape(tokens, vae.config)
     half_tensor = pa.binary(2 * math.prod(shape))
     schema = file.schema_arrow
@@ -147,6 +149,7 @@ def _encode_part(
     schema = schema.with_metadata(metadata)
     sums = Sums(shape[1])
     with (
+        source,
         write_part(output, part.index, source=part.file) as out,
         _writer(out.path, schema, settings) as to,
     ):
@@ -165,13 +168,16 @@ def _encode_part(
 def _writer(path: Path, schema: pa.Schema, settings: EncodeSettings) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        compression_level=settings.compression_level,
-        use_dictionary=False,
-    ) as writer:
+    with (
+        arrow_file(path, "wb") as stream,
+        pq.ParquetWriter(
+            stream,
+            schema,
+            compression="zstd",
+            compression_level=settings.compression_level,
+            use_dictionary=False,
+        ) as writer,
+    ):
         yield writer
 
 

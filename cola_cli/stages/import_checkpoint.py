@@ -34,6 +34,8 @@ def import_checkpoint(
     found = tokenizer_file(root)
     if found is not None:
         inputs["tokenizer"] = sha256_file(found)
+    else:
+        reporter.warn(f"no tokenizer.json beside or in {root}: the artifact will not sample text.")
     output = Output.open(
         output_path,
         "prior",

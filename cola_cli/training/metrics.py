@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cola_cli.artifacts.files import sha256_bytes, write_atomic
+from cola_cli.artifacts.files import arrow_file, sha256_bytes, write_atomic
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact
 
@@ -29,7 +29,8 @@ class Metrics:
     def read(self) -> None:
         """Read what an earlier run wrote. Raises DamagedArtifact when it cannot be read."""
         try:
-            rows = pq.read_table(self.path).to_pylist()
+            with arrow_file(self.path) as stream:
+                rows = pq.ParquetFile(stream).read().to_pylist()
             kept = [{n: value for n, value in row.items() if value is not None} for row in rows]
             self.rows = [{**row, "step": int(row["step"])} for row in kept]
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:

@@ -202,7 +202,10 @@ def read_configs(root: Path) -> tuple[TextVAEConfig, PriorConfig]:
 
 def tokenizer_file(root: Path) -> Path | None:
     """`tokenizer.json` beside or in the folder `cola_dlm`, if there is one."""
-    candidates = (root.parent / TOKENIZER, root / TOKENIZER)
+    beside = (
+        root / ".." if root.name in ("", "..") else root.parent
+    )  # a path such as `.` has no parent
+    candidates = (beside / TOKENIZER, root / TOKENIZER)
     return next((path for path in candidates if path.is_file()), None)
 
 
