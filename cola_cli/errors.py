@@ -60,19 +60,31 @@ class Diverged(ColaError):
     exit_code = 6
 
 
+class PeerFailed(ColaError):
+    """Another process of the same run failed, was lost or never came; the exit code may be its own."""
+
+    exit_code = 7
+
+
 class Interrupted(BaseException):
-    """A signal asked the stage to stop; everything done so far is saved.
+    """A signal asked the stage to stop.
 
     A BaseException, like KeyboardInterrupt, so that no `except Exception` swallows it.
+    saved: whether there is anything that the next run goes on from.
     """
 
-    problem = "interrupted; progress is saved"
     remedy = "Run the same command again to go on."
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, saved: bool = False) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+        self.saved = saved
+
+    @property
+    def problem(self) -> str:
+        """What is said of it."""
+        return "interrupted; progress is saved" if self.saved else "interrupted"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

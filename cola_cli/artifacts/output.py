@@ -37,7 +37,7 @@ from cola_cli.artifacts.parts import (
     write_part,
 )
 from cola_cli.artifacts.places import require_apart
-from cola_cli.errors import DamagedArtifact, OutputConflict
+from cola_cli.errors import DamagedArtifact, Interrupted, OutputConflict
 from cola_cli.version import __version__
 
 
@@ -99,7 +99,7 @@ class Output:
     @contextlib.contextmanager
     def writing(self, environment: dict[str, Any] | None = None) -> Iterator[Writer]:
         """Hold the lock and yield the writer; the manifest says `incomplete` until `finish`."""
-        with writer_lock(self.path):
+        with writer_lock(self.path), telling_what_is_saved(self.place):
             # Another process may have finished between our first look and the lock.
             self._previous = self._look()
             if self._chosen_place() != self.place:
@@ -165,6 +165,16 @@ class Output:
             f"{self.path} was made with other settings or inputs: {listed}.",
             "Choose another output directory, or give --overwrite to replace it.",
         )
+
+
+@contextlib.contextmanager
+def telling_what_is_saved(path: Path) -> Iterator[None]:
+    """An interruption within says whether the unfinished artifact at `path` holds anything to go on from."""
+    try:
+        yield
+    except Interrupted as interruption:
+        interruption.saved = interruption.saved or _begun(path)
+        raise
 
 
 class Writer:

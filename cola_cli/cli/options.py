@@ -24,6 +24,7 @@ from typer.core import TyperCommand
 
 from cola_cli.cli.console import errors_shown, print_json, print_result, reporter
 from cola_cli.machine import interruption
+from cola_cli.machine.launcher import leads
 from cola_cli.stages.run import Run
 
 if TYPE_CHECKING:
@@ -176,11 +177,6 @@ class Invocation(Run):
             print_result(describe(found), found, False)
         else:
             print_result([f"{outcome.path}: up to date"], found, False)
-
-
-def leads() -> bool:
-    """Whether this process prints: under torchrun, only the first."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def setting_flags(*names: str, panel: str | None = None) -> Callable[[Any], Any]:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from cola_cli.cli.console import print_result
-from cola_cli.cli.options import Invocation, command, leads, setting_flags
+from cola_cli.cli.options import Invocation, command, setting_flags
 from cola_cli.errors import UsageError
+from cola_cli.machine.launcher import leads
 
 
 @command("output", "shard", "overwrite", "dry_run", table="tokenize")

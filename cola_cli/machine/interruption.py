@@ -1,6 +1,7 @@
-"""SIGINT and SIGTERM: the first stops a stage at the next safe point, a second one later at once.
+"""Signals that ask a stage to stop: the first stops it at the next safe point, a second one later at once.
 
-Files are written atomically, so outside training any moment is a safe point and the signal raises
+Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and those that batch systems send before the time is up (SIGUSR1,
+SIGUSR2). Files are written atomically, so outside training any moment is a safe point and the signal raises
 Interrupted on the spot. Inside `deferred()` (a training step) the signal is only remembered, and the loop
 asks `requested` between steps, saves, and raises.
 """
@@ -16,9 +17,13 @@ from types import FrameType
 
 from cola_cli.errors import Interrupted
 
-# A terminal and a launcher such as torchrun both pass one interruption on; only a second one that comes
-# later than this is meant as such.
-SECOND_AFTER = 1.0  # seconds
+# Under torchrun one Ctrl-C arrives twice; a second signal counts only after this many seconds.
+SECOND_AFTER = 1.0
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
 
 _received: int | None = None
 _received_at = 0.0
@@ -26,14 +31,15 @@ _deferrals = 0
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM from now on (main thread only)."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+    """Handle the signals from now on (main thread only), but for those that `nohup` and the like ignore."""
+    for number in SIGNALS:
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
 
 
 def ignore() -> None:
     """The command is over: a signal that comes now must not turn its exit code into a traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -74,7 +80,9 @@ def immediate() -> Iterator[None]:
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _received, _received_at
     if _received is not None:
-        if time.monotonic() - _received_at > SECOND_AFTER:
+        # A batch system warns by SIGUSR1 and sends SIGTERM later, while what it asked for is being saved.
+        meant = number in (signal.SIGINT, _received)
+        if meant and time.monotonic() - _received_at > SECOND_AFTER:
             os._exit(128 + number)
         return
     _received, _received_at = number, time.monotonic()

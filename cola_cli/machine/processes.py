@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from cola_cli.errors import UsageError
+from cola_cli.errors import ColaError, Interrupted, UsageError
+from cola_cli.machine.launcher import launched
+from cola_cli.machine.peers import Peers
+
+TIMEOUT = 10.0  # minutes
 
 
 @dataclass(frozen=True)
 class World:
     """The processes that train together. Rank 0 writes.
 
-    files: the group in which they agree on checkpoints while they train on; None: there is one process.
+    files: the group in which they agree on checkpoints while they train on; peers: what they know of one
+    another. None: there is one process.
     """
 
     rank: int
     size: int
     device: torch.device
     files: dist.ProcessGroup | None = None
+    peers: Peers | None = None
 
     @property
     def leads(self) -> bool:
@@ -54,9 +60,9 @@ class World:
         return [int(number) for number in tensor.tolist()]
 
     def wait(self) -> None:
-        """Return once every process is here."""
-        if self.size > 1:
-            dist.barrier()
+        """Return once every process is here. Raises PeerFailed when one has failed."""
+        if self.peers is not None:
+            self.peers.wait()
 
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -93,18 +99,43 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
-    """The world of this process: alone, or one of those that torchrun (or srun) started."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+def joined(device: str, timeout: float = TIMEOUT) -> Iterator[World]:
+    """The world of this process: alone, or one of those that torchrun (or srun) started.
+
+    timeout: minutes for the others to join, and to answer. Raises PeerFailed naming the rank that does not,
+    or that failed, and its error; UsageError when a launcher's variables do not fit.
+    """
     chosen = pick_device(device)
-    if size == 1:
+    launch = launched()
+    if launch is None:
         yield World(0, 1, chosen)
         return
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        chosen = torch.device("cuda", launch.local_rank)
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    peers = Peers(launch, 60 * timeout)
+    wait = timedelta(minutes=timeout)
     try:
-        yield World(dist.get_rank(), size, chosen, dist.new_group(backend="gloo"))
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            store=peers.store,
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=wait,
+        )
+        files = dist.new_group(backend="gloo", timeout=wait)
+        yield World(launch.rank, launch.size, chosen, files, peers)
+    except Exception as error:
+        failure = None if isinstance(error, ColaError) else peers.failure(error)
+        peers.fail(failure or error)
+        if failure is not None:
+            raise failure from error
+        raise
+    except Interrupted as error:
+        peers.fail(error)
+        raise
+    else:
+        peers.leave()
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

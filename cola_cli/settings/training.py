@@ -103,6 +103,14 @@ class Train(Settings):
         description="With several processes. ddp: each has all weights; fsdp: weights are sharded.",
     )
 
+    timeout: float = runtime(
+        10.0,
+        gt=0,
+        le=100_000,
+        description="With several processes: minutes for all to join, and for one to answer, before the"
+        " others stop.",
+    )
+
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Train:
         if self.micro_batch > self.batch_size:

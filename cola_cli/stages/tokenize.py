@@ -31,6 +31,7 @@ from cola_cli.corpus.packing import pack, write_rows
 from cola_cli.corpus.parallel import run_all
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from cola_cli.errors import InputError, UsageError
+from cola_cli.machine.launcher import launched
 from cola_cli.machine.threads import available_cores
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import result_settings
@@ -120,7 +121,7 @@ def tokenize(
 @contextlib.contextmanager
 def _joined() -> Iterator[World | None]:
     """The processes under torchrun; None without it, so that torch need not be there."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() is None:
         yield None
         return
     from cola_cli.machine.processes import joined

@@ -99,7 +99,7 @@ def train(
     run.reporter.note(str(threads))
     cost = family.cost(config, data, settings)
     files = (METRICS, *network_files(*family.trained(settings)))
-    with joined(run.device) as world, ExitStack() as stack:
+    with joined(run.device, settings.train.timeout) as world, ExitStack() as stack:
         environment = describe_environment(threads) | {"device": str(world.device)}
         writer = stack.enter_context(output.writing(environment)) if world.leads else None
         world.wait()

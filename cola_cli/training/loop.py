@@ -240,7 +240,7 @@ class Training:
         if number := self._asked():
             self._save()
             self._saved()
-            raise Interrupted(number)
+            raise Interrupted(number, saved=self.progress.step > 0)
 
     def _saved(self) -> None:
         """Return once the last checkpoint is committed."""

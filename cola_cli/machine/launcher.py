@@ -1,0 +1,85 @@
+"""What a launcher such as torchrun or srun says of this process, in environment variables. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from cola_cli.errors import UsageError
+
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One of `size` processes that meet at `host`:`port`."""
+
+    rank: int
+    size: int
+    local_rank: int  # among the processes of this machine
+    host: str
+    port: int
+    hosts_store: bool  # whether rank 0 serves the store, not the launcher
+    attempt: int  # torchrun starts the processes again when one fails
+
+
+def launched() -> Launch | None:
+    """The place of this process among several; None: it is alone.
+
+    Raises UsageError, naming the variables, when only some are set or one is not a number.
+    """
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    if not given:
+        return None
+    size = _number("WORLD_SIZE", least=1)
+    rank = _number("RANK", least=0) if size > 1 or "RANK" in given else 0
+    if rank >= size:
+        raise _wrong(f"RANK={rank} is not below WORLD_SIZE={size}")
+    if size == 1:
+        return None
+    port = _number("MASTER_PORT", least=1)
+    if not os.environ.get("MASTER_ADDR"):
+        raise _wrong(f"{_is_set(*given)}, but MASTER_ADDR is {_state('MASTER_ADDR')}")
+    return Launch(
+        rank=rank,
+        size=size,
+        local_rank=_number("LOCAL_RANK", least=0) if "LOCAL_RANK" in os.environ else 0,
+        host=os.environ["MASTER_ADDR"],
+        port=port,
+        hosts_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        attempt=_number("TORCHELASTIC_RESTART_COUNT", least=0)
+        if "TORCHELASTIC_RESTART_COUNT" in os.environ
+        else 0,
+    )
+
+
+def leads() -> bool:
+    """Whether this process prints: of several only the first."""
+    found = launched()
+    return found is None or found.rank == 0
+
+
+def _number(name: str, least: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        given = [n for n in NEEDED if os.environ.get(n)]
+        problem = f"variable {name} is {_state(name)}"
+        raise _wrong(f"{_is_set(*given)}, but {problem}" if given else problem)
+    if not text.isascii() or not text.isdecimal() or int(text) < least:
+        raise _wrong(f"variable {name}: {text!r} is not a number from {least} on")
+    return int(text)
+
+
+def _state(name: str) -> str:
+    return "empty" if name in os.environ else "not set"
+
+
+def _is_set(*names: str) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} set"
+
+
+def _wrong(problem: str) -> UsageError:
+    return UsageError(
+        f"{problem}.",
+        "Start several processes with torchrun; for one alone, unset RANK and WORLD_SIZE.",
+    )
