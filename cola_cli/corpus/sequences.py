@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -80,6 +81,7 @@ class Sequences:
         self._parts = [p for p in artifact.parts if p.statistics.get("split") == split and p.rows]
         self._starts = np.cumsum([0, *(part.rows for part in self._parts)])
         self.count = int(self._starts[-1])
+        self._vocabulary = int(artifact.manifest.statistics["vocab_size"])
         if not self.count:
             raise InputError(
                 f"{artifact.path} has no {split} sequences.",
@@ -125,12 +127,13 @@ class Sequences:
                 rows.mean is None or rows.logvar is None
             ) and self.artifact.manifest.kind == "latents":
                 raise ValueError("it has no latents")
-            return rows
         except (pa.ArrowException, OSError, *_FOREIGN) as error:
             raise DamagedArtifact(
                 f"{path} is no part of packed sequences ({reason(error)}).",
                 RESTORE,
             ) from error
+        require_sound(rows, path, start, self._vocabulary)
+        return rows
 
 
 class Shuffled:
@@ -208,6 +211,29 @@ def _groups(file: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int
             chosen.append(group)
         seen += rows
     return chosen, skipped
+
+
+def require_sound(rows: Rows, path: Path, first: int, vocabulary: int) -> None:
+    """Raise DamagedArtifact for token ids and lengths out of range, and latents that are not finite.
+
+    path, first: the part that the sequences come from, and the row of the first of them in it.
+    """
+    ids, lengths = rows.tokens, rows.lengths
+    faults = [
+        (((ids < 0) | (ids >= vocabulary)).any(1), f"token ids outside 0 ... {vocabulary - 1}"),
+        ((lengths < 0) | (lengths > ids.shape[1]), "a length outside the sequence"),
+    ]
+    for name, halves in (("mean", rows.mean), ("logvar", rows.logvar)):
+        if halves is not None:
+            # an exponent of ones; numpy's isfinite converts every half first
+            wrong = (halves.view(np.uint16) & 0x7C00) == 0x7C00
+            faults.append((wrong.any((1, 2)), f"values in {name} that are not finite numbers"))
+    for found, what in faults:
+        if found.any():
+            raise DamagedArtifact(
+                f"{path}: row {first + int(found.argmax())} has {what}.",
+                "Run the stage that made it again with --overwrite.",
+            )
 
 
 def rows_of(table: pa.Table, first: int) -> Rows:

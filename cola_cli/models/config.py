@@ -149,6 +149,8 @@ class PriorShape(Shape):
     def _sizes_fit(self) -> PriorShape:
         if self.rope_dim % 2 or self.rope_dim > self.head_dim:
             raise ValueError(f"rope_dim {self.rope_dim} must be even and at most {self.head_dim}")
+        if self.rope_dim and self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even where rope_dim is not 0")
         return self
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from cola_cli.corpus.sequences import Rows
     from cola_cli.models.text_vae import TextVAE
 
 STAGE = "encode"
@@ -133,13 +134,16 @@ def _encode_part(
     device: torch.device,
     reporter: Reporter,
 ) -> None:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from cola_cli.corpus.sequences import SHAPE
+    from cola_cli.corpus.sequences import SHAPE, require_sound, rows_of
 
-    source = arrow_file(tokens.part_file(part.index))
+    path = tokens.part_file(part.index)
+    source = arrow_file(path)
     file = pq.ParquetFile(source)
+    first = 0
     shape = latent_shape(tokens, vae.config)
     half_tensor = pa.binary(2 * math.prod(shape))
     schema = file.schema_arrow
@@ -154,7 +158,13 @@ def _encode_part(
         _writer(out.path, schema, settings) as to,
     ):
         for group in file.iter_batches(batch_size=settings.rows_per_group):
-            mean, logvar = _posterior(group, vae, settings, device, sums)
+            rows = rows_of(pa.Table.from_batches([group]), 0)
+            require_sound(rows, path, first, tokens.statistics.vocab_size)
+            mean, logvar = _posterior(rows, vae, settings, device)
+            _require_finite(mean, logvar, path, first)
+            filled = -(-rows.lengths // vae.config.patch_size)  # positions that hold any text
+            sums.add(mean, logvar, np.arange(mean.shape[1]) < filled[:, None])
+            first += len(group)
             columns = [*group.columns]
             for values in (mean, logvar):
                 columns.append(half_tensors(values, half_tensor))
@@ -182,20 +192,12 @@ def _writer(path: Path, schema: pa.Schema, settings: EncodeSettings) -> Iterator
 
 
 def _posterior(
-    group: pa.RecordBatch,
-    vae: TextVAE,
-    settings: EncodeSettings,
-    device: torch.device,
-    sums: Sums,
+    rows: Rows, vae: TextVAE, settings: EncodeSettings, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and log-variance of a record batch of sequences, each (B, N, d) float16."""
+    """Mean and log-variance of some sequences, each (B, N, d) float16."""
     import numpy as np
-    import pyarrow as pa
     import torch
 
-    from cola_cli.corpus.sequences import rows_of
-
-    rows = rows_of(pa.Table.from_batches([group]), 0)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
     means, logvars = [], []
     for start in range(0, len(rows), settings.batch_size):
@@ -204,10 +206,22 @@ def _posterior(
             posterior = vae.encode(ids)
         means.append(posterior.mean.half().cpu().numpy())
         logvars.append(posterior.logvar.half().cpu().numpy())
-    mean, logvar = np.concatenate(means), np.concatenate(logvars)
-    filled = -(-rows.lengths // vae.config.patch_size)  # latent positions that hold any text
-    sums.add(mean, logvar, np.arange(mean.shape[1]) < filled[:, None])
-    return mean, logvar
+    return np.concatenate(means), np.concatenate(logvars)
+
+
+def _require_finite(mean: np.ndarray, logvar: np.ndarray, path: Path, first: int) -> None:
+    """Raise InputError naming the sequence whose posterior is not finite in half precision."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        variance = np.exp(logvar, dtype=np.float32)
+    sound = (np.isfinite(mean) & np.isfinite(logvar) & np.isfinite(variance)).all((1, 2))
+    if not sound.all():
+        row = first + int(sound.argmin())
+        raise InputError(
+            f"the Text VAE gives latents that are not finite numbers for row {row} of {path}.",
+            "Its training has diverged, or its weights are damaged: train it again.",
+        )
 
 
 def half_tensors(values: np.ndarray, kind: pa.DataType) -> pa.Array:
@@ -257,6 +271,12 @@ def _statistics(path: Path, tokens: Tokens, shape: tuple[int, int]) -> LatentsSt
         np.sum([getattr(part, f"latent_{name}") for part in parts], axis=0) / positions
         for name in ("mean", "square", "variance")
     )
+    if not 0 < square.mean() < math.inf or not 0 < variance.mean() < math.inf:
+        raise InputError(
+            f"the latents in {path} carry nothing: their mean square is {square.mean():.3g}, their"
+            f" variance {variance.mean():.3g}.",
+            "The Text VAE was not trained, or its training has diverged: train it again.",
+        )
     packed = tokens.statistics
     return LatentsStatistics(
         rows=sum(record.rows for record in records),

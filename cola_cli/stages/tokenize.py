@@ -7,7 +7,6 @@ tokenize and pack a chunk each into one training and one validation part.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path

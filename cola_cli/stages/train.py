@@ -12,7 +12,7 @@ from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
 from cola_cli.artifacts.kinds import KINDS, TOKENIZER, Latents, TypedArtifact
 from cola_cli.artifacts.reading import reason
 from cola_cli.cost.training import Cost, Place, training_plan
-from cola_cli.errors import InputError, UsageError
+from cola_cli.errors import Diverged, InputError, UsageError
 from cola_cli.families import Data, Family
 from cola_cli.machine.threads import describe_environment, peak_memory, prepare_torch
 from cola_cli.reporting import Reporter, Silent
@@ -22,6 +22,8 @@ from cola_cli.stages.run import Run
 from cola_cli.weights.configs import network_files, vae_config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cola_cli.machine.processes import World
 
 
@@ -171,7 +173,18 @@ def _train(
     for name, (network, shape) in networks.saved.items():
         state = checkpoints.whole(network.state_dict(), world.leads)
         if writer is not None:
+            _require_finite(name, state)
             write_network(writer, name, state, shape)
+
+
+def _require_finite(network: str, state: dict[str, Tensor]) -> None:
+    """Raise Diverged where a weight is not a finite number."""
+    for name, weights in state.items():
+        if not weights.isfinite().all():
+            raise Diverged(
+                f"the trained weights {name} of {network} are not all finite numbers.",
+                "Lower optim.lr, and run again with --overwrite.",
+            )
 
 
 def _statistics(family: Family, source: Source, cost: Cost) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def interrupted(*arguments, **options):
 module.{owner}{name} = interrupted
 from cola_cli.cli.main import main; main()
 """
+TRAIN_PRIOR = ["train", "prior", "--device", "cpu"]
 COMPILING = ("torch._inductor.graph", "GraphLowering.", "run", 1)
 # phase, what is called then and how often before, the exit code, the step that is saved
 PHASES = [
@@ -56,7 +58,7 @@ def saved_step(artifact: Path) -> int:
 def interrupted(command: list[str], place: tuple[str, str, str, int], code: int) -> str:
     """What `cola` says when it is interrupted at that place; its exit code must be `code`."""
     module, owner, function, call = place
-    name = "SIGTERM" if code == 143 else "SIGINT"
+    name = signal.Signals(code - 128).name
     program = PROGRAM.format(module=module, owner=owner, name=function, call=call, signal=name)
     run = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
     assert run.returncode == code, (place, run.stderr)
@@ -79,7 +81,7 @@ def test_a_signal_in_any_phase_saves_and_the_runs_together_equal_one(
             [sys.executable, "-c", program, *command], capture_output=True, text=True
         )
         assert run.returncode == code, (phase, run.stderr)
-        assert "progress is saved" in run.stderr
+        assert ("progress is saved" in run.stderr) == (step > 0), phase
         # "within one step": the thread that writes may be heard a step later
         assert saved_step(tmp_path / "stopped") in (step, step + 1), phase
     train(PRIOR, made / "latents", tmp_path / "stopped", settings, CPU)
@@ -94,6 +96,27 @@ def test_a_signal_stops_the_compiler_at_once(made: Path, tmp_path: Path) -> None
     command = ["train", "prior", str(made / "latents"), "-o", str(tmp_path / "compiled")]
     command += ["--device", "cpu", *assignments(settings)]
     errors = interrupted(command, COMPILING, 143)
-    assert "progress is saved" in errors
+    assert "interrupted" in errors
+    assert "progress is saved" not in errors  # there is none yet
     assert saved_step(tmp_path / "compiled") == 0
     assert (tmp_path / "compiled" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_of_terminals_and_batch_systems_save(
+    made: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [*TRAIN_PRIOR, "-o", str(tmp_path / "stopped"), *assignments(prior_settings())]
+    command.insert(2, str(made / "latents"))
+    update = ("cola_cli.training.loop", "Training.", "_update", 3)
+    assert "progress is saved" in interrupted(command, update, 128 + number)
+    assert saved_step(tmp_path / "stopped") in (3, 4)
+
+
+def test_a_hangup_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    handled = {}
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    monkeypatch.setattr(signal, "signal", handled.__setitem__)
+    interruption.install()
+    assert [*handled] == [signal.SIGINT]
