@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cola_cli.families import PRIOR
+from cola_cli.machine import interruption
 from cola_cli.stages.train import train
 from cola_cli.training import checkpoints
 from tests.conftest import CPU, content
