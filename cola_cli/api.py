@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cola_cli.corpus.tokenizer import TextTokenizer
-from cola_cli.errors import InputError, is_out_of_memory
+from cola_cli.errors import ColaError, DamagedArtifact, InputError, UsageError, is_out_of_memory
 from cola_cli.families import TokenModel, baselines, commands, token_model
 from cola_cli.models.attention import BlockCausal
 from cola_cli.models.prior import Prior
@@ -30,10 +30,11 @@ class LanguageModel(ABC):
 
     Attributes: tokenizer (or None), context (tokens of a training sequence, or None if unknown), defaults
     (settings of sampling that the model was stored with), needs_prompt (whether it cannot begin with no token
-    at all).
+    at all), path (where it was opened, None if it was made in memory).
     """
 
     needs_prompt = False
+    path: Path | None = None
 
     def __init__(self, tokenizer: TextTokenizer | None, context: int | None) -> None:
         self.tokenizer, self.context = tokenizer, context
@@ -64,16 +65,18 @@ class LanguageModel(ABC):
 
     def generate(
         self,
-        prompts: list[str],
+        prompts: Sequence[str],
         max_new_tokens: int = 64,
         batch_size: int = BATCH_SIZE,
         **options: Any,
     ) -> list[Generation]:
-        """Continue texts; `options` are those of SamplingOptions (steps, guidance, seed, ...).
+        """Continue texts, given as a list; `options` are those of SamplingOptions (steps, guidance, ...).
 
         Stops at, and cuts before, the tokenizer's end-of-text token unless `stop_ids` says otherwise. Each
         Generation has .text beside .ids and .latents. Raises InputError when there is no tokenizer.
         """
+        if isinstance(prompts, str):
+            raise TypeError("prompts is one text; give a list of texts, such as [text]")
         tokenizer = self.require_tokenizer()
         options = {"stop_ids": (tokenizer.end_of_text_id,)} | options
         found = self.generate_ids(
@@ -99,10 +102,18 @@ class LanguageModel(ABC):
         noise (B, blocks, block_size, d), or None to draw it from the seed and the prompt's place in the list.
         With noise and max_new_tokens=None, exactly its blocks are generated and all their new tokens
         returned. pad_id fills a prompt's last block where the VAE needs whole blocks. Raises ValueError for
-        options out of range and for noise of another shape or with too few blocks.
+        options and ids out of range, and for noise that is not finite, has another shape or too few blocks.
         """
+        if noise is not None and noise.dim() != 4:
+            raise ValueError(
+                f"noise is {tuple(noise.shape)}, not (prompts, blocks, block_size, latent_dim)"
+            )
         if noise is not None and len(noise) != len(prompts):
             raise ValueError(f"noise is for {len(noise)} prompts, there are {len(prompts)}")
+        if noise is not None and prompts and not (noise.numel() and noise.isfinite().all()):
+            raise ValueError("noise is empty, or holds NaN or infinity")
+        for item, prompt in enumerate(prompts):
+            self._require_ids(prompt, f"prompt {item}")
         requests = [
             Request(item, prompt, None if noise is None else noise[item])
             for item, prompt in enumerate(prompts)
@@ -124,8 +135,11 @@ class LanguageModel(ABC):
         """Yield each request's generation so far, block by block; see `Sampler.run`.
 
         When memory runs out, what is unfinished starts again in batches of half the size, which `warn` is
-        told; results do not depend on it. MemoryError is raised when a single prompt is too much.
+        told; results do not depend on it. MemoryError is raised when a single prompt is too much, ValueError
+        for a batch size below 1, DamagedArtifact or UsageError when the numbers overflow.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
         if pad_id is None and self.tokenizer is not None:
             pad_id = self.tokenizer.pad_id
         waiting = iter(requests)
@@ -149,11 +163,36 @@ class LanguageModel(ABC):
                     raise
                 if batch_size == 1:
                     raise MemoryError from error
+            except FloatingPointError:
+                raise self._overflow() from None
             # here the error is gone, and with it the caches of the frames it came from
             batch_size //= 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             warn(f"memory ran out; going on with {batch_size} prompts at a time")
+
+    def _require_ids(self, ids: Sequence[int], name: str) -> None:
+        """Raise ValueError for token ids that the model has no embedding for."""
+        config: Any = self.networks[0].config
+        for token in ids:
+            if not 0 <= token < config.vocab_size:
+                raise ValueError(
+                    f"{name} holds the token {token}, but ids are 0 to {config.vocab_size - 1}"
+                )
+
+    def _overflow(self) -> ColaError:
+        """What to say when logits are infinite or NaN."""
+        for network in self.networks:
+            for name, weight in network.named_parameters():
+                if not weight.isfinite().all():
+                    return DamagedArtifact(
+                        f"{self.path or 'the model'}: the weights {name} hold infinity or NaN.",
+                        "Train it again, or fetch it again.",
+                    )
+        return UsageError(
+            "the numbers of the model overflow with these settings of sampling.",
+            "Use less guidance, or a repetition penalty near 1.",
+        )
 
     def require_tokenizer(self) -> TextTokenizer:
         """The tokenizer. Raises InputError when the model came without one."""
@@ -192,8 +231,9 @@ class Cola(LanguageModel):
         """ids (B, L) int64 -> mean and log-variance (B, N, d), N = L / patch_size, as the VAE gives them.
 
         The prior works on (mean - shifting_factor) * scaling_factor: see `vae.to_prior`.
-        Raises ValueError when L is not a multiple of patch_size.
+        Raises ValueError when L is not a multiple of patch_size, or for ids out of range.
         """
+        self._require_ids(ids.flatten().tolist(), "ids")
         return self.vae.encode(ids.to(self.device))
 
     @torch.inference_mode()
@@ -210,16 +250,23 @@ class Cola(LanguageModel):
 
         z_t (B, n, d) may span several blocks, block-causal among themselves and after the clean history
         (B, m, d), m a multiple of the block size. t in [0, 1], 0 clean and 1 noise: a float, (B,) or (B, n).
-        Raises ValueError for shapes that do not fit.
+        Raises ValueError for shapes that do not fit and times outside [0, 1].
         """
-        block = self.prior.config.block_size
+        block, channels = self.prior.config.block_size, self.prior.config.latent_dim
+        for name, latents in {"z_t": z_t, "history": history}.items():
+            if latents is not None and (latents.dim() != 3 or latents.shape[2] != channels):
+                raise ValueError(f"{name} is {tuple(latents.shape)}, not (B, n, {channels})")
         batch, count = z_t.shape[:2]
+        if count % block or not count:
+            raise ValueError(f"z_t has {count} latents, not a multiple of the block size {block}")
         past = 0 if history is None else history.shape[1]
         if past % block:
             raise ValueError(
                 f"history has {past} latents, not a multiple of the block size {block}"
             )
         times = torch.as_tensor(t, dtype=torch.float32, device=self.device)
+        if not bool(((times >= 0) & (times <= 1)).all()):
+            raise ValueError("t has times outside [0, 1]")
         if times.dim() == 1:
             times = times.unsqueeze(1)
         times = times.expand(batch, count)
@@ -264,7 +311,7 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     """
     folder = open_model_folder(Path(path))
     model = Cola(*folder.load(), folder.tokenizer(), folder.context)
-    model.defaults = folder.sampling
+    model.defaults, model.path = folder.sampling, Path(path)
     for network in model.networks:
         _place(network, device, dtype)
     return model
@@ -283,6 +330,7 @@ def load_baseline(
             f"Name the output of {commands(baselines())}.",
         )
     baseline = Baseline(model.load(folder.artifact), model, folder.tokenizer(), folder.context)
+    baseline.path = Path(path)
     _place(baseline.network, device, dtype)
     return baseline
 

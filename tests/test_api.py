@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 import cola_cli
 from cola_cli.api import Cola
 from cola_cli.corpus.tokenizer import train_tokenizer
-from cola_cli.errors import InputError
+from cola_cli.errors import DamagedArtifact, InputError, UsageError
 from tests import golden
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the house", "we the people of the union"]
@@ -119,7 +121,57 @@ def test_the_same_weights_open_in_another_precision() -> None:
 
 
 def test_a_path_that_holds_no_model_is_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a directory"):
+    with pytest.raises(InputError, match="does not exist"):
         cola_cli.load(tmp_path / "nothing")
     with pytest.raises(InputError):
         cola_cli.load(tmp_path)
+
+
+def test_one_text_is_not_a_list_of_texts(speaking: Path) -> None:
+    with pytest.raises(TypeError, match="list of texts"):
+        cola_cli.load(speaking).generate("Tom was", max_new_tokens=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "said"),
+    [
+        ([[1, -1]], {}, "prompt 0 holds the token -1"),
+        ([[1], [512]], {}, "prompt 1 holds the token 512"),
+        ([[1]], {"batch_size": 0}, "batch_size is 0"),
+        ([[1]], {"batch_size": -1}, "batch_size is -1"),
+        ([[1]], {"guidance": math.inf}, "guidance"),
+        ([[1]], {"noise": torch.full((1, 1, 4, 8), math.nan)}, "NaN"),
+        ([[1]], {"noise": torch.randn(1, 0, 4, 8), "max_new_tokens": None}, "noise is empty"),
+        ([[1]], {"noise": torch.randn(4, 8)}, r"not \(prompts, blocks"),
+    ],
+)
+def test_what_cannot_be_generated_is_named(
+    ids: list[list[int]], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        golden.model().generate_ids(ids, **{"max_new_tokens": 4, "steps": 1} | options)
+
+
+def test_velocities_outside_their_domain_are_refused() -> None:
+    model = golden.model()
+    for z, t, said in (
+        (torch.randn(1, 3, 8), 0.5, "3 latents"),
+        (torch.randn(1, 4, 7), 0.5, r"\(B, n, 8\)"),
+        (torch.randn(1, 4, 8), 2.0, "outside"),
+        (torch.randn(1, 4, 8), math.nan, "outside"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model.velocity(z, t)
+    with pytest.raises(ValueError, match="token 512"):
+        model.encode(torch.full((1, 4), 512))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_not_numbers_are_named(speaking: Path, temperature: float) -> None:
+    model = cola_cli.load(speaking)
+    next(model.prior.parameters()).data[0] = math.nan
+    with pytest.raises(DamagedArtifact, match=rf"{speaking}: the weights \S+ hold"):
+        model.generate(["the cat"], max_new_tokens=2, steps=1, temperature=temperature)
+    model = cola_cli.load(speaking)
+    with pytest.raises(UsageError, match="overflow"):
+        model.generate(["the cat"], 20, steps=1, temperature=1.0, repetition_penalty=1e-44)

@@ -61,7 +61,14 @@ def vae(
         (torch.from_numpy(rows.tokens), torch.from_numpy(rows.lengths))
         for rows in Sequences(source, split).batches(BATCH, sequences)
     )
-    found = diagnose(network, batches)
+    try:
+        found = diagnose(network, batches)
+    except FloatingPointError as error:
+        raise InputError(
+            f"{opened.file('vae/model.safetensors')}: the posterior has means that are all zero, or numbers"
+            " that are infinite or NaN.",
+            "Train the VAE again.",
+        ) from error
     if plot is not None:
         write_atomic(plot, drawing([robustness_chart({model.name: found})]).encode())
     if run.json:

@@ -47,6 +47,9 @@ def likelihood(
 
     if (text is None) == (file is None) or (prefix is not None and text is None):
         raise UsageError("give either --text (and --prefix) or --file.", 'Such as --text "...".')
+    for name, given in {"--text": text, "--prefix": prefix}.items():
+        if given == "":
+            raise UsageError(f"{name} is empty.", "Give it some text.")
     if divergence not in ("hutchinson", "exact"):
         raise UsageError(f"--divergence {divergence}: unknown.", "Use hutchinson or exact.")
     prepare_torch(run.threads)

@@ -21,7 +21,8 @@ ACTIVE_VARIANCE = 0.01  # of the posterior mean over the data; a channel above i
 def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0) -> Diagnosis:
     """The diagnosis over batches of (ids (B, L), lengths (B,)); padding counts nowhere.
 
-    Raises InputError when there is no token.
+    Raises InputError when there is no token, FloatingPointError when the posterior is not finite or its means
+    are all zero.
     """
     generator = torch.Generator().manual_seed(seed)
     patch = vae.config.patch_size
@@ -47,6 +48,8 @@ def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]], seed: int =
             "Name tokens, or a --split, that has some.",
         )
     mean, variance = torch.cat(means), torch.cat(variances)
+    if not (mean.isfinite().all() and variance.isfinite().all() and mean.any() and variance.all()):
+        raise FloatingPointError
     kl = 0.5 * (mean.square() + variance - 1 - variance.log()).mean(0)
     return Diagnosis(
         tokens=tokens,

@@ -15,7 +15,7 @@ from cola_cli.sampling.engine import cut
 from cola_cli.sampling.noise import TOKENS, generator
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.slots import Slots
-from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised
+from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised, require_finite
 from cola_cli.settings.sample import SamplingOptions
 
 SHOWN_EVERY = 8  # tokens between two looks at a running generation
@@ -98,7 +98,7 @@ class AutoregressiveSampler:
         ids = torch.tensor([[row.last] for row in rows], device=self.device)
         positions = torch.tensor(fills, device=self.device).unsqueeze(1)
         attend = CausalAttention(self._cache, stretches([row.slot for row in rows], fills), 1, 1)
-        logits = self.network(ids, positions, attend)[:, 0].float()  # (rows, vocab)
+        logits = require_finite(self.network(ids, positions, attend)[:, 0].float())  # (rows, vocab)
         options = self.options
         if options.temperature < GREEDY_BELOW and options.repetition_penalty == 1.0:
             found: list[int] = logits.argmax(-1).tolist()

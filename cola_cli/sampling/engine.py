@@ -24,7 +24,7 @@ from cola_cli.sampling.fast import best_denoiser
 from cola_cli.sampling.noise import TOKENS, block_noise, generator
 from cola_cli.sampling.requests import Generating, Generation, Request
 from cola_cli.sampling.slots import Slots
-from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised
+from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised, require_finite
 from cola_cli.settings.sample import SamplingOptions
 
 T = TypeVar("T")
@@ -237,7 +237,7 @@ class Engine:
         entries = stretches([row.slot for row in rows], [row.decoded for row in rows])
         attend = CausalAttention(self._decoder_cache, entries, block, self.vae.config.block_size)
         positions = decoded.unsqueeze(1) + torch.arange(block, device=self.device)
-        return self.vae.decode(z, positions, attend).float()
+        return require_finite(self.vae.decode(z, positions, attend).float())
 
     def _preview(self, rows: list[Generating], z: Tensor) -> list[list[int]]:
         """The new tokens that the blocks would read as now."""

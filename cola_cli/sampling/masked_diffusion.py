@@ -16,7 +16,7 @@ from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.engine import cut
 from cola_cli.sampling.noise import TOKENS, generator
 from cola_cli.sampling.requests import Generation, Request
-from cola_cli.sampling.tokens import GREEDY_BELOW, choose
+from cola_cli.sampling.tokens import GREEDY_BELOW, choose, require_finite
 from cola_cli.settings.sample import SamplingOptions
 
 
@@ -65,7 +65,7 @@ class MaskedDiffusionSampler:
     ) -> None:
         """One pass: fill the `count` masks of the block whose prediction is surest."""
         hidden = self.network.hidden(ids)[:, block]
-        logits = self.network.token_out(hidden).float()  # (rows, block, vocab)
+        logits = require_finite(self.network.token_out(hidden).float())  # (rows, block, vocab)
         chosen = self._choose(logits, requests, start, index)
         chances = logits.softmax(-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
         masked = ids[:, block] == self.network.config.mask_token_id

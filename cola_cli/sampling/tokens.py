@@ -8,6 +8,13 @@ from torch import Tensor
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy, as in the released code
 
 
+def require_finite(values: Tensor) -> Tensor:
+    """The same values. Raises FloatingPointError if one is infinite or NaN."""
+    if not values.isfinite().all():
+        raise FloatingPointError
+    return values
+
+
 def choose(
     logits: Tensor,
     temperature: float,
@@ -15,10 +22,13 @@ def choose(
     top_p: float | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Tokens (n,) from logits (n, vocab); the generator lives on the CPU."""
+    """Tokens (n,) from logits (n, vocab); the generator lives on the CPU.
+
+    Raises FloatingPointError where there is no distribution to draw from.
+    """
     if temperature < GREEDY_BELOW:
         return logits.argmax(-1)
-    chances = probabilities(logits, temperature, top_k, top_p)
+    chances = require_finite(probabilities(logits, temperature, top_k, top_p))
     return torch.multinomial(chances.cpu(), 1, generator=generator).squeeze(-1).to(logits.device)
 
 

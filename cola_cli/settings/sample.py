@@ -17,7 +17,7 @@ class Sampling(Settings):
     """How blocks are denoised and tokens chosen."""
 
     max_new_tokens: int | None = Field(default=64, ge=1, description="Tokens of a continuation.")
-    steps: int = Field(default=16, ge=1, description="Solver steps a block.")
+    steps: int = Field(default=16, ge=1, le=10_000, description="Solver steps a block.")
     grid: tuple[float, ...] | None = Field(
         default=None, description="Descending times from 1 to 0 instead of even steps."
     )
@@ -25,7 +25,7 @@ class Sampling(Settings):
         default="euler", description="Solver of the flow's differential equation."
     )
     guidance: float = Field(
-        default=7.0, ge=0, description="s of classifier-free guidance, u + s (c - u)."
+        default=7.0, ge=0, le=1_000, description="s of classifier-free guidance, u + s (c - u)."
     )
     guidance_interval: tuple[float, float] = Field(
         default=(0.0, 1.0), description="Times t in [0, 1] at which guidance acts."
@@ -49,7 +49,10 @@ class Sampling(Settings):
         description="How a prompt that ends inside a block conditions that block.",
     )
     repaint_times: int = Field(
-        default=1, ge=1, description="Of partial-repaint: passes over each repainted step."
+        default=1,
+        ge=1,
+        le=1_000,
+        description="Of partial-repaint: passes over each repainted step.",
     )
     repaint_fraction: float = Field(
         default=1.0, ge=0, le=1, description="Of partial-repaint: share of the steps that repaint."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from xml.etree import ElementTree
 
@@ -50,3 +51,14 @@ def test_the_plot_is_a_picture_of_every_noise_level() -> None:
 def test_nothing_to_look_at_is_bad_input() -> None:
     with pytest.raises(InputError, match="no tokens"):
         diagnose(golden.detail_model().vae, [])
+
+
+@pytest.mark.parametrize("weight", [0.0, math.nan])
+def test_a_posterior_that_says_nothing_is_refused(weight: float) -> None:
+    vae = copy.deepcopy(golden.detail_model().vae)
+    for name, parameter in vae.named_parameters():
+        if name.startswith("posterior_out"):
+            parameter.data.fill_(weight)
+    ids = golden.detail()["vae_encode/1/ids"][None]
+    with pytest.raises(FloatingPointError):
+        diagnose(vae, [(ids, torch.tensor([8]))])

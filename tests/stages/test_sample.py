@@ -268,6 +268,21 @@ def test_wrong_settings_are_usage_errors(cola: Run, model: Path) -> None:
     assert "either --prompt or --prompts" in cola("sample", model, expect=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--guidance", "1e30"), ("--guidance", "inf"), ("--guidance", "nan"), ("--steps", "1000000"),
+        ("--repaint-times", "1000000000"), ("--top-k", "0"), ("--top-p", "0"),
+        ("--repetition-penalty", "0"), ("--set", "grid=[0.5]"),
+    ],
+)  # fmt: skip
+def test_absurd_settings_are_refused_by_name(cola: Run, model: Path, flag: str, value: str) -> None:
+    said = cola("sample", model, "--prompt", "a", flag, value, expect=2).stderr
+    name = "grid" if flag == "--set" else flag.strip("-").replace("-", "_")
+    assert name in said
+    assert "setting  is" not in said
+
+
 def test_another_kind_of_artifact_is_refused(cola: Run, tmp_path: Path) -> None:
     from tests.artifacts.test_promises import make
 

@@ -61,6 +61,9 @@ def test_wrong_uses_of_score_are_named(cola: Run, tmp_path: Path, prior: Path) -
     assert (
         "unknown" in cola("likelihood", prior, "--text", "a", "--divergence", "x", expect=2).stderr
     )
+    for empty in (("--text", ""), ("--text", "a", "--prefix", "")):
+        said = cola("likelihood", prior, *empty, expect=2).stderr
+        assert f"{empty[-2]} is empty" in said
     (tmp_path / "t.jsonl").write_text('{"body": "the cat"}\n')
     result = cola("likelihood", prior, "--file", "t.jsonl", *QUICK, expect=4)
     assert "t.jsonl, line 1 has no text" in result.stderr
