@@ -186,7 +186,7 @@ class Writer:
         self._manifest = incomplete
         self._started = time.monotonic()
         make_directory(path)
-        self.parts = intact_parts(path)
+        self.parts = intact_parts(path, incomplete.fingerprint)
         self.kept = {record.path: record for record in incomplete.files}
         self._own: set[str] = set()
 

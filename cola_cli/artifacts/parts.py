@@ -15,6 +15,7 @@ from cola_cli.artifacts.reading import RECORD_LIMIT, parse_json, read_regular, r
 from cola_cli.errors import DamagedArtifact, OutputConflict
 
 PARTS = "parts"
+ARTIFACT = "artifact"  # in the statistics of a part: fingerprint of the artifact it was made for
 _PART = re.compile(r"\d{5,}\.(?!json$).+")  # the data of a part; other files are foreign
 _PART_OR_RECORD = re.compile(r"\d{5,}\..+")
 
@@ -79,8 +80,13 @@ def recorded_parts(path: Path) -> dict[int, PartRecord]:
     return {record.index: record for record in records}
 
 
-def intact_parts(path: Path) -> dict[int, PartRecord]:
-    """The parts of an interrupted run that are whole; damaged or unrecorded ones are removed."""
+def belongs(record: PartRecord, fingerprint: str) -> bool:
+    """Whether a part was made for the artifact of that fingerprint, as far as its record says."""
+    return record.statistics.get(ARTIFACT, fingerprint) == fingerprint
+
+
+def intact_parts(path: Path, fingerprint: str) -> dict[int, PartRecord]:
+    """The parts of an interrupted run that are whole; damaged, unrecorded and foreign ones are removed."""
     kept: dict[int, PartRecord] = {}
     for file in sorted((path / PARTS).glob("*")):
         if file.is_dir():
@@ -91,6 +97,8 @@ def intact_parts(path: Path) -> dict[int, PartRecord]:
         try:
             record = read_part_record(file)
             check_file(path, FileRecord(path=record.file, bytes=record.bytes, sha256=record.sha256))
+            if not belongs(record, fingerprint):
+                raise DamagedArtifact(f"{file} is a part of another artifact.", RESTORE)
             kept[record.index] = record
         except DamagedArtifact:
             file.unlink()

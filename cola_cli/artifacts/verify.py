@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from cola_cli.artifacts.manifest import (
     read_manifest,
     write_manifest,
 )
-from cola_cli.artifacts.parts import PARTS, read_part_record
+from cola_cli.artifacts.parts import PARTS, belongs, read_part_record
 from cola_cli.errors import DamagedArtifact, InputError
 
 
@@ -61,6 +62,7 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda count: None)
         except DamagedArtifact as error:
             findings.append(Finding(record.path, error.problem))
         advance(record.bytes)
+    findings += _strangers(directory, manifest, {finding.path for finding in findings})
     if manifest.status == "complete":
         known = {record.path for record in records}
         for path in sorted(content_files(directory)):
@@ -116,6 +118,18 @@ def find_artifacts(path: Path) -> list[Path]:
             f"{path} holds no artifact.",
             "Name a directory that a cola stage wrote, or one above it.",
         )
+    return found
+
+
+def _strangers(directory: Path, manifest: Manifest, damaged: set[str]) -> list[Finding]:
+    """Parts that were made for another artifact: from other inputs, or with other settings."""
+    found = []
+    for path in sorted((directory / PARTS).glob("*.json")):
+        name = path.relative_to(directory).as_posix()
+        with contextlib.suppress(DamagedArtifact):
+            if name not in damaged and not belongs(read_part_record(path), manifest.fingerprint):
+                problem = f"{path} records a part made from other inputs or with other settings."
+                found.append(Finding(name, problem))
     return found
 
 

@@ -17,7 +17,9 @@ def sql(
     query: Annotated[str, typer.Argument(help="One SQL query, in DuckDB's dialect.")],
     artifacts: Annotated[
         list[Path] | None,
-        typer.Argument(help="Artifacts; each is a schema named by its directory."),
+        typer.Argument(
+            help="Artifacts; each is a schema named by its directory, run_NAME where DuckDB has a NAME."
+        ),
     ] = None,
 ) -> None:
     """Query the shards, metrics and manifests of artifacts with DuckDB.

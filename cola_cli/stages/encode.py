@@ -13,7 +13,7 @@ from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
 from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
 from cola_cli.artifacts.manifest import MANIFEST_NAME
-from cola_cli.artifacts.parts import recorded_parts, write_part
+from cola_cli.artifacts.parts import ARTIFACT, recorded_parts, write_part
 from cola_cli.errors import InputError
 from cola_cli.machine import interruption
 from cola_cli.machine.threads import describe_environment, prepare_torch
@@ -90,7 +90,7 @@ def encode(
             reporter.start("encode", sum(part.rows for part in mine), "sequences", rows)
             for part in mine:
                 if part.index not in done:
-                    _encode_part(tokens, part, output.place, vae, settings, world.device, reporter)
+                    _encode_part(tokens, part, output, vae, settings, world.device, reporter)
                     interruption.check()
             reporter.stop()
 
@@ -128,7 +128,7 @@ def require_same_tokenizer(tokens: Artifact, vae: Artifact) -> None:
 def _encode_part(
     tokens: Tokens,
     part: PartRecord,
-    output: Path,
+    output: Output,
     vae: TextVAE,
     settings: EncodeSettings,
     device: torch.device,
@@ -154,7 +154,7 @@ def _encode_part(
     sums = Sums(shape[1])
     with (
         source,
-        write_part(output, part.index, source=part.file) as out,
+        write_part(output.place, part.index, source=part.file) as out,
         _writer(out.path, schema, settings) as to,
     ):
         for group in file.iter_batches(batch_size=settings.rows_per_group):
@@ -171,7 +171,7 @@ def _encode_part(
             to.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
             reporter.advance(len(group))
         out.rows, out.tokens = part.rows, part.tokens
-        out.statistics = part.statistics | sums.as_dict()
+        out.statistics = part.statistics | sums.as_dict() | {ARTIFACT: output.identity.fingerprint}
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.artifacts.files import TEMPORARY, atomic_file, sha256_bytes, write_atomic
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
+from cola_cli.artifacts.parts import ARTIFACT
 from cola_cli.artifacts.verify import repair, verify
 from cola_cli.errors import ColaError, DamagedArtifact, InputError, OutputConflict
 
@@ -501,3 +502,25 @@ def test_a_manifest_that_is_none_is_a_damaged_artifact(tmp_path: Path, text: str
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DamagedArtifact, match=r"manifest\.json"):
         Artifact.open(tmp_path)
+
+
+def test_a_part_of_another_artifact_is_found_and_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    for wanted in (identity(), identity(seq_len=128)):
+        output = Output.open(path / wanted.fingerprint[:4], "tokens", wanted)
+        with output.writing() as writer:
+            for index in range(2):
+                with writer.part(index, suffix=".bin") as part:
+                    part.path.write_bytes(wanted.fingerprint.encode())
+                    part.statistics = {ARTIFACT: wanted.fingerprint}
+            writer.finish()
+    own, other = (path / one.fingerprint[:4] for one in (identity(), identity(seq_len=128)))
+    assert verify(own).findings == []
+    assert verify(other).findings == []
+    manifest = read_manifest(own)
+    write_manifest(own, manifest.model_copy(update={"status": "incomplete", "files": []}))
+    for file in (other / "parts").glob("00001.*"):
+        (own / "parts" / file.name).write_bytes(file.read_bytes())
+    assert [finding.path for finding in verify(own).findings] == ["parts/00001.json"]
+    with Output.open(own, "tokens", identity()).writing() as writer:
+        assert list(writer.parts) == [0]
