@@ -42,6 +42,10 @@ class OutputConflict(ColaError):
     longest = 100_000  # every setting that differs is named
 
 
+class OutputLocked(OutputConflict):
+    """Another live process writes to the output; this passes when it ends."""
+
+
 class InputError(ColaError):
     """Input data that cannot be used as it is."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cola_cli.artifacts.files import make_directory, refuse_links, writing_failed
 from cola_cli.artifacts.reading import parse_json, shown
-from cola_cli.errors import OutputConflict
+from cola_cli.errors import OutputLocked
 
 LOCK_NAME = ".lock"
 
@@ -30,6 +30,13 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """
     make_directory(directory)
     refuse_links(directory)
+    with locked(directory, wait_seconds):
+        yield
+
+
+@contextlib.contextmanager
+def locked(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
+    """`writer_lock` of a directory that is there and whose links were looked at before."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(directory / LOCK_NAME, flags, 0o644)
@@ -39,7 +46,7 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         deadline = time.monotonic() + wait_seconds
         while not _try_lock(descriptor, directory):
             if time.monotonic() >= deadline:
-                raise OutputConflict(
+                raise OutputLocked(
                     f"{directory} is being written by {_holder(descriptor)}.",
                     "Wait for it, stop it, or choose another output directory.",
                 )

@@ -10,12 +10,20 @@ from typing import Any
 
 from cola_cli.artifacts.checks import RESTORE, check_file
 from cola_cli.artifacts.files import atomic_file, refuse_link, sha256_file, write_atomic
-from cola_cli.artifacts.manifest import FileRecord, PartRecord, signed_json
+from cola_cli.artifacts.lock import locked
+from cola_cli.artifacts.manifest import (
+    FileRecord,
+    Identity,
+    PartRecord,
+    read_manifest,
+    signed_json,
+)
 from cola_cli.artifacts.reading import RECORD_LIMIT, parse_json, read_regular, reason
-from cola_cli.errors import DamagedArtifact, OutputConflict
+from cola_cli.errors import DamagedArtifact, OutputConflict, OutputLocked
 
 PARTS = "parts"
 ARTIFACT = "artifact"  # in the statistics of a part: fingerprint of the artifact it was made for
+LOCK_SECONDS = 1.0  # to wait for the lock before the identity is looked at again
 _PART = re.compile(r"\d{5,}\.(?!json$).+")  # the data of a part; other files are foreign
 _PART_OR_RECORD = re.compile(r"\d{5,}\..+")
 
@@ -37,29 +45,65 @@ class PartWriter:
 
 @contextlib.contextmanager
 def write_part(
-    directory: Path, index: int, source: str = "", suffix: str = ".parquet"
+    directory: Path,
+    index: int,
+    source: str = "",
+    suffix: str = ".parquet",
+    shared: Identity | None = None,
 ) -> Iterator[PartWriter]:
     """Write data part `index` of the artifact at `directory`; it exists once its record does.
 
-    Needs no Writer: worker processes call it for the process that holds the lock.
+    Needs no Writer: worker processes call it for the process that holds the lock. Several processes that
+    make parts of one artifact give its identity as `shared`: each takes the lock to add a part, and the part
+    is not added when the artifact is finished, or raises OutputConflict when it is another one by now.
     """
     file = f"{PARTS}/{index:05d}{suffix}"
     refuse_link(directory / PARTS)
-    with atomic_file(directory / file) as temporary:
-        part = PartWriter(temporary)
-        yield part
-        size, digest = temporary.stat().st_size, sha256_file(temporary)
-    record = PartRecord(
-        index=index,
-        file=file,
-        rows=part.rows,
-        tokens=part.tokens,
-        bytes=size,
-        sha256=digest,
-        source=source,
-        statistics=part.statistics,
-    )
-    write_atomic(directory / PARTS / f"{index:05d}.json", signed_json(record))
+    with contextlib.suppress(_Finished), contextlib.ExitStack() as adding:
+        with atomic_file(directory / file) as temporary:
+            part = PartWriter(temporary)
+            yield part
+            size, digest = temporary.stat().st_size, sha256_file(temporary)
+            if shared is not None:
+                adding.enter_context(_adding(directory, shared))
+        record = PartRecord(
+            index=index,
+            file=file,
+            rows=part.rows,
+            tokens=part.tokens,
+            bytes=size,
+            sha256=digest,
+            source=source,
+            statistics=part.statistics,
+        )
+        write_atomic(directory / PARTS / f"{index:05d}.json", signed_json(record))
+
+
+class _Finished(Exception):
+    """The artifact is whole without this part's being added."""
+
+
+@contextlib.contextmanager
+def _adding(directory: Path, identity: Identity) -> Iterator[None]:
+    """Hold the lock of the unfinished artifact of this identity."""
+    while True:
+        manifest = read_manifest(directory)
+        if manifest.fingerprint != identity.fingerprint:
+            listed = "; ".join(manifest.identity.differences(identity))
+            raise OutputConflict(
+                f"{directory} is now made with other settings or inputs: {listed}.",
+                "Choose another output directory.",
+            )
+        try:
+            with locked(directory, LOCK_SECONDS):
+                manifest = read_manifest(directory)
+                if manifest.fingerprint == identity.fingerprint:
+                    if manifest.status == "complete":
+                        raise _Finished
+                    yield
+                    return
+        except OutputLocked:
+            pass  # by one that adds a part of its own, or makes all that are missing
 
 
 def read_part_record(path: Path) -> PartRecord:

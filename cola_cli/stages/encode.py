@@ -13,6 +13,7 @@ from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
 from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
 from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import ARTIFACT, recorded_parts, write_part
 from cola_cli.errors import InputError
 from cola_cli.machine import interruption
@@ -84,23 +85,26 @@ def encode(
             begin_together(output, environment, output.path / MANIFEST_NAME)
         vae = load_vae(vae_artifact).to(world.device).eval()
 
-        def encode_parts(done: set[int], index: int, count: int) -> None:
+        def encode_parts(done: set[int], index: int, count: int, shared: bool) -> None:
             mine = [part for part in tokens.parts if part.index % count == index]
             rows = sum(part.rows for part in mine if part.index in done)
             reporter.start("encode", sum(part.rows for part in mine), "sequences", rows)
             for part in mine:
                 if part.index not in done:
-                    _encode_part(tokens, part, output, vae, settings, world.device, reporter)
+                    _encode_part(
+                        tokens, part, output, vae, settings, world.device, reporter, shared
+                    )
                     interruption.check()
             reporter.stop()
 
         if shard[1] > 1:
-            encode_parts(set(recorded_parts(output.path)), *shard)
-            world.wait()
+            with telling_what_is_saved(output.path):
+                encode_parts(set(recorded_parts(output.path)), *shard, shared=True)
+                world.wait()
             if world.size == 1 or not world.leads:
                 return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
         with output.writing(environment) as writer:
-            encode_parts(set(writer.parts), 0, 1)
+            encode_parts(set(writer.parts), 0, 1, shared=False)
             for name in Latents.FILES:
                 source = tokens if name == TOKENIZER else vae_artifact
                 with writer.file(name) as temporary:
@@ -133,6 +137,7 @@ def _encode_part(
     settings: EncodeSettings,
     device: torch.device,
     reporter: Reporter,
+    shared: bool,
 ) -> None:
     import numpy as np
     import pyarrow as pa
@@ -154,7 +159,12 @@ def _encode_part(
     sums = Sums(shape[1])
     with (
         source,
-        write_part(output.place, part.index, source=part.file) as out,
+        write_part(
+            output.place,
+            part.index,
+            source=part.file,
+            shared=output.identity if shared else None,
+        ) as out,
         _writer(out.path, schema, settings) as to,
     ):
         for group in file.iter_batches(batch_size=settings.rows_per_group):

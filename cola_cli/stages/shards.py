@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Output, Writer
-from cola_cli.errors import OutputConflict, UsageError
+from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.errors import InputError, OutputLocked, UsageError
 
 Shard = tuple[int, int]  # (index from 0, count)
 WHOLE: Shard = (0, 1)
 POLL_SECONDS = 0.1
+FOREIGN_SECONDS = 2.0  # in which the holder of the lock has put its own manifest in place
 
 
 def parse_shard(text: str | None) -> Shard:
@@ -42,14 +44,31 @@ def begin_together(
     begun: Path,
     make: Callable[[Writer], None] = lambda writer: None,
 ) -> None:
-    """Return once the unfinished artifact has the file `begun`.
+    """Return once the unfinished artifact of this identity has the file `begun`.
 
     The first process to take the lock calls `make`; the others wait, and one of them takes over if it dies.
+    Raises OutputConflict when something else lies there, or is being made there.
     """
-    while not begun.exists():
+    foreign_since = None
+    while not (found := _begun(output, begun)):
         try:
             with output.writing(environment) as writer:
                 make(writer)
                 return
-        except OutputConflict:
+        except OutputLocked:
+            # The holder may just be replacing what a failed run left behind.
+            foreign_since = (foreign_since or time.monotonic()) if found is False else None
+            if foreign_since is not None and time.monotonic() - foreign_since > FOREIGN_SECONDS:
+                raise
             time.sleep(POLL_SECONDS)
+
+
+def _begun(output: Output, begun: Path) -> bool | None:
+    """Whether the artifact of this identity has the file; False: one of another identity lies there."""
+    try:
+        manifest = read_manifest(output.path)
+    except InputError:
+        return None
+    if manifest.fingerprint != output.identity.fingerprint:
+        return False
+    return True if begun.exists() else None

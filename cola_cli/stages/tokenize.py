@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cola_cli.artifacts import Identity, Output, Writer
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.kinds import TOKENIZER
+from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import PARTS, recorded_parts, write_part
 from cola_cli.corpus.chunks import (
     Chunk,
@@ -103,9 +104,11 @@ def tokenize(
         if shard != WHOLE:
             refuse_overwriting(overwrite)
             begin_together(place, environment, output / TOKENIZER, make_tokenizer)
-            _make_parts(recorded_parts(output), output, found, settings, report, shard)
-            if world is not None:
-                world.wait()
+            with telling_what_is_saved(output):
+                done = recorded_parts(output)
+                _make_parts(done, output, found, settings, report, shard, identity)
+                if world is not None:
+                    world.wait()
             if world is None or not world.leads:
                 return Outcome(output, True, {"parts": len(recorded_parts(output))})
         with place.writing(environment) as writer:
@@ -179,6 +182,7 @@ def _make_parts(
     settings: TokenizeSettings,
     report: Reporter,
     shard: Shard = WHOLE,
+    shared: Identity | None = None,
 ) -> Counts:
     counts = Counts()
     made: list[tuple[int, int]] = []  # chunks, and the numbers of their last documents
@@ -194,7 +198,7 @@ def _make_parts(
 
     workers = settings.workers or available_cores()
     report.start("tokenize", corpus.bytes, "B")
-    work = partial(_tokenize_chunk, directory=output, settings=settings)
+    work = partial(_tokenize_chunk, directory=output, settings=settings, shared=shared)
     try:
         run_all(work, missing(), workers, report.advance)
     except ChangedFile:
@@ -209,7 +213,9 @@ def _make_parts(
     return counts
 
 
-def _tokenize_chunk(chunk: Chunk, directory: Path, settings: TokenizeSettings) -> None:
+def _tokenize_chunk(
+    chunk: Chunk, directory: Path, settings: TokenizeSettings, shared: Identity | None
+) -> None:
     """Write the training part and the validation part of one chunk."""
     tokenizer = load_tokenizer(directory / TOKENIZER, settings.end_of_text)
     for offset, split in enumerate(SPLITS):
@@ -229,7 +235,8 @@ def _tokenize_chunk(chunk: Chunk, directory: Path, settings: TokenizeSettings) -
                 yield document.number, tokens
 
         rows = pack(numbered(), settings.seq_len, tokenizer.end_of_text_id)
-        with write_part(directory, 2 * chunk.index + offset, source=chunk.first) as part:
+        index = 2 * chunk.index + offset
+        with write_part(directory, index, source=chunk.first, shared=shared) as part:
             part.rows, part.tokens = write_rows(part.path, rows, settings.seq_len, tokenizer.pad_id)
             part.statistics = {
                 "split": split,
