@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,12 +76,33 @@ def run(
     found = read_study(study, config, corpus or (), preset)
     if commands:
         for step in missing_steps(found, output):
-            print(command(step))
+            print(command(step, device, threads))
         return
-    count, made = run_study(found, output, reporter(quiet), device, threads)
+    count, made = run_study(found, output, executor(quiet, debug), reporter(quiet), device, threads)
     line = f"{output}: {made} of {count} commands had something to do" if made else ""
     result = {"path": str(output), "commands": count, "made": made}
     print_result([line or f"{output}: up to date"], result, json)
+
+
+def executor(quiet: bool = False, debug: bool = False) -> Callable[[list[str]], str]:
+    """A function that runs `cola` with arguments in this process and returns what it prints on stdout.
+
+    The command reports its own errors; the function then raises typer.Exit with the exit code.
+    """
+    from cola_cli.cli.main import app
+
+    root = typer.main.get_command(app)
+    manners = [*(["--quiet"] if quiet else []), *(["--debug"] if debug else [])]
+
+    def execute(arguments: list[str]) -> str:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            code = root.main([*arguments, *manners], prog_name="cola", standalone_mode=False)
+        if code:
+            raise typer.Exit(code)
+        return printed.getvalue()
+
+    return execute
 
 
 Axis = Annotated[

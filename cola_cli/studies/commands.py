@@ -25,7 +25,7 @@ FROM_TRAINING = "validation_"  # of the trained model's own statistics
 
 
 @dataclass(frozen=True)
-class Step:
+class Command:
     """One command of a study and the artifact or file at `path` that it makes.
 
     inputs: what it reads, by name; settings: resolved, `assignments` how they are given to the command.
@@ -36,7 +36,7 @@ class Step:
     key: str
     settings: Any = None
     assignments: tuple[str, ...] = ()
-    inputs: dict[str, Step] = field(default_factory=dict)
+    inputs: dict[str, Command] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)  # arguments that are not artifacts
     preset: str | None = None
 
@@ -90,30 +90,30 @@ class Run:
     seed: int
     x: float | None
     compute: Compute
-    trained: Step
-    samples: Step | None
-    figures: dict[str, Step]  # by the stage that makes them
+    trained: Command
+    samples: Command | None
+    figures: dict[str, Command]  # by the stage that makes them
 
     @property
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[Command]:
         """All commands in an order in which they can be run."""
         ends = [self.trained, *([self.samples] if self.samples else []), *self.figures.values()]
         return _each_once(step for end in ends for step in _ordered(end))
 
 
-def commands_of(runs: list[Run]) -> list[Step]:
+def commands_of(runs: list[Run]) -> list[Command]:
     """The commands of all runs, each once, in an order in which they can be run."""
     return _each_once(step for run in runs for step in run.steps)
 
 
-def _each_once(steps: Iterable[Step]) -> list[Step]:
-    found: dict[str, Step] = {}
+def _each_once(steps: Iterable[Command]) -> list[Command]:
+    found: dict[str, Command] = {}
     for step in steps:
         found.setdefault(step.key, step)
     return list(found.values())
 
 
-def _ordered(step: Step) -> Iterator[Step]:
+def _ordered(step: Command) -> Iterator[Command]:
     for needed in step.inputs.values():
         yield from _ordered(needed)
     yield step

@@ -23,7 +23,7 @@ from cola_cli.settings.sample import SampleSettings, SamplingOptions
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.matching import planned_settings
 from cola_cli.stages.train import model_config
-from cola_cli.studies.commands import ANSWERS, CLOZE, Compute, Run, Step, source_of
+from cola_cli.studies.commands import ANSWERS, CLOZE, Command, Compute, Run, source_of
 from cola_cli.studies.settings import PRIORS, Line, Point, Study, Sweep, Tree, flattened, merged
 
 KEY_LENGTH = 10  # hexadecimal digits of a directory's name
@@ -85,7 +85,7 @@ class _Planner:
 
     # the stages
 
-    def _tokens(self) -> Step:
+    def _tokens(self) -> Command:
         common = self.study.study
         if not common.corpus:
             raise UsageError(
@@ -95,13 +95,13 @@ class _Planner:
         settings, assignments = self._resolved(TokenizeSettings, "tokenize")
         return self._step("tokenize", {}, settings, assignments, given)
 
-    def _trained(self, tokens: Step) -> tuple[Step, Compute]:
+    def _trained(self, tokens: Command) -> tuple[Command, Compute]:
         if self.line.model in PRIORS:
             return self._prior(tokens)
         (family,) = (one for one in baselines() if one.command == self.line.model)
         return self._baseline(tokens, family)
 
-    def _prior(self, tokens: Step) -> tuple[Step, Compute]:
+    def _prior(self, tokens: Command) -> tuple[Command, Compute]:
         vae_settings, assignments = self._trained_as(TEXT_VAE)
         vae = self._step(TEXT_VAE.stage, {"tokens": tokens}, vae_settings, assignments)
         encoding, assignments = self._resolved(EncodeSettings, "encode")
@@ -138,7 +138,7 @@ class _Planner:
         )
         return prior, compute
 
-    def _baseline(self, tokens: Step, family: Family) -> tuple[Step, Compute]:
+    def _baseline(self, tokens: Command, family: Family) -> tuple[Command, Compute]:
         recorded, inputs, data = None, {"tokens": tokens}, _data(tokens)
         seeds = [f"train.seed={self.seed}", f"train.data_seed={self.seed}"]
         if self.line.match is not None:
@@ -198,11 +198,11 @@ class _Planner:
         )
 
     def _measured(
-        self, trained: Step, tokens: Step, cloze: Step
-    ) -> tuple[Step | None, dict[str, Step]]:
+        self, trained: Command, tokens: Command, cloze: Command
+    ) -> tuple[Command | None, dict[str, Command]]:
         common = self.study.study
-        figures: dict[str, Step] = {}
-        samples: Step | None = None
+        figures: dict[str, Command] = {}
+        samples: Command | None = None
         for metric in common.metrics:
             stage = source_of(metric, common.tasks)
             if stage in figures or stage == "":
@@ -227,7 +227,7 @@ class _Planner:
             figures[stage] = self._step(stage, inputs, given=given)
         return samples, figures
 
-    def _answers(self, trained: Step, cloze: Step, metric: str) -> Step:
+    def _answers(self, trained: Command, cloze: Command, metric: str) -> Command:
         """The model's answers to the passages, or to the items of a task's file."""
         common = self.study.study
         settings, assignments = self._resolved(EvaluateSettings, "eval", [f"seed={self.seed}"])
@@ -239,7 +239,7 @@ class _Planner:
             given = {"task": metric, "data": common.tasks[metric], "limit": common.limit}
         return self._step(ANSWERS, inputs, settings, assignments, given)
 
-    def _judge(self, tokens: Step) -> Step:
+    def _judge(self, tokens: Command) -> Command:
         assert self.study.judge is not None
         own = tuple(_assignments(flattened(self.study.judge)))
         settings = self._read(TABLES[AUTOREGRESSIVE.table], AUTOREGRESSIVE.table, own)
@@ -300,7 +300,7 @@ class _Planner:
             return max(1, round(point.share * steps))
         return steps
 
-    def _x(self, trained: Step, samples: Step | None, compute: Compute) -> float | None:
+    def _x(self, trained: Command, samples: Command | None, compute: Compute) -> float | None:
         """The point's place on the sweep's axis."""
         name = self.sweep.x
         if hasattr(compute, name):
@@ -311,11 +311,11 @@ class _Planner:
     def _step(
         self,
         stage: str,
-        inputs: dict[str, Step],
+        inputs: dict[str, Command],
         settings: Settings | None = None,
         assignments: tuple[str, ...] = (),
         given: dict[str, Any] | None = None,
-    ) -> Step:
+    ) -> Command:
         decides = {
             "stage": stage,
             "settings": {} if settings is None else result_settings(settings),
@@ -329,7 +329,7 @@ class _Planner:
         path = self.folder / f"{name.get(kind, kind)}-{key}{suffix}"
         # what is matched starts from the prior's settings, which a preset would replace
         preset = None if settings is None or "match" in inputs else self.study.study.preset
-        return Step(stage, path, key, settings, assignments, inputs, given or {}, preset)
+        return Command(stage, path, key, settings, assignments, inputs, given or {}, preset)
 
 
 def _assignments(given: dict[str, Any]) -> Iterator[str]:
@@ -343,11 +343,11 @@ def _cola_flops(
     return cola_sampling(*shapes, options, prompt, new)
 
 
-def _data(tokens: Step) -> Data:
+def _data(tokens: Command) -> Data:
     return Data(int(tokens.settings.seq_len), _vocabulary(tokens))
 
 
-def _vocabulary(tokens: Step) -> int:
+def _vocabulary(tokens: Command) -> int:
     """Entries of the vocabulary: as found where the tokens are there, as asked for before."""
     if tokens.done:
         return int(read_manifest(tokens.path).statistics["vocab_size"])

@@ -1,12 +1,12 @@
-"""`cola study`: the runs of a study made one after the other, and what came of them."""
+"""`cola study`: the commands of a study, printed or executed one after the other."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.files import write_atomic
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.artifacts.reading import read_json
@@ -14,8 +14,7 @@ from cola_cli.errors import InputError
 from cola_cli.families import FAMILIES
 from cola_cli.machine import interruption
 from cola_cli.reporting import Reporter
-from cola_cli.stages.run import Run as How
-from cola_cli.studies.commands import Run, Step, commands_of
+from cola_cli.studies.commands import Command, Run, commands_of
 from cola_cli.studies.measurements import CURVES
 from cola_cli.studies.plan import plan_study
 from cola_cli.studies.results import compute_curves
@@ -24,34 +23,44 @@ from cola_cli.studies.settings import Study, parse_study
 TRAINING = {family.stage: family for family in FAMILIES.values()}
 STUDY_FILE = "study.json"  # what `cola study table` and `plot` read
 STUDY_LIMIT = 16 << 20  # bytes
-NGRAM = 8  # of the figure `memorised`, as `cola eval text` has it
+PRINTING = ("eval words", "eval text")  # their output is the file
+WITHOUT_DEVICE = ("tokenize", "eval cloze", "eval words")
+
+# Runs `cola` with these arguments in this process, and returns what it prints on stdout. Raises on failure.
+Execute = Callable[[list[str]], str]
 
 
 def run_study(
     study: Study,
     folder: Path,
+    execute: Execute,
     reporter: Reporter,
     device: str = "auto",
     threads: int | None = None,
 ) -> tuple[int, int]:
-    """Make what is missing of a study; how many commands there are, and how many had something to do."""
-    steps = commands_of(plan_study(study, folder))
+    """Make what is missing of a study; how many commands there are, and how many had something to do.
+
+    `execute` runs the commands: the argument lists that `command` prints.
+    """
+    commands = commands_of(plan_study(study, folder))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / STUDY_FILE, pretty_json(study.tree))
     changed = 0
-    for number, step in enumerate(steps, start=1):
-        if step.done:
+    for number, one in enumerate(commands, start=1):
+        if one.done:
             continue
         interruption.check()
-        reporter.note(f"{number} of {len(steps)}: cola {step.stage}, {step.path}")
-        perform(step, reporter, device, threads)
+        reporter.note(f"{number} of {len(commands)}: cola {one.stage}, {one.path}")
+        printed = execute(arguments(one, device, threads))
+        if one.stage in PRINTING:
+            write_atomic(one.path, printed.encode())
         changed += 1
     if (curves := compute_curves(study, folder)) is not None:
         write_atomic(folder / CURVES, pretty_json(curves.model_dump(mode="json")))
-    return len(steps), changed
+    return len(commands), changed
 
 
-def missing_steps(study: Study, folder: Path) -> list[Step]:
+def missing_steps(study: Study, folder: Path) -> list[Command]:
     """The commands of a study that have something to do, in an order in which they can be run."""
     return [step for step in commands_of(plan_study(study, folder)) if not step.done]
 
@@ -83,122 +92,67 @@ def _plan_row(run: Run) -> dict[str, Any]:
 
 
 def recorded_study(folder: Path) -> Study:
-    """The study that was last run into `folder`. Raises InputError without one."""
+    """The study that was last run into `folder`. Raises InputError if there is not one."""
     path = folder / STUDY_FILE
     if not path.is_file():
-        raise InputError(f"{folder} holds no study.", "Name the folder that `cola study run` made.")
+        raise InputError(
+            f"{folder} does not hold a study.", "Name the folder that `cola study run` made."
+        )
     tree = read_json(path, STUDY_LIMIT)
     if not isinstance(tree, dict):
         raise InputError(f"{path} is not a study.", "Run `cola study run` again.")
     return parse_study(tree, str(path))
 
 
-def perform(step: Step, reporter: Reporter, device: str, threads: int | None) -> None:
-    """Run one command of a study in this process."""
-    inputs = {name: made.path for name, made in step.inputs.items()}
-    match step.stage:
-        case "tokenize":
-            from cola_cli.stages.tokenize import tokenize
-
-            given = step.given["tokenizer"]
-            tokenizer = Path(given) if given else None
-            corpus = step.given["corpus"]
-            tokenize(corpus, step.path, step.settings, tokenizer, False, reporter)
-        case "encode":
-            from cola_cli.stages.encode import encode
-
-            encode(
-                inputs["tokens"], inputs["vae"], step.path, step.settings, reporter, device, threads
-            )
-        case stage if stage in TRAINING:
-            from cola_cli.stages.train import train
-
-            family, how = TRAINING[stage], How(reporter=reporter, device=device, threads=threads)
-            train(family, inputs[family.reads], step.path, step.settings, how)
-        case "sample":
-            from cola_cli.sampling.prompts import read_prompts
-            from cola_cli.stages.sample import sample_to_artifact
-
-            prompts = list(read_prompts(inputs["prompts"]))
-            sample_to_artifact(
-                inputs["model"], prompts, step.path, step.settings, reporter, device, threads
-            )
-        case "eval run":
-            from cola_cli.evaluation.tasks import built_in_template, read_questions
-            from cola_cli.stages.evaluate import run_evaluation
-
-            task, limit = step.given.get("task", "lambada"), step.given.get("limit")
-            data = inputs.get("data") or Path(step.given["data"])
-            questions = read_questions(data, built_in_template(task), limit)
-            run_evaluation(
-                inputs["model"], task, questions, data, step.path, step.settings,
-                reporter, device, threads,
-            )  # fmt: skip
-        case _:
-            write_atomic(step.path, _file(step, inputs, reporter, device, threads))
-
-
-def _file(
-    step: Step,
-    inputs: dict[str, Path],
-    reporter: Reporter,
-    device: str,
-    threads: int | None,
-) -> bytes:
-    """The content of a step that makes a file and no artifact."""
-    if step.stage == "eval cloze":
-        from cola_cli.evaluation.cloze import cloze_lines
-
-        return cloze_lines(Artifact.open(inputs["tokens"], "tokens"), **step.given)
-    if step.stage == "eval words":
-        from cola_cli.stages.eval_text import evaluate_words
-
-        return pretty_json(evaluate_words(inputs["samples"], inputs["tokens"]))
-    from cola_cli.stages.eval_text import evaluate_text
-
-    given = step.given.get("judge")
-    judge = inputs.get("judge") or (Path(given) if given else None)
-    return pretty_json(
-        evaluate_text(
-            inputs["samples"], inputs["tokens"], judge, None, NGRAM, reporter, device, threads
-        )
-    )
-
-
-def command(step: Step) -> str:
+def command(step: Command, device: str = "auto", threads: int | None = None) -> str:
     """The shell command of a step; files appear whole or not at all."""
-    inputs = {name: str(made.path) for name, made in step.inputs.items()}
-    sets = [part for assignment in step.assignments for part in ("--set", assignment)]
-    out = ["-o", str(step.path)]
-    preset = [] if step.preset is None else ["--preset", step.preset]
-    common = [*out, *preset, *sets]
-    match step.stage:
-        case "tokenize":
-            own = ["--tokenizer", step.given["tokenizer"]] if step.given["tokenizer"] else []
-            words = [*step.given["corpus"], *own, *common]
-        case "encode":
-            words = [inputs["tokens"], "--vae", inputs["vae"], *common]
-        case stage if stage in TRAINING:
-            match = ["--match", inputs["match"]] if "match" in inputs else []
-            words = [inputs[TRAINING[stage].reads], *match, *common]
-        case "sample":
-            words = [inputs["model"], "--prompts", inputs["prompts"], *common]
-        case "eval run":
-            task, limit = step.given.get("task", "lambada"), step.given.get("limit")
-            data = inputs.get("data") or step.given["data"]
-            few = [] if limit is None else ["--limit", str(limit)]
-            words = [inputs["model"], "--task", task, "--data", data, *few, *common]
-        case "eval cloze":
-            count, context = (str(step.given[name]) for name in ("count", "context"))
-            words = [inputs["tokens"], "--count", count, "--context", context, *out]
-        case "eval words":
-            words = [inputs["samples"], "--tokens", inputs["tokens"], "--json"]
-        case _:
-            judge = inputs.get("judge") or step.given.get("judge")
-            asked = ["--judge", judge] if judge else []
-            words = [inputs["samples"], "--tokens", inputs["tokens"], *asked, "--json"]
-    text = shlex.join(["cola", *step.stage.split(), *words])
-    if step.stage in ("eval words", "eval text"):  # these print
+    text = shlex.join(["cola", *arguments(step, device, threads)])
+    if step.stage in PRINTING:
         new = shlex.quote(f"{step.path}.new")
         text += f" > {new} && mv {new} {shlex.quote(str(step.path))}"
     return text
+
+
+def arguments(step: Command, device: str = "auto", threads: int | None = None) -> list[str]:
+    """The arguments of `cola` that make a step: printed by `command`, executed by `run_study`."""
+    words = [*step.stage.split(), *_own(step)]
+    if step.stage not in PRINTING:
+        words += ["-o", str(step.path)]
+    words += [] if step.preset is None else ["--preset", step.preset]
+    words += [word for assignment in step.assignments for word in ("--set", assignment)]
+    if step.stage not in WITHOUT_DEVICE:
+        words += [] if device == "auto" else ["--device", device]
+        words += [] if threads is None else ["--threads", str(threads)]
+    return words
+
+
+def _own(step: Command) -> list[str]:
+    """The arguments that no other stage has: inputs, and how to read them."""
+    inputs = {name: str(made.path) for name, made in step.inputs.items()}
+    given = step.given
+    match step.stage:
+        case "tokenize":
+            return [*given["corpus"], *_option("--tokenizer", given["tokenizer"] or None)]
+        case "encode":
+            return [inputs["tokens"], "--vae", inputs["vae"]]
+        case stage if stage in TRAINING:
+            return [inputs[TRAINING[stage].reads], *_option("--match", inputs.get("match"))]
+        case "sample":
+            return [inputs["model"], "--prompts", inputs["prompts"]]
+        case "eval run":
+            asked = ["--task", given.get("task", "lambada")]
+            asked += ["--data", inputs.get("data") or given["data"]]
+            return [inputs["model"], *asked, *_option("--limit", given.get("limit"))]
+        case "eval cloze":
+            size = ["--count", str(given["count"]), "--context", str(given["context"])]
+            return [inputs["tokens"], *size]
+        case "eval words":
+            return [inputs["samples"], "--tokens", inputs["tokens"], "--json"]
+        case "eval text":
+            judge = _option("--judge", inputs.get("judge") or given.get("judge") or None)
+            return [inputs["samples"], "--tokens", inputs["tokens"], *judge, "--json"]
+    raise AssertionError(step.stage)
+
+
+def _option(name: str, value: object) -> list[str]:
+    return [] if value is None else [name, str(value)]

@@ -18,13 +18,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.verify import verify
 from cola_cli.cli.main import app
+from cola_cli.cli.study import executor
 from cola_cli.cost import training as flops
-from cola_cli.errors import UsageError
+from cola_cli.errors import InputError, UsageError
 from cola_cli.reporting import Silent
 from cola_cli.stages.matching import matched_settings
 from cola_cli.studies.commands import Run
@@ -121,14 +123,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(corpus: Path) -> Path:
     """A study that was run."""
     folder = corpus.parent / "run"
-    run_study(study_of(corpus), folder, Silent(), "cpu", 1)
+    run_study(study_of(corpus), folder, executor(), Silent(), "cpu", 1)
     return folder
 
 
 def test_a_study_that_is_run_again_finds_nothing_to_do(
     corpus: Path, made: Path, cola: Cola
 ) -> None:
-    assert run_study(study_of(corpus), made, Silent(), "cpu", 1)[1] == 0
+    assert run_study(study_of(corpus), made, executor(), Silent(), "cpu", 1)[1] == 0
     (corpus.parent / "study.toml").write_text(STUDY)
     options = [corpus.parent / "study.toml", "-o", made, "--corpus", corpus]
     assert "up to date" in cola("study", "run", *options).stdout
@@ -307,8 +309,8 @@ def test_killed_again_and_again_a_study_ends_as_if_undisturbed(
 def test_the_printed_commands_make_the_same(corpus: Path, tmp_path: Path) -> None:
     study = study_of(corpus, seeds=[3])
     whole, typed = tmp_path / "whole", tmp_path / "typed"
-    run_study(study, whole, Silent(), "cpu", 1)
-    commands = [command(step) for step in missing_steps(study, typed)]
+    run_study(study, whole, executor(), Silent(), "cpu", 1)
+    commands = [command(step, "cpu", 1) for step in missing_steps(study, typed)]
     assert len(commands) == len(set(commands)) > 20
     for line in commands:
         words, _, rest = line.partition(" > ")
@@ -321,10 +323,53 @@ def test_the_printed_commands_make_the_same(corpus: Path, tmp_path: Path) -> Non
             assert moved == f"{new} {new.removesuffix('.new')}"
             Path(new.removesuffix(".new")).write_text(called.stdout)
     assert missing_steps(study, typed) == []
-    assert run_study(study, typed, Silent(), "cpu", 1)[1] == 0
+    assert run_study(study, typed, executor(), Silent(), "cpu", 1)[1] == 0
     for path in whole.glob("*/manifest.json"):
         assert content(path.parent) == content(typed / path.parent.name)
     assert (whole / "scaling.json").read_bytes() == (typed / "scaling.json").read_bytes()
+
+
+def test_what_is_printed_is_what_is_run(corpus: Path, tmp_path: Path) -> None:
+    study, folder = study_of(corpus, seeds=[3]), tmp_path / "run"
+    printed = [command(step, "cpu", 1) for step in missing_steps(study, folder)]
+    executed = []
+
+    def execute(arguments: list[str]) -> str:
+        executed.append(arguments)
+        return executor()(arguments)
+
+    run_study(study, folder, execute, Silent(), "cpu", 1)
+    assert [shlex.split(line.partition(" > ")[0]) for line in printed] == [
+        ["cola", *arguments] for arguments in executed
+    ]
+
+
+def test_a_command_that_fails_ends_the_study_with_its_exit_code(tmp_path: Path) -> None:
+    study = study_of(tmp_path / "nothing.txt", seeds=[3])
+    with pytest.raises(typer.Exit) as raised:
+        run_study(study, tmp_path / "run", executor(), Silent(), "cpu", 1)
+    assert raised.value.exit_code == InputError.exit_code
+
+
+def test_a_signal_inside_a_command_ends_the_study_once_and_as_a_signal(
+    corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "study.toml").write_text(STUDY.replace("steps = 8", "steps = 100000"))
+    options = ["-o", tmp_path / "run", "--corpus", corpus, "--device", "cpu", "--threads", "1"]
+    process = subprocess.Popen(
+        cola_command("study", "run", tmp_path / "study.toml", *options),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    # the third command: signals are still handled after others have ended
+    assert any("cola train prior," in line for line in process.stderr)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in rest
+    assert len(re.findall("^cola: ", rest, re.MULTILINE)) == 1
 
 
 def runs_with(corpus: Path, folder: Path, old: str, new: str) -> list[Run]:
