@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from cola_cli.cli import options
@@ -78,20 +79,24 @@ def run(
         for step in missing_steps(found, output):
             print(command(step, device, threads))
         return
-    count, made = run_study(found, output, executor(quiet, debug), reporter(quiet), device, threads)
+    root = click.get_current_context().find_root().command
+    count, made = run_study(
+        found, output, executor(root, quiet, debug), reporter(quiet), device, threads
+    )
     line = f"{output}: {made} of {count} commands had something to do" if made else ""
     result = {"path": str(output), "commands": count, "made": made}
     print_result([line or f"{output}: up to date"], result, json)
 
 
-def executor(quiet: bool = False, debug: bool = False) -> Callable[[list[str]], str]:
+def executor(
+    root: click.Command, quiet: bool = False, debug: bool = False
+) -> Callable[[list[str]], str]:
     """A function that runs `cola` with arguments in this process and returns what it prints on stdout.
+
+    root: the whole command.
 
     The command reports its own errors; the function then raises typer.Exit with the exit code.
     """
-    from cola_cli.cli.main import app
-
-    root = typer.main.get_command(app)
     manners = [*(["--quiet"] if quiet else []), *(["--debug"] if debug else [])]
 
     def execute(arguments: list[str]) -> str:
