@@ -39,6 +39,8 @@ from tests.conftest import Run as Cola
 from tests.conftest import cola_command, content
 from tests.stages.conftest import made_up_text
 
+EXECUTE = executor(typer.main.get_command(app))
+
 STUDY = """
 [study]
 seeds = [3, 4]
@@ -123,19 +125,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(corpus: Path) -> Path:
     """A study that was run."""
     folder = corpus.parent / "run"
-    run_study(study_of(corpus), folder, executor(typer.main.get_command(app)), Silent(), "cpu", 1)
+    run_study(study_of(corpus), folder, EXECUTE, Silent(), "cpu", 1)
     return folder
 
 
 def test_a_study_that_is_run_again_finds_nothing_to_do(
     corpus: Path, made: Path, cola: Cola
 ) -> None:
-    assert (
-        run_study(
-            study_of(corpus), made, executor(typer.main.get_command(app)), Silent(), "cpu", 1
-        )[1]
-        == 0
-    )
+    assert run_study(study_of(corpus), made, EXECUTE, Silent(), "cpu", 1)[1] == 0
     (corpus.parent / "study.toml").write_text(STUDY)
     options = [corpus.parent / "study.toml", "-o", made, "--corpus", corpus]
     assert "up to date" in cola("study", "run", *options).stdout
@@ -314,7 +311,7 @@ def test_killed_again_and_again_a_study_ends_as_if_undisturbed(
 def test_the_printed_commands_make_the_same(corpus: Path, tmp_path: Path) -> None:
     study = study_of(corpus, seeds=[3])
     whole, typed = tmp_path / "whole", tmp_path / "typed"
-    run_study(study, whole, executor(typer.main.get_command(app)), Silent(), "cpu", 1)
+    run_study(study, whole, EXECUTE, Silent(), "cpu", 1)
     commands = [command(step, "cpu", 1) for step in missing_steps(study, typed)]
     assert len(commands) == len(set(commands)) > 20
     for line in commands:
@@ -328,9 +325,7 @@ def test_the_printed_commands_make_the_same(corpus: Path, tmp_path: Path) -> Non
             assert moved == f"{new} {new.removesuffix('.new')}"
             Path(new.removesuffix(".new")).write_text(called.stdout)
     assert missing_steps(study, typed) == []
-    assert (
-        run_study(study, typed, executor(typer.main.get_command(app)), Silent(), "cpu", 1)[1] == 0
-    )
+    assert run_study(study, typed, EXECUTE, Silent(), "cpu", 1)[1] == 0
     for path in whole.glob("*/manifest.json"):
         assert content(path.parent) == content(typed / path.parent.name)
     assert (whole / "scaling.json").read_bytes() == (typed / "scaling.json").read_bytes()
@@ -343,7 +338,7 @@ def test_what_is_printed_is_what_is_run(corpus: Path, tmp_path: Path) -> None:
 
     def execute(arguments: list[str]) -> str:
         executed.append(arguments)
-        return executor(typer.main.get_command(app))(arguments)
+        return EXECUTE(arguments)
 
     run_study(study, folder, execute, Silent(), "cpu", 1)
     assert [shlex.split(line.partition(" > ")[0]) for line in printed] == [
@@ -354,9 +349,7 @@ def test_what_is_printed_is_what_is_run(corpus: Path, tmp_path: Path) -> None:
 def test_a_command_that_fails_ends_the_study_with_its_exit_code(tmp_path: Path) -> None:
     study = study_of(tmp_path / "nothing.txt", seeds=[3])
     with pytest.raises(typer.Exit) as raised:
-        run_study(
-            study, tmp_path / "run", executor(typer.main.get_command(app)), Silent(), "cpu", 1
-        )
+        run_study(study, tmp_path / "run", EXECUTE, Silent(), "cpu", 1)
     assert raised.value.exit_code == InputError.exit_code
 
 
