@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from cola_cli.cli import options
@@ -52,6 +51,7 @@ def plan(
 
 
 def run(
+    context: typer.Context,
     study: StudyFile,
     output: Folder,
     config: Overlay = None,
@@ -79,7 +79,7 @@ def run(
         for step in missing_steps(found, output):
             print(command(step, device, threads))
         return
-    root = click.get_current_context().find_root().command
+    root = context.find_root().command
     count, made = run_study(
         found, output, executor(root, quiet, debug), reporter(quiet), device, threads
     )
@@ -88,9 +88,7 @@ def run(
     print_result([line or f"{output}: up to date"], result, json)
 
 
-def executor(
-    root: click.Command, quiet: bool = False, debug: bool = False
-) -> Callable[[list[str]], str]:
+def executor(root: Any, quiet: bool = False, debug: bool = False) -> Callable[[list[str]], str]:
     """A function that runs `cola` with arguments in this process and returns what it prints on stdout.
 
     root: the whole command.
