@@ -1,7 +1,7 @@
 """Packed sequences read from token or latent parts: in order, or shuffled for training.
 
 The shuffled order is a pure function of (seed, position), so a reader resumes anywhere at once and needs no
-state but the position: rows are cut into chunks, the chunks permuted anew each epoch, and the rows of each
+state but the position: rows are cut into chunks, the chunks permuted again each epoch, and the rows of each
 window of the permuted chunks permuted again. Only one window is held in memory.
 """
 

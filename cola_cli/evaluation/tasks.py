@@ -188,5 +188,5 @@ def _id(row: Mapping[str, Any], number: int) -> str | int:
 
 
 def _substituted(text: str, values: Mapping[str, str]) -> str:
-    # Not str.format: data may hold braces, and a template is no place for attribute access.
+    # Not str.format: data may hold braces, and a template must not access attributes.
     return _FIELD.sub(lambda match: values.get(match.group(1), match.group(0)), text)
