@@ -129,7 +129,7 @@ class Sequences:
                 raise ValueError("it has no latents")
         except (pa.ArrowException, OSError, *_FOREIGN) as error:
             raise DamagedArtifact(
-                f"{path} is no part of packed sequences ({reason(error)}).",
+                f"{path} is not a part of packed sequences ({reason(error)}).",
                 RESTORE,
             ) from error
         require_sound(rows, path, start, self._vocabulary)
