@@ -1,6 +1,6 @@
 """Signals that ask a stage to stop: the first stops it at the next safe point, a second one later at once.
 
-Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and those that batch systems send before the time is up (SIGUSR1,
+Ctrl-C, SIGTERM, a closed terminal (SIGHUP), and the warnings of batch systems before the time is up (SIGUSR1,
 SIGUSR2). Files are written atomically, so outside training any moment is a safe point and the signal raises
 Interrupted on the spot. Inside `deferred()` (a training step) the signal is only remembered, and the loop
 asks `requested` between steps, saves, and raises.
@@ -28,25 +28,17 @@ SIGNALS = tuple(
 _received: int | None = None
 _received_at = 0.0
 _deferrals = 0
-_commands = 0  # one inside another: a study runs the commands of its stages
 
 
 def install() -> None:
-    """A command begins: handle the signals from now on (main thread only), but for those that `nohup` and
-    the like ignore."""
-    global _commands
-    _commands += 1
+    """Handle the signals from now on (main thread only), but for signals that `nohup` and the like ignore."""
     for number in SIGNALS:
         if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
 def ignore() -> None:
-    """A command is over: after the outermost, a signal must not turn its exit code into a traceback."""
-    global _commands
-    _commands -= 1
-    if _commands:
-        return
+    """The command is over: a signal that comes now must not turn its exit code into a traceback."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -88,7 +80,7 @@ def immediate() -> Iterator[None]:
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _received, _received_at
     if _received is not None:
-        # A batch system warns by SIGUSR1 and sends SIGTERM later, while what it asked for is being saved.
+        # A batch system warns by SIGUSR1 and sends SIGTERM later, while the run is being saved.
         meant = number in (signal.SIGINT, _received)
         if meant and time.monotonic() - _received_at > SECOND_AFTER:
             os._exit(128 + number)

@@ -100,7 +100,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def joined(device: str, timeout: float = TIMEOUT) -> Iterator[World]:
-    """The world of this process: alone, or one of those that torchrun (or srun) started.
+    """The world of this process: alone, or one of several that torchrun (or srun) started.
 
     timeout: minutes for the others to join, and to answer. Raises PeerFailed naming the rank that does not,
     or that failed, and its error; UsageError when a launcher's variables do not fit.

@@ -44,7 +44,7 @@ class Metrics:
         self.read()
         self.rows = [row for row in self.rows if row["step"] <= step]
         if self.digest(step) != digest:
-            raise self._damaged("its figures are not those that the checkpoint saw")
+            raise self._damaged("its rows are not the ones that the checkpoint saw")
 
     def digest(self, step: int) -> str:
         """The digest of all figures up to `step` but its validation, which may come after the checkpoint."""
