@@ -28,17 +28,25 @@ SIGNALS = tuple(
 _received: int | None = None
 _received_at = 0.0
 _deferrals = 0
+_commands = 0  # one inside another: a study runs the commands of its stages
 
 
 def install() -> None:
-    """Handle the signals from now on (main thread only), but for signals that `nohup` and the like ignore."""
+    """A command begins: handle the signals from now on (main thread only), but for signals that `nohup`
+    and the like ignore."""
+    global _commands
+    _commands += 1
     for number in SIGNALS:
         if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
 def ignore() -> None:
-    """The command is over: a signal that comes now must not turn its exit code into a traceback."""
+    """A command is over: after the outermost, a signal must not turn its exit code into a traceback."""
+    global _commands
+    _commands -= 1
+    if _commands:
+        return
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
