@@ -90,7 +90,7 @@ def prior_cost(
     count as its own.
     """
     train, positions = settings.train, length // vae.patch_size
-    parameters = core = config.parameter_count()
+    parameters, core = config.parameter_count(), config.core_parameter_count()
     operations = prior_training(config, train.batch_size, positions)
     activations = prior_activations(config, train, positions)
     if settings.mode == "joint":

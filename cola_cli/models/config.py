@@ -190,6 +190,10 @@ class PriorConfig(PriorShape):
         ends += dim * self.latent_dim * int(self.self_conditioning)
         return self.layers * block + timestep + ends + 2 * dim + 2 * dim * (dim + 1)
 
+    def core_parameter_count(self) -> int:
+        """Number of weights without a token head, which a baseline is matched to."""
+        return self.parameter_count() - self.vocab_size * (self.dim + 1)
+
 
 class TransformerShape(Shape):
     """Sizes of the baselines' transformer (LLaMA style). Defaults: matched to the paper's prior."""
@@ -255,4 +259,4 @@ def matched_sizes(prior: PriorConfig) -> dict[str, int]:
         "head_dim": prior.head_dim,
     }
     layer = TransformerConfig(vocab_size=1, causal=True, **sizes).layer_parameter_count()
-    return sizes | {"layers": max(1, round(prior.parameter_count() / layer))}
+    return sizes | {"layers": max(1, round(prior.core_parameter_count() / layer))}

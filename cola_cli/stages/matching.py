@@ -31,6 +31,6 @@ def planned_settings(config: PriorConfig, settings: PriorSettings) -> dict[str, 
 
 def match_report(prior_path: Path, cost: Cost) -> dict[str, Any]:
     """How well a baseline matches a prior: parameters as the paper counts them, and their ratio."""
-    prior = prior_config(Artifact.open(prior_path, "prior")).parameter_count()
+    prior = prior_config(Artifact.open(prior_path, "prior")).core_parameter_count()
     core = cost.core_parameters
     return {"matched_to": prior, "core_parameters": core, "match_ratio": core / prior}

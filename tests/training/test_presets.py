@@ -29,11 +29,19 @@ def sizes(name: str) -> tuple[int, int]:
     """Parameters of the VAE and of the prior."""
     vocabulary = resolve(TokenizeSettings, "tokenize", name).vocab_size
     vae = resolve(VAESettings, "vae", name).model.model_dump()
-    prior = resolve(PriorSettings, "prior", name).model.model_dump()
     return (
         TextVAEConfig(vocab_size=vocabulary, **vae).parameter_count(),
-        PriorConfig(latent_dim=vae["latent_dim"], **prior).parameter_count(),
+        prior_config(name).parameter_count(),
     )
+
+
+def prior_config(name: str) -> PriorConfig:
+    """The prior of a preset, on latents of its own VAE."""
+    model = resolve(PriorSettings, "prior", name).model
+    vocabulary = resolve(TokenizeSettings, "tokenize", name).vocab_size
+    head = vocabulary if model.prediction == "tokens" else 0
+    channels = resolve(VAESettings, "vae", name).model.latent_dim
+    return PriorConfig(latent_dim=channels, vocab_size=head, **model.model_dump())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,6 +73,6 @@ def test_paper_2b_trains_by_the_papers_recipe() -> None:
 def test_the_baselines_of_a_preset_are_matched_to_its_prior(name: str) -> None:
     prior = resolve(PriorSettings, "prior", name)
     baseline = resolve(BaselineSettings, "baseline", name)
-    sizes = matched_sizes(PriorConfig(**prior.model.model_dump()))
+    sizes = matched_sizes(prior_config(name))
     assert {key: getattr(baseline.model, key) for key in sizes} == sizes
     assert (baseline.optim, baseline.train) == (prior.optim, prior.train)
