@@ -73,19 +73,24 @@ class LanguageModel(ABC):
         """Continue texts, given as a list; `options` are those of SamplingOptions (steps, guidance, ...).
 
         Stops at, and cuts before, the tokenizer's end-of-text token unless `stop_ids` says otherwise. Each
-        Generation has .text beside .ids and .latents. Raises InputError when there is no tokenizer.
+        Generation has .text, which continues its prompt without a gap, beside .ids and .latents. Raises
+        InputError when there is no tokenizer.
         """
         if isinstance(prompts, str):
             raise TypeError("prompts is one text; give a list of texts, such as [text]")
         tokenizer = self.require_tokenizer()
         options = {"stop_ids": (tokenizer.end_of_text_id,)} | options
+        encoded = [tokenizer.encode(prompt) for prompt in prompts]
         found = self.generate_ids(
-            [tokenizer.encode(prompt) for prompt in prompts],
+            encoded,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             **options,
         )
-        return [dataclasses.replace(one, text=tokenizer.decode(one.ids)) for one in found]
+        return [
+            dataclasses.replace(one, text=tokenizer.continuation(ids, one.ids))
+            for ids, one in zip(encoded, found, strict=True)
+        ]
 
     def generate_ids(
         self,

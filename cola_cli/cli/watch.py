@@ -21,15 +21,16 @@ SETTLED = 3  # steps for which a token has not changed
 
 
 class Page:
-    """What is shown of one prompt: its text, what has been generated, and the block in the making.
+    """The text on the screen for one prompt: the prompt, finished blocks, and the block being denoised.
 
-    A token that still moves is a dot, one that has held for a step is dim, and one that has held for some is
-    set like the rest.
+    Changing tokens are dots, newly stable ones dim, settled ones normal.
     """
 
-    def __init__(self, prompt: str, tokenizer: TextTokenizer) -> None:
+    def __init__(self, prompt: str, ids: list[int], tokenizer: TextTokenizer) -> None:
+        """`ids` are the tokens of the prompt."""
         self.text = Text.assemble((prompt, "bold"))
-        self._prompt, self._tokenizer = prompt, tokenizer
+        self._prompt, self._ids, self._tokenizer = prompt, ids, tokenizer
+        self._before = ids  # tokens before the block
         self._block: list[int] = []
         self._held: list[int] = []  # steps for which each token of the block has not changed
 
@@ -47,7 +48,9 @@ class Page:
         for place in range(1, len(block) + 1):
             if place == len(block) or self._style(place) != self._style(start):
                 style = self._style(start)
-                words = self._tokenizer.decode(block[start:place])
+                words = self._tokenizer.continuation(
+                    [*self._before, *block[:start]], block[start:place]
+                )
                 page.append(" ·" * (place - start) if style is None else words, style or "dim")
                 start = place
         page.append(f"\n\nt = {t:.2f}", style="dim")
@@ -55,7 +58,9 @@ class Page:
 
     def finish_block(self, ids: list[int]) -> None:
         """Take over the new tokens so far."""
-        self.text = Text.assemble((self._prompt, "bold"), self._tokenizer.decode(ids))
+        new = self._tokenizer.continuation(self._ids, ids)
+        self.text = Text.assemble((self._prompt, "bold"), new)
+        self._before = [*self._ids, *ids]
         self._block = []
 
     def _style(self, place: int) -> str | None:
@@ -74,8 +79,8 @@ def watch_denoising(model: Cola, prompts: Iterable[Prompt], settings: SampleSett
     engine = Engine(model.vae, model.prior, options, 1, tokenizer.pad_id)
     console = Console()
     for item, prompt in enumerate(prompts):
-        page = Page(prompt.text, tokenizer)
         request = Request(item, encoded_prompt(model, prompt))
+        page = Page(prompt.text, [*request.prompt], tokenizer)
         try:
             with Live(console=console, auto_refresh=False, transient=True) as live:
 

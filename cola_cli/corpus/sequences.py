@@ -85,7 +85,9 @@ class Sequences:
         if not self.count:
             raise InputError(
                 f"{artifact.path} has no {split} sequences.",
-                "Tokenize more text, or another --validation-fraction.",
+                "Whole documents are held out for validation: tokenize again, into another directory, with"
+                " several documents (blank lines separate them in text files) and a --validation-fraction"
+                " above 0 and large enough for one of them.",
             )
 
     def read(self, start: int, stop: int) -> Rows:

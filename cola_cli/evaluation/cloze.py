@@ -11,7 +11,7 @@ import re
 
 from cola_cli.artifacts import Artifact
 from cola_cli.corpus.sequences import Sequences, split_documents
-from cola_cli.corpus.tokenizer import load_tokenizer
+from cola_cli.corpus.tokenizer import tokenizer_of
 from cola_cli.errors import InputError
 
 # the last word of a sentence: at least four letters, so that few are articles and prepositions
@@ -24,7 +24,7 @@ def cloze_lines(tokens: Artifact, count: int, context: int) -> bytes:
     Each has `text` (also as `prompt`) and the `answer` that follows it. They are spread evenly over the
     validation split and do not overlap. Raises InputError without any.
     """
-    tokenizer = load_tokenizer(tokens.file("tokenizer.json"))
+    tokenizer = tokenizer_of(tokens)
     found: list[dict[str, str]] = []
     for ids in split_documents(Sequences(tokens, "validation"), tokenizer.end_of_text_id):
         found += cloze_items(tokenizer.decode(ids), context)

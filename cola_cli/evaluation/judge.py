@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cola_cli.artifacts.kinds import TrainedModel
 from cola_cli.artifacts.manifest import MANIFEST_NAME
-from cola_cli.corpus.tokenizer import load_tokenizer
+from cola_cli.corpus.tokenizer import tokenizer_of
 from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation.text_metrics import Passage
 from cola_cli.families import TokenModel, baselines, commands, token_model
@@ -58,7 +58,7 @@ class ArtifactJudge:
     """A model of the next token that was trained here."""
 
     def __init__(self, artifact: TrainedModel, model: TokenModel, device: torch.device) -> None:
-        tokenizer = load_tokenizer(artifact.file("tokenizer.json"))
+        tokenizer = tokenizer_of(artifact)
         self.tokenizer: Codec = tokenizer
         self.start: int | None = tokenizer.end_of_text_id  # as before a document in training
         length = artifact.statistics.seq_len

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from cola_cli.artifacts import Artifact
 from cola_cli.corpus.sequences import Sequences
-from cola_cli.corpus.tokenizer import load_tokenizer
+from cola_cli.corpus.tokenizer import tokenizer_of
 from cola_cli.errors import InputError
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -61,7 +61,7 @@ def words_of(text: str) -> list[str]:
 
 def split_texts(tokens: Artifact, split: str) -> Iterator[str]:
     """The text of every sequence of a split, as the tokenizer decodes it."""
-    tokenizer = load_tokenizer(tokens.file("tokenizer.json"))
+    tokenizer = tokenizer_of(tokens)
     for rows in Sequences(tokens, split).batches(BATCH):
         for ids, length in zip(rows.tokens, rows.lengths, strict=True):
             yield tokenizer.decode(ids[:length].tolist())

@@ -92,7 +92,7 @@ def sample_stream(
         requests(), options, settings.batch_size, warn=reporter.warn
     ):
         ids, finish = generation.ids, generation.finish
-        text = tokenizer.decode(ids)
+        text = tokenizer.continuation(request.prompt, ids)
         yield Sample(request.item, by_item[request.item], text, len(ids), finish)
         if finish != "running":
             del by_item[request.item]

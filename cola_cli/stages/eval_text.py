@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.corpus.sequences import Sequences, split_documents
-from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
+from cola_cli.corpus.tokenizer import TextTokenizer, tokenizer_of
 from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation.text_metrics import Passage, cut_passages, text_figures
 from cola_cli.machine.threads import choose_threads, prepare_torch
@@ -138,9 +138,9 @@ def _open_judge(path: Path | None, device: str, threads: int | None) -> Judge | 
 def _codec(trained_on: Artifact | None, judge: Judge | None, reference: Path | None) -> Codec:
     """The tokenizer whose tokens are counted: of --tokens, else of --reference, else of --judge."""
     if trained_on is not None:
-        return load_tokenizer(trained_on.file("tokenizer.json"))
+        return tokenizer_of(trained_on)
     if reference is not None and is_artifact(reference):
-        return load_tokenizer(Artifact.open(reference, "tokens").file("tokenizer.json"))
+        return tokenizer_of(Artifact.open(reference, "tokens"))
     if judge is not None:
         return judge.tokenizer
     raise UsageError(
@@ -201,7 +201,7 @@ def _held_out(
         return None
     if not any(p.rows and p.statistics.get("split") == VALIDATION for p in source.parts):
         return None
-    own = load_tokenizer(source.file("tokenizer.json"))
+    own = tokenizer_of(source)
     return partial(_token_documents, codec, Sequences(source, VALIDATION), own)
 
 

@@ -73,7 +73,8 @@ def score_text(
     bounds = {"elbo": terms.elbo, "iwae": terms.iwae}
     patch = model.vae.config.patch_size
     rows = [
-        {"text": tokenizer.decode(ids[at * patch : (at + 1) * patch])} | row
+        {"text": tokenizer.continuation(ids[: at * patch], ids[at * patch : (at + 1) * patch])}
+        | row
         for at, row in enumerate(terms.table())
     ]
     return {"tokens": terms.tokens, **bounds, **perplexities(bounds, terms.tokens), "latents": rows}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.kinds import TOKENIZER, TrainedModel
-from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer
+from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer, tokenizer_of
 from cola_cli.errors import InputError
 from cola_cli.weights.configs import prior_config, vae_config
 
@@ -69,7 +69,7 @@ class _OurFolder:
     def tokenizer(self) -> TextTokenizer | None:
         if not self._artifact.has(TOKENIZER):
             return None
-        return load_tokenizer(self._artifact.file(TOKENIZER))
+        return tokenizer_of(self._artifact)
 
     def fingerprint(self) -> str:
         return self._artifact.manifest.fingerprint

@@ -136,7 +136,7 @@ def test_any_character_a_model_may_write_survives_the_artifact(
     from cola_cli.stages.sample import sample_to_artifact
 
     awkward = "line\u2028paragraph\u2029next\x85page\x0c end\r\n"
-    monkeypatch.setattr(TextTokenizer, "decode", lambda *_: awkward)
+    monkeypatch.setattr(TextTokenizer, "continuation", lambda *_: awkward)
     settings = SampleSettings(max_new_tokens=2, steps=1)
     sample_to_artifact(model, given_prompts(["a", "b"]), tmp_path / "s", settings, Silent(), "cpu")
     assert [row["text"] for row in read_samples(tmp_path / "s")] == [awkward, awkward]

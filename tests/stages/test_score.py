@@ -66,7 +66,7 @@ def test_wrong_uses_of_score_are_named(cola: Run, tmp_path: Path, prior: Path) -
         assert f"{empty[-2]} is empty" in said
     (tmp_path / "t.jsonl").write_text('{"body": "the cat"}\n')
     result = cola("likelihood", prior, "--file", "t.jsonl", *QUICK, expect=4)
-    assert "t.jsonl, line 1 has no text" in result.stderr
+    assert "t.jsonl, line 1 has no field 'text'" in result.stderr
     (tmp_path / "t.jsonl").write_text(json.dumps({"text": "the cat sat " * 100}) + "\n")
     result = cola("likelihood", prior, "--file", "t.jsonl", *QUICK, expect=4)
     assert "t.jsonl, line 1, has" in result.stderr
