@@ -79,8 +79,9 @@ def prepare() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(1)
     speed.matrix_rate = lambda *_: 1e9
-    command = typer.main.get_command(app)
-    typer.main.get_command = lambda typer_instance: command
+    make = typer.main.get_command
+    command = make(app)
+    typer.main.get_command = lambda instance: command if instance is app else make(instance)
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     # Arrow's allocator has a thread of its own and stops it at a fork
     others = [name for name in threads[1:] if not name.startswith("jemalloc")]
