@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cola_cli.errors import InputError
 from tests.hostile.originals import ROWS, STEP
 from tests.hostile.parser import Case, Parser, seal_artifact, seal_checkpoint, unsealed
 
@@ -54,7 +55,10 @@ def _documents(path: Path) -> list[str]:
     from cola_cli.corpus.documents import read_documents
 
     whole = list(read_documents(path, "text", "file")) if path.suffix == ".txt" else []
-    return [document.text for document in [*whole, *read_documents(path, "text", "blank-line")]]
+    texts = [document.text for document in [*whole, *read_documents(path, "text", "blank-line")]]
+    if not any(texts):  # an empty file is counted as a reject, and a corpus without text refused
+        raise InputError(f"{path} holds no text.", "Name other files.")
+    return texts
 
 
 def _odd_parquet(folder: Path) -> Iterator[Case]:
