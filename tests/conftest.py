@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from cola_cli.artifacts.files import sha256_file
+from cola_cli.machine import interruption
 from cola_cli.machine.threads import prepare_torch
 from cola_cli.stages import run
 
@@ -35,6 +37,15 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def cola_command(*arguments: object) -> list[str]:
     """The command line of `cola` in this interpreter."""
     return [sys.executable, "-c", ENTRY, *map(str, arguments)]
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A command that runs in this process leaves signals ignored, which children would inherit."""
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def install() -> None:
     global _commands
     _commands += 1
     for number in SIGNALS:
-        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+        if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
