@@ -128,7 +128,7 @@ def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_bytes(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_it_safely(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    make_corpus(tmp_path / "corpus", documents=20_000)
+    make_corpus(tmp_path / "corpus", documents=100_000)
     process = subprocess.Popen(
         cola_command("tokenize", "corpus", "-o", "tokens", *SMALL, *PARTS, "--workers", 1),
         cwd=tmp_path,
