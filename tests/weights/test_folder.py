@@ -45,7 +45,7 @@ def test_the_fingerprint_is_the_manifests_or_that_of_the_files(tmp_path: Path) -
 
 
 def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a directory"):
+    with pytest.raises(InputError, match="none does not exist"):
         open_model_folder(tmp_path / "none")
     with pytest.raises(InputError, match="neither an artifact nor a released checkpoint"):
         open_model_folder(tmp_path)
