@@ -258,7 +258,9 @@ class Peers:
         return not self._store_lost and time.monotonic() - self._round_at < SILENT_SECONDS
 
     def _stop(self) -> None:
+        # A thread that comes back from the store while Python shuts down would abort the process.
         self._stopped.set()
+        self._thread.join(SILENT_SECONDS)
 
 
 def _beat_key(rank: int) -> str:
