@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cola_cli.artifacts.reading import is_encodable
 from cola_cli.errors import ColaError, OutputConflict
 
 # Our temporary files are named after the process; safetensors draws random names.
@@ -111,6 +112,19 @@ def arrow_file(path: Path, mode: str = "rb") -> Any:
     import pyarrow
 
     return pyarrow.OSFile(os.fsencode(path), mode)
+
+
+@contextlib.contextmanager
+def utf8_name(path: Path) -> Iterator[Path]:
+    """A name of an existing file or directory that libraries written in Rust open: they want UTF-8."""
+    if is_encodable(str(path)):
+        yield path
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield Path(f"/dev/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def make_directory(directory: Path) -> None:

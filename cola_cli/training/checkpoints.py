@@ -32,6 +32,7 @@ from cola_cli.artifacts.files import (
     make_directory,
     sha256_file,
     sync,
+    utf8_name,
     write_atomic,
     writing_failed,
 )
@@ -109,11 +110,11 @@ class Checkpoint:
             if sum(part.sizes.numel() for part in parts) != tensor.numel():
                 raise _damaged(self.path)
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), utf8_name(self.path) as place:
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")
                 dcp.load(
                     dict(tensors),
-                    storage_reader=dcp.HuggingFaceStorageReader(str(self.path)),
+                    storage_reader=dcp.HuggingFaceStorageReader(str(place)),
                     process_group=self._world.files,
                     no_dist=self._world.size == 1,
                 )
@@ -129,7 +130,8 @@ class Checkpoint:
         from torch.distributed.checkpoint import HuggingFaceStorageReader
 
         try:
-            return HuggingFaceStorageReader(str(self.path)).read_metadata().state_dict_metadata
+            with utf8_name(self.path) as place:
+                return HuggingFaceStorageReader(str(place)).read_metadata().state_dict_metadata
         except (SafetensorError, OSError, ValueError, RuntimeError, *_FOREIGN) as error:
             raise _damaged(self.path) from error
 

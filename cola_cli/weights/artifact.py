@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cola_cli.artifacts import Artifact, Writer
 from cola_cli.artifacts.checks import RESTORE
+from cola_cli.artifacts.files import utf8_name
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.errors import DamagedArtifact
 from cola_cli.models.prior import Prior
@@ -70,7 +71,8 @@ def load_weights(artifact: Artifact, name: str, network: nn.Module) -> None:
     path = artifact.file(f"{name}/model.safetensors")
     try:
         # Copies: matrix products on the mapped file's memory, otherwise aligned, can round differently.
-        state = {key: value.clone() for key, value in load_file(path).items()}
+        with utf8_name(path) as place:
+            state = {key: value.clone() for key, value in load_file(place).items()}
         network.load_state_dict(state, assign=True)
     except (SafetensorError, RuntimeError) as error:
         raise DamagedArtifact(

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cola_cli.artifacts.files import utf8_name
 from cola_cli.artifacts.reading import read_record, reason
 from cola_cli.errors import DamagedArtifact, InputError
 
@@ -62,7 +63,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_name(path) as place, safe_open(place, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DamagedArtifact(

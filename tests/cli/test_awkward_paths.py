@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,39 @@ def test_every_stage_writes_where_it_is_told(
         Artifact.open(place / kind)
     assert not [file for file in home.rglob("*") if file.is_file()]
     assert sorted(file.name for file in work.iterdir()) == [place.parts[0]]
+
+
+MODELS = """
+import json, os, sys
+from cola_cli.cli.main import app, prepare_streams
+prepare_streams()
+for command in json.loads(sys.argv[1]):
+    assert not app([*command, "--threads", "1"], standalone_mode=False), command
+"""
+
+
+def test_models_are_read_and_written_in_directories_whose_names_are_not_utf_8(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(HERE / "run", place)
+    few = ("--config", HERE / "settings.toml", "--set", "train.steps=2")
+    prompt = ("--prompt", "Anna sees", "-n", "4", "--steps", "2")
+    commands = [
+        ("encode", place / "tokens", "--vae", place / "vae", "-o", place / "encoded"),
+        ("train", "prior", place / "encoded", "-o", place / "trained", *few),
+        ("train", "vae", place / "tokens", "-o", place / "interrupted", *few[:2],
+         "--set", "train.steps=120"),
+        ("sample", place / "trained", *prompt),
+        ("sample", place / "ar", *prompt[:4]),
+        ("sample", place / "released", *prompt),
+    ]  # fmt: skip
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    result = subprocess.run([sys.executable, "-c", MODELS, words], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for name in ("encoded", "trained", "interrupted"):
+        Artifact.open(place / name)
+    assert "going on from step" in result.stderr
 
 
 def test_an_import_of_the_folder_one_stands_in_finds_its_tokenizer(
