@@ -111,7 +111,7 @@ GROUPS = {
     ),
     "study": (
         "Models along compute or along a setting.",
-        {"plan": study.plan, "run": study.run, "table": study.table_, "plot": study.plot},
+        {"plan": study.plan, "run": study.run, "table": study.show, "plot": study.plot},
     ),
 }
 for name, (about, bodies) in GROUPS.items():

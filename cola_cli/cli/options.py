@@ -225,13 +225,10 @@ class Command(TyperCommand):
 
 def register(group: typer.Typer, name: str, body: Callable[..., None], **about: Any) -> None:
     """Add a command to a group under a name."""
-    if hasattr(body, "whole"):
-        group.command(name, cls=Command, **about)(body)
-    else:
-        group.command(name, **about)(guarded(body))
+    group.command(name, cls=Command, **about)(body)
 
 
-def guarded(body: Callable[..., None]) -> Callable[..., None]:
+def _guarded(body: Callable[..., None]) -> Callable[..., None]:
     """A command whose errors become one sentence and an exit code, and whose signals are handled."""
 
     @functools.wraps(body)
@@ -287,7 +284,7 @@ def _whole(
     )
     call.__annotations__ = {name: annotation for name, (annotation, _) in declared.items()}
     call.__name__, call.__doc__ = body.__name__, body.__doc__
-    return guarded(call)
+    return _guarded(call)
 
 
 def _require_apart(given: Mapping[str, Any]) -> None:

@@ -7,21 +7,18 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli import options
 from cola_cli.cli.console import print_result
+from cola_cli.cli.options import Invocation, command, output_option
 
 
+@command()
 def report(
+    run: Invocation,
     runs: Annotated[
         list[Path],
         typer.Argument(metavar="RUN", help="Directories of artifacts, or single artifacts."),
     ],
-    output: Annotated[
-        Path,
-        options.output_option("The page to write, such as report.html."),
-    ],
-    json: options.Json = False,
-    debug: options.Debug = False,
+    output: Annotated[Path, output_option("The page to write, such as report.html.")],
 ) -> None:
     """Write one HTML page: lineage, settings, training curves, latents, samples, benchmarks, scaling.
 
@@ -36,4 +33,4 @@ def report(
     page = report_page(runs).encode()
     write_atomic(output, page)
     found = {"path": str(output), "bytes": len(page)}
-    print_result([f"{output}: {len(page):,} bytes"], found, json)
+    print_result([f"{output}: {len(page):,} bytes"], found, run.json)

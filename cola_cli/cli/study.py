@@ -10,14 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cola_cli.cli import options
-from cola_cli.cli.console import print_json, print_result, reporter, table
+from cola_cli.cli.console import print_json, print_result, table
+from cola_cli.cli.options import MACHINE, Invocation, command, output_option
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The TOML file of a study.")]
-Folder = Annotated[
-    Path,
-    options.output_option("Directory of the study's artifacts."),
-]
+Folder = Annotated[Path, output_option("Directory of the study's artifacts.")]
 Made = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a study that was run.")]
 Overlay = Annotated[
     Path | None, typer.Option("--config", help="TOML laid over the study, table by table.")
@@ -27,14 +24,13 @@ Corpus = Annotated[
 ]
 
 
+@command("preset")
 def plan(
+    run: Invocation,
     study: StudyFile,
     output: Folder,
     config: Overlay = None,
     corpus: Corpus = None,
-    preset: options.Preset = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Show every run before anything starts: parameters, tokens, operations in full and as 6 N D.
 
@@ -43,49 +39,43 @@ def plan(
     from cola_cli.studies.run import plan_rows
     from cola_cli.studies.settings import read_study
 
-    rows = plan_rows(read_study(study, config, corpus or (), preset), output)
-    if json:
+    rows = plan_rows(read_study(study, config, corpus or (), run.given["preset"]), output)
+    if run.json:
         print_json({"runs": rows})
         return
     table("runs", list(rows[0]), [["-" if v is None else v for v in row.values()] for row in rows])
 
 
+@command("preset", *MACHINE)
 def run(
+    run: Invocation,
     context: typer.Context,
     study: StudyFile,
     output: Folder,
     config: Overlay = None,
     corpus: Corpus = None,
-    preset: options.Preset = None,
     commands: Annotated[
         bool,
         typer.Option("--commands", help="Print the shell commands of what is missing; do nothing."),
     ] = False,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Train and measure what is missing of a study; stop it and run it again as you like.
 
     Example: cola study run pipelines/studies/scaling.toml -o runs/scaling
     """
-    from cola_cli.studies.run import command, missing_steps, run_study
+    from cola_cli.studies.run import missing_steps, run_study, shell_command
     from cola_cli.studies.settings import read_study
 
-    found = read_study(study, config, corpus or (), preset)
+    found = read_study(study, config, corpus or (), run.given["preset"])
     if commands:
         for step in missing_steps(found, output):
-            print(command(step, device, threads))
+            print(shell_command(step, run.device, run.threads))
         return
-    root = context.find_root().command
-    count, made = run_study(
-        found, output, executor(root, quiet, debug), reporter(quiet), device, threads
-    )
+    execute = executor(context.find_root().command, run.given["quiet"], run.given["debug"])
+    count, made = run_study(found, output, execute, run.reporter, run.device, run.threads)
     line = f"{output}: {made} of {count} commands had something to do" if made else ""
     result = {"path": str(output), "commands": count, "made": made}
-    print_result([line or f"{output}: up to date"], result, json)
+    print_result([line or f"{output}: up to date"], result, run.json)
 
 
 def executor(root: Any, quiet: bool = False, debug: bool = False) -> Callable[[list[str]], str]:
@@ -114,12 +104,12 @@ Axis = Annotated[
 ]
 
 
-def table_(
-    run: Made,
+@command()
+def show(
+    run: Invocation,
+    folder: Made,
     x: Axis = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As tables of Markdown.")] = False,
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Every metric at every point with its interval over the seeds, and the fitted power laws.
 
@@ -128,10 +118,10 @@ def table_(
     from cola_cli.studies.results import law_rows, notes, place_rows, study_results
     from cola_cli.studies.run import recorded_study
 
-    study = recorded_study(run)
+    study = recorded_study(folder)
     metrics = study.study.metrics
-    results = study_results(study, run)
-    if json:
+    results = study_results(study, folder)
+    if run.json:
         sweeps = [
             {
                 "sweep": one.sweep.name,
@@ -154,20 +144,16 @@ def table_(
         if laws := law_rows(one, metrics, x):
             shown = [[_number(value) for value in row.values()] for row in laws]
             draw(f"{one.sweep.name}: power laws", list(laws[0]), shown)
-    report = reporter(False)
     for note in notes(study, results):
-        report.note(note)
+        run.reporter.note(note)
 
 
+@command()
 def plot(
-    run: Made,
-    output: Annotated[
-        Path | None,
-        options.output_option("The SVG file. Default: RUN/scaling.svg."),
-    ] = None,
+    run: Invocation,
+    folder: Made,
+    output: Annotated[Path | None, output_option("The SVG file. Default: RUN/scaling.svg.")] = None,
     x: Axis = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Draw the curves with intervals and power laws as an SVG file, light or dark as the viewer is.
 
@@ -178,11 +164,11 @@ def plot(
     from cola_cli.studies.results import drawn_curves
     from cola_cli.studies.run import recorded_study
 
-    file = output or run / "scaling.svg"
-    drawn = scaling_drawing(drawn_curves(recorded_study(run), run, x)).encode()
+    file = output or folder / "scaling.svg"
+    drawn = scaling_drawing(drawn_curves(recorded_study(folder), folder, x)).encode()
     write_atomic(file, drawn)
     found = {"path": str(file), "bytes": len(drawn)}
-    print_result([f"{file}: {len(drawn):,} bytes"], found, json)
+    print_result([f"{file}: {len(drawn):,} bytes"], found, run.json)
 
 
 def _shown(row: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, str]:
