@@ -1,34 +1,153 @@
-"""From a study to its runs: settings resolved, sizes and operations worked out. Computes nothing."""
+"""From a study to its runs and their commands: settings resolved, sizes and operations worked out.
+
+Every artifact of a study lies in one directory under a name made of its kind and a digest of all that decides
+its content, so that runs share what they have in common and a changed study finds what it can still use.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cola_cli.artifacts.files import sha256_text
-from cola_cli.artifacts.manifest import canonical_json, read_manifest
+from cola_cli.artifacts.kinds import Tokens
+from cola_cli.artifacts.manifest import MANIFEST_NAME, canonical_json, flatten, read_manifest
 from cola_cli.cost.sampling import cola_sampling
 from cola_cli.cost.training import Cost, text_vae_encoding
 from cola_cli.errors import UsageError
 from cola_cli.families import AUTOREGRESSIVE, PRIOR, TEXT_VAE, Data, Family, baselines
-from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.settings import TABLES, Settings, nearest, resolve, result_settings
-from cola_cli.settings.encode import EncodeSettings
-from cola_cli.settings.evaluate import EvaluateSettings
-from cola_cli.settings.sample import SampleSettings, SamplingOptions
-from cola_cli.settings.tokenize import TokenizeSettings
+from cola_cli.settings.sample import SamplingOptions
 from cola_cli.stages.matching import planned_settings
 from cola_cli.stages.train import model_config
-from cola_cli.studies.commands import ANSWERS, CLOZE, Command, Compute, Run, source_of
-from cola_cli.studies.settings import PRIORS, Line, Point, Study, Sweep, Tree, flattened, merged
+from cola_cli.studies.settings import PRIORS, Line, Point, Study, Sweep, Tree, merged
 
 KEY_LENGTH = 10  # hexadecimal digits of a directory's name
 
-_SettingsT = TypeVar("_SettingsT", bound=Settings)
+# Metrics of `cola eval text`, and the beginnings of further ones.
+FROM_TEXT = ("perplexity", "entropy", "mauve", "memorised")
+FROM_TEXT_PREFIXES = ("distinct_", "repeated_")
+FROM_WORDS = ("words", "pairs")  # of `cola eval words`
+ANSWERS = "eval run"  # with the task behind it: accuracies
+CLOZE = "cloze"  # accuracy of `cola eval run` on the held-out passages
+FROM_TRAINING = "validation_"  # of the trained model's own statistics
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a study and the artifact or file at `path` that it makes.
+
+    inputs: what it reads, by name; settings: resolved, `assignments` how they are given to the command.
+    """
+
+    stage: str
+    path: Path
+    key: str
+    settings: Any = None
+    assignments: tuple[str, ...] = ()
+    inputs: dict[str, Command] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)  # arguments that are not artifacts
+    preset: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether what it makes is there."""
+        if self.stage in ("eval cloze", "eval text", "eval words"):
+            return self.path.exists()
+        if not (self.path / MANIFEST_NAME).exists():
+            return False
+        return read_manifest(self.path).status == "complete"
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What training takes. flops: in full, without what came before it (`earlier`: the VAE, the latents).
+
+    parameters: without embeddings and head, as the paper counts; paper_flops: 6 N D.
+    """
+
+    parameters: int
+    all_parameters: int
+    steps: int
+    tokens: int
+    flops: float
+    earlier_flops: float
+    sampling: Callable[[], float] = field(compare=False)
+
+    @property
+    def total_flops(self) -> float:
+        return self.flops + self.earlier_flops
+
+    @property
+    def paper_flops(self) -> float:
+        return 6.0 * self.parameters * self.tokens
+
+    @property
+    def token_flops(self) -> float:
+        """Operations of writing a token with the study's sampling, the last ones of a training sequence."""
+        return self.sampling()  # imports torch, so only where it is asked for
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line at one point with one seed. `x`: the point's place, None where it has no number."""
+
+    sweep: str
+    line: str
+    model: str
+    point: int
+    seed: int
+    x: float | None
+    compute: Compute
+    trained: Command
+    samples: Command | None
+    measured: dict[str, Command]  # what measures the model, by its stage
+
+    @property
+    def steps(self) -> list[Command]:
+        """All commands in an order in which they can be run."""
+        ends = [self.trained, *([self.samples] if self.samples else []), *self.measured.values()]
+        return _each_once(step for end in ends for step in _ordered(end))
+
+
+def commands_of(runs: list[Run]) -> list[Command]:
+    """The commands of all runs, each once, in an order in which they can be run."""
+    return _each_once(step for run in runs for step in run.steps)
+
+
+def _each_once(steps: Iterable[Command]) -> list[Command]:
+    found: dict[str, Command] = {}
+    for step in steps:
+        found.setdefault(step.key, step)
+    return list(found.values())
+
+
+def _ordered(step: Command) -> Iterator[Command]:
+    for needed in step.inputs.values():
+        yield from _ordered(needed)
+    yield step
+
+
+def source_of(metric: str, tasks: Iterable[str] = ()) -> str:
+    """What measures a metric; "" for the trained model's own statistics. Raises UsageError.
+
+    tasks: names of benchmarks that are metrics too.
+    """
+    if metric in FROM_TEXT or metric.startswith(FROM_TEXT_PREFIXES):
+        return "eval text"
+    if metric in FROM_WORDS:
+        return "eval words"
+    if metric == CLOZE or metric in tasks:
+        return f"{ANSWERS} {metric}"
+    if metric.startswith(FROM_TRAINING):
+        return ""
+    known = [*FROM_TEXT, *FROM_WORDS, CLOZE, *tasks, "validation_loss", "distinct_2", "repeated_4"]
+    raise UsageError(f"there is no metric {metric!r}.", nearest(metric, known))
 
 
 def plan_study(study: Study, folder: Path) -> list[Run]:
@@ -69,18 +188,18 @@ class _Planner:
             {"tokens": tokens},
             given={"count": common.passages, "context": common.context},
         )
-        samples, figures = self._measured(trained, tokens, cloze)
+        samples, measured = self._measured(trained, tokens, cloze)
         return Run(
             sweep=self.sweep.name,
             line=self.line.name,
             model=self.line.model,
             point=self.place,
             seed=self.seed,
-            x=self._x(trained, samples, compute),
+            x=self._x(compute),
             compute=compute,
             trained=trained,
             samples=samples,
-            figures=figures,
+            measured=measured,
         )
 
     # the stages
@@ -92,7 +211,7 @@ class _Planner:
                 "the study names no corpus.", "Set corpus under [study], or give --corpus."
             )
         given = {"corpus": list(common.corpus), "tokenizer": common.tokenizer}
-        settings, assignments = self._resolved(TokenizeSettings, "tokenize")
+        settings, assignments = self._resolved("tokenize")
         return self._step("tokenize", {}, settings, assignments, given)
 
     def _trained(self, tokens: Command) -> tuple[Command, Compute]:
@@ -102,87 +221,89 @@ class _Planner:
         return self._baseline(tokens, family)
 
     def _prior(self, tokens: Command) -> tuple[Command, Compute]:
-        vae_settings, assignments = self._trained_as(TEXT_VAE)
+        vae_settings, assignments = self._resolved(TEXT_VAE.table)
         vae = self._step(TEXT_VAE.stage, {"tokens": tokens}, vae_settings, assignments)
-        encoding, assignments = self._resolved(EncodeSettings, "encode")
+        encoding, assignments = self._resolved("encode")
         latents = self._step("encode", {"tokens": tokens, "vae": vae}, encoding, assignments)
 
         data = _data(tokens)
         vae_shape = self._possible(TEXT_VAE, data, vae_settings)
         stage_1 = TEXT_VAE.cost(vae_shape, data, vae_settings).flops * vae_settings.train.steps
         data = replace(data, vae=vae_shape)
-        seeds = [f"train.seed={self.seed}", f"train.data_seed={self.seed}"]
-        further = {"mode": self.line.model}
-
-        def resolved(steps: int | None = None) -> tuple[Any, tuple[str, ...]]:
-            length_of_run = [] if steps is None else [f"train.steps={steps}"]
-            return self._trained_as(PRIOR, [*seeds, *length_of_run], further)
-
-        settings, assignments = resolved()
-        shape = self._possible(PRIOR, data, settings)
-        cost = PRIOR.cost(shape, data, settings)
-        batch = settings.train.batch_size * data.length
-        steps = self._steps(settings.train.steps, batch, cost)
-        if steps != settings.train.steps:
-            settings, assignments = resolved(steps)
+        settings, assignments, shape, cost = self._lengthened(
+            PRIOR, data, self._seeds(), flags={"mode": self.line.model}
+        )
         prior = self._step(PRIOR.stage, {"latents": latents}, settings, assignments)
+        steps = settings.train.steps
         rows = settings.train.batch_size * steps
         compute = Compute(
             parameters=cost.core_parameters,
             all_parameters=cost.core_parameters + vae_shape.parameter_count(),
             steps=steps,
-            tokens=batch * steps,
+            tokens=rows * data.length,
             flops=cost.flops * steps,
             earlier_flops=stage_1 + text_vae_encoding(vae_shape, rows, data.length),
-            sampling=self._sampling(data.length, _cola_flops, (vae_shape, shape)),
+            sampling=self._sampling(data.length, partial(cola_sampling, vae_shape, shape)),
         )
         return prior, compute
 
     def _baseline(self, tokens: Command, family: Family) -> tuple[Command, Compute]:
-        recorded, inputs, data = None, {"tokens": tokens}, _data(tokens)
-        seeds = [f"train.seed={self.seed}", f"train.data_seed={self.seed}"]
-        if self.line.match is not None:
+        inputs, data = {"tokens": tokens}, _data(tokens)
+        if self.line.match is None:
+            settings, assignments, shape, cost = self._lengthened(family, data, self._seeds())
+        else:
             prior = self._partner()._trained(tokens)[0]
             vae = prior.inputs["latents"].inputs["vae"]
             vae_shape = self._possible(TEXT_VAE, data, vae.settings)
             shape = self._possible(PRIOR, replace(data, vae=vae_shape), prior.settings)
             recorded = (str(prior.path), planned_settings(shape, prior.settings))
             inputs["match"] = prior
-            seeds = []
-
-        def resolved(steps: int | None = None) -> tuple[Any, tuple[str, ...]]:
-            length_of_run = [] if steps is None else [f"train.steps={steps}"]
-            return self._trained_as(family, [*seeds, *length_of_run], recorded=recorded)
-
-        settings, assignments = resolved()
-        shape = self._possible(family, data, settings)
-        cost = family.cost(shape, data, settings)
-        batch = settings.train.batch_size * data.length
-        # a share is already in the steps of the prior that this one is matched to
-        matched = self.line.match is not None
-        steps = self._steps(settings.train.steps, batch, cost, matched)
-        if steps != settings.train.steps:
-            settings, assignments = resolved(steps)
+            settings, assignments, shape, cost = self._lengthened(
+                family, data, [], recorded=recorded
+            )
         assert family.token_model is not None
+        steps = settings.train.steps
         compute = Compute(
             parameters=cost.core_parameters,
             all_parameters=cost.parameters,
             steps=steps,
-            tokens=batch * steps,
+            tokens=settings.train.batch_size * steps * data.length,
             flops=cost.flops * steps,
             earlier_flops=0.0,
-            sampling=self._sampling(data.length, family.token_model.flops, shape),
+            sampling=self._sampling(data.length, partial(family.token_model.flops, shape)),
         )
         return self._step(family.stage, inputs, settings, assignments), compute
 
+    def _lengthened(
+        self,
+        family: Family,
+        data: Data,
+        seeds: list[str],
+        flags: dict[str, Any] | None = None,
+        recorded: tuple[str, Tree] | None = None,
+    ) -> tuple[Any, tuple[str, ...], Any, Cost]:
+        """Settings with the steps that the point asks for, their assignments; the shape and its cost."""
+        settings, assignments = self._resolved(family.table, seeds, flags, recorded)
+        shape = self._possible(family, data, settings)
+        cost = family.cost(shape, data, settings)
+        batch = settings.train.batch_size * data.length
+        # a share is already in the steps of the prior that a baseline is matched to
+        steps = self._steps(settings.train.steps, batch, cost, shared=recorded is not None)
+        if steps != settings.train.steps:
+            further = [*seeds, f"train.steps={steps}"]
+            settings, assignments = self._resolved(family.table, further, flags, recorded)
+        return settings, assignments, shape, cost
+
+    def _seeds(self) -> list[str]:
+        return [f"train.seed={self.seed}", f"train.data_seed={self.seed}"]
+
     def _sampling(
-        self, length: int, flops: Callable[[Any, SamplingOptions, int, int], float], shape: Any
+        self, length: int, flops: Callable[[SamplingOptions, int, int], float]
     ) -> Callable[[], float]:
         """Operations a new token, behind a prompt that leaves room for no more in a training sequence."""
-        settings, _ = self._resolved(SampleSettings, "sample")
+        settings, _ = self._resolved("sample")
         new = min(settings.max_new_tokens, length // 2)
-
-        return lambda: flops(shape, settings.options(()), length - new, new) / new
+        return lambda: flops(settings.options(()), length - new, new) / new
 
     def _partner(self) -> _Planner:
         """The planner of the run that this one is matched to."""
@@ -201,19 +322,17 @@ class _Planner:
         self, trained: Command, tokens: Command, cloze: Command
     ) -> tuple[Command | None, dict[str, Command]]:
         common = self.study.study
-        figures: dict[str, Command] = {}
+        measured: dict[str, Command] = {}
         samples: Command | None = None
         for metric in common.metrics:
             stage = source_of(metric, common.tasks)
-            if stage in figures or stage == "":
+            if stage in measured or stage == "":
                 continue
             if stage.startswith(ANSWERS):
-                figures[stage] = self._answers(trained, cloze, metric)
+                measured[stage] = self._answers(trained, cloze, metric)
                 continue
             if samples is None:
-                options, assignments = self._resolved(
-                    SampleSettings, "sample", [f"seed={self.seed}"]
-                )
+                options, assignments = self._resolved("sample", [f"seed={self.seed}"])
                 samples = self._step(
                     "sample", {"model": trained, "prompts": cloze}, options, assignments
                 )
@@ -224,13 +343,13 @@ class _Planner:
                     inputs["judge"] = self._judge(tokens)
                 else:
                     given["judge"] = common.judge
-            figures[stage] = self._step(stage, inputs, given=given)
-        return samples, figures
+            measured[stage] = self._step(stage, inputs, given=given)
+        return samples, measured
 
     def _answers(self, trained: Command, cloze: Command, metric: str) -> Command:
         """The model's answers to the passages, or to the items of a task's file."""
         common = self.study.study
-        settings, assignments = self._resolved(EvaluateSettings, "eval", [f"seed={self.seed}"])
+        settings, assignments = self._resolved("eval", [f"seed={self.seed}"])
         inputs = {"model": trained}
         given: dict[str, Any] = {}
         if metric == CLOZE:
@@ -241,42 +360,32 @@ class _Planner:
 
     def _judge(self, tokens: Command) -> Command:
         assert self.study.judge is not None
-        own = tuple(_assignments(flattened(self.study.judge)))
-        settings = self._read(TABLES[AUTOREGRESSIVE.table], AUTOREGRESSIVE.table, own)
+        own = tuple(_assignments(flatten(self.study.judge)))
+        settings = self._read(AUTOREGRESSIVE.table, own)
         return self._step(AUTOREGRESSIVE.stage, {"tokens": tokens}, settings, own)
 
     # settings
 
-    def _trained_as(
+    def _resolved(
         self,
-        family: Family,
-        further: list[str] | tuple[str, ...] = (),
+        table: str,
+        further: Iterable[str] = (),
         flags: dict[str, Any] | None = None,
         recorded: tuple[str, Tree] | None = None,
     ) -> tuple[Any, tuple[str, ...]]:
-        return self._resolved(TABLES[family.table], family.table, further, flags, recorded)
-
-    def _resolved(
-        self,
-        model: type[_SettingsT],
-        table: str,
-        further: list[str] | tuple[str, ...] = (),
-        flags: dict[str, Any] | None = None,
-        recorded: tuple[str, Tree] | None = None,
-    ) -> tuple[_SettingsT, tuple[str, ...]]:
         """The settings of a stage, and the assignments that give them to its command."""
-        given = flattened(self.tree.get(table, {})) | (flags or {})
+        given = flatten(self.tree.get(table, {})) | (flags or {})
         assignments = (*_assignments(given), *further)
-        return self._read(model, table, assignments, recorded), assignments
+        return self._read(table, assignments, recorded), assignments
 
     def _read(
         self,
-        model: type[_SettingsT],
         table: str,
         assignments: tuple[str, ...],
         recorded: tuple[str, Tree] | None = None,
-    ) -> _SettingsT:
+    ) -> Any:
         preset = None if recorded else self.study.study.preset
+        model = TABLES[table]
         try:
             return resolve(model, table, preset, None, os.environ, assignments, recorded=recorded)
         except UsageError as error:
@@ -300,12 +409,12 @@ class _Planner:
             return max(1, round(point.share * steps))
         return steps
 
-    def _x(self, trained: Command, samples: Command | None, compute: Compute) -> float | None:
+    def _x(self, compute: Compute) -> float | None:
         """The point's place on the sweep's axis."""
         name = self.sweep.x
         if hasattr(compute, name):
             return float(getattr(compute, name))
-        value = flattened(self.tree).get(name)
+        value = flatten(self.tree).get(name)
         return float(value) if isinstance(value, int | float) else None
 
     def _step(
@@ -334,13 +443,8 @@ class _Planner:
 
 def _assignments(given: dict[str, Any]) -> Iterator[str]:
     for name, value in given.items():
-        yield f"{name}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def _cola_flops(
-    shapes: tuple[TextVAEConfig, PriorConfig], options: SamplingOptions, prompt: int, new: int
-) -> float:
-    return cola_sampling(*shapes, options, prompt, new)
+        if value != {}:  # an empty table says nothing
+            yield f"{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _data(tokens: Command) -> Data:
@@ -350,7 +454,7 @@ def _data(tokens: Command) -> Data:
 def _vocabulary(tokens: Command) -> int:
     """Entries of the vocabulary: as found where the tokens are there, as asked for before."""
     if tokens.done:
-        return int(read_manifest(tokens.path).statistics["vocab_size"])
+        return Tokens.open(tokens.path).statistics.vocab_size
     if tokens.given["tokenizer"]:
         from cola_cli.corpus.tokenizer import load_tokenizer
 

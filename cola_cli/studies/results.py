@@ -7,29 +7,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts.manifest import read_manifest
-from cola_cli.artifacts.reading import read_json
+from pydantic import BaseModel, ConfigDict
+
+from cola_cli.artifacts.kinds import Evaluation, TrainedModel
+from cola_cli.artifacts.reading import read_record
 from cola_cli.errors import InputError
-from cola_cli.studies.commands import (
+from cola_cli.studies.measurements import Curves, Fit, Level, Measurement
+from cola_cli.studies.plan import (
     ANSWERS,
     FROM_TEXT_PREFIXES,
     FROM_TRAINING,
     FROM_WORDS,
     Compute,
     Run,
+    plan_study,
     source_of,
 )
-from cola_cli.studies.measurements import Curves, Fit, Level, Measurement
-from cola_cli.studies.plan import plan_study
 from cola_cli.studies.settings import COMPUTE, Study, StudySettings, Sweep
 from cola_cli.studies.statistics import Interval, PowerLaw, intervals, power_law
 
-FIGURES_LIMIT = 16 << 20  # bytes
+FILE_LIMIT = 16 << 20  # bytes
 REAL_TEXT = "real text"
 LOGARITHMIC = ("perplexity", "validation_loss", "validation_flow")  # metrics that multiply, not add
 SHARES = ("words", "pairs", "memorised", "mauve", *FROM_TEXT_PREFIXES)  # and all accuracies
 OWN_LOSS = (
-    "validation_ figures are each model's own loss (flow matching, next token, a bound of masked diffusion):"
+    "validation_ metrics are each model's own loss (flow matching, next token, a bound of masked diffusion):"
     " compare them along a line, never between lines of different models."
 )
 ONE_JUDGE = (
@@ -93,7 +95,7 @@ def study_results(study: Study, folder: Path) -> list[Results]:
 
 
 def notes(study: Study, results: Sequence[Results]) -> list[str]:
-    """What a reader of the figures must know."""
+    """What a reader of the metrics must know."""
     metrics = study.study.metrics
     found = [OWN_LOSS] if any(metric.startswith(FROM_TRAINING) for metric in metrics) else []
     found += [ONE_JUDGE] if "perplexity" in metrics else []
@@ -284,12 +286,11 @@ def _column(
 def _value(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
     source = source_of(metric, tasks)
     if source == "":
-        value = read_manifest(run.trained.path).statistics.get(metric)
-    elif source.startswith(ANSWERS):
-        value = read_manifest(run.figures[source].path).statistics["accuracy"]
-    else:
-        value = _figures(run, source)["samples"].get(metric)
-    return None if value is None else float(value)
+        value = TrainedModel.open(run.trained.path).manifest.statistics.get(metric)
+        return None if value is None else float(value)
+    if source.startswith(ANSWERS):
+        return Evaluation.open(run.measured[source].path).statistics.accuracy
+    return _measured(run, source).samples.get(metric)
 
 
 def _real_text(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
@@ -297,22 +298,23 @@ def _real_text(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
     source = source_of(metric, tasks)
     if source == "" or source.startswith(ANSWERS):
         return None
-    found = _figures(run, source)["validation" if metric in FROM_WORDS else "held_out"] or {}
-    value = found.get(metric)
-    return None if value is None else float(value)
+    found = _measured(run, source)
+    return ((found.validation if metric in FROM_WORDS else found.held_out) or {}).get(metric)
 
 
-def _figures(run: Run, source: str) -> dict[str, Any]:
-    path = run.figures[source].path
-    try:
-        found = read_json(path, FIGURES_LIMIT)
-        if not isinstance(found, dict):
-            raise ValueError("it is not a JSON object")
-        return found
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}).", "Remove it and use `cola study run` again."
-        ) from error
+class _Measured(BaseModel):
+    """What `cola eval text` and `cola eval words` print: metrics of the samples and of real text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    samples: dict[str, float | None]
+    held_out: dict[str, float | None] | None = None
+    validation: dict[str, float | None] | None = None
+
+
+def _measured(run: Run, source: str) -> _Measured:
+    remedy = "Remove it and use `cola study run` again."
+    return read_record(run.measured[source].path, _Measured, remedy, limit=FILE_LIMIT)
 
 
 def _along(place: Place, axis: str) -> float | None:

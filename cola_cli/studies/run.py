@@ -9,14 +9,13 @@ from typing import Any
 
 from cola_cli.artifacts.files import write_atomic
 from cola_cli.artifacts.manifest import pretty_json
-from cola_cli.artifacts.reading import read_json
+from cola_cli.artifacts.reading import read_record
 from cola_cli.errors import InputError
 from cola_cli.families import FAMILIES
 from cola_cli.machine import interruption
 from cola_cli.reporting import Reporter
-from cola_cli.studies.commands import Command, Run, commands_of
 from cola_cli.studies.measurements import CURVES
-from cola_cli.studies.plan import plan_study
+from cola_cli.studies.plan import Command, Run, commands_of, plan_study
 from cola_cli.studies.results import compute_curves
 from cola_cli.studies.settings import Study, parse_study
 
@@ -40,7 +39,7 @@ def run_study(
 ) -> tuple[int, int]:
     """Make what is missing of a study; how many commands there are, and how many had something to do.
 
-    `execute` runs the commands: the argument lists that `command` prints.
+    `execute` runs the commands: the argument lists that `shell_command` prints.
     """
     commands = commands_of(plan_study(study, folder))
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,13 +97,11 @@ def recorded_study(folder: Path) -> Study:
         raise InputError(
             f"{folder} does not hold a study.", "Name the folder that `cola study run` made."
         )
-    tree = read_json(path, STUDY_LIMIT)
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is not a study.", "Run `cola study run` again.")
-    return parse_study(tree, str(path))
+    remedy = "Run `cola study run` again."
+    return parse_study(read_record(path, dict[str, Any], remedy, limit=STUDY_LIMIT), str(path))
 
 
-def command(step: Command, device: str = "auto", threads: int | None = None) -> str:
+def shell_command(step: Command, device: str = "auto", threads: int | None = None) -> str:
     """The shell command of a step; files appear whole or not at all."""
     text = shlex.join(["cola", *arguments(step, device, threads)])
     if step.stage in PRINTING:
@@ -114,7 +111,7 @@ def command(step: Command, device: str = "auto", threads: int | None = None) -> 
 
 
 def arguments(step: Command, device: str = "auto", threads: int | None = None) -> list[str]:
-    """The arguments of `cola` that make a step: printed by `command`, executed by `run_study`."""
+    """The arguments of `cola` that make a step: printed by `shell_command`, executed by `run_study`."""
     words = [*step.stage.split(), *_own(step)]
     if step.stage not in PRINTING:
         words += ["-o", str(step.path)]

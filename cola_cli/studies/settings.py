@@ -168,17 +168,6 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:
     return found
 
 
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flattened(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
-
-
 def _sweep(sweep: Any) -> Any:
     """The settings of lines and points gathered under `settings`."""
     if not isinstance(sweep, dict):

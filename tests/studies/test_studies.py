@@ -29,10 +29,9 @@ from cola_cli.cost import training as flops
 from cola_cli.errors import InputError, UsageError
 from cola_cli.reporting import Silent
 from cola_cli.stages.matching import matched_settings
-from cola_cli.studies.commands import Run
 from cola_cli.studies.measurements import read_curves
-from cola_cli.studies.plan import plan_study
-from cola_cli.studies.run import command, missing_steps, run_study
+from cola_cli.studies.plan import Run, plan_study
+from cola_cli.studies.run import missing_steps, run_study, shell_command
 from cola_cli.studies.settings import Study, parse_study
 from cola_cli.weights.configs import prior_config, transformer_config
 from tests.conftest import Run as Cola
@@ -220,10 +219,10 @@ def test_the_table_is_what_the_artifacts_say(corpus: Path, made: Path, cola: Col
         pair = [r for r in runs if r.line == place["line"] and r.compute.flops == place["flops"]]
         assert len(pair) == place["seeds"] == 2
         accuracies = [
-            read_manifest(r.figures["eval run cloze"].path).statistics["accuracy"] for r in pair
+            read_manifest(r.measured["eval run cloze"].path).statistics["accuracy"] for r in pair
         ]
         assert place["cloze"]["mean"] == pytest.approx(statistics.mean(accuracies))
-        texts = [json.loads(r.figures["eval text"].path.read_text()) for r in pair]
+        texts = [json.loads(r.measured["eval text"].path.read_text()) for r in pair]
         ours = statistics.geometric_mean(text["samples"]["perplexity"] for text in texts)
         assert place["perplexity"]["mean"] == pytest.approx(ours)
         entropies = [text["samples"]["entropy"] for text in texts]
@@ -312,7 +311,7 @@ def test_the_printed_commands_make_the_same(corpus: Path, tmp_path: Path) -> Non
     study = study_of(corpus, seeds=[3])
     whole, typed = tmp_path / "whole", tmp_path / "typed"
     run_study(study, whole, EXECUTE, Silent(), "cpu", 1)
-    commands = [command(step, "cpu", 1) for step in missing_steps(study, typed)]
+    commands = [shell_command(step, "cpu", 1) for step in missing_steps(study, typed)]
     assert len(commands) == len(set(commands)) > 20
     for line in commands:
         words, _, rest = line.partition(" > ")
@@ -333,7 +332,7 @@ def test_the_printed_commands_make_the_same(corpus: Path, tmp_path: Path) -> Non
 
 def test_what_is_printed_is_what_is_run(corpus: Path, tmp_path: Path) -> None:
     study, folder = study_of(corpus, seeds=[3]), tmp_path / "run"
-    printed = [command(step, "cpu", 1) for step in missing_steps(study, folder)]
+    printed = [shell_command(step, "cpu", 1) for step in missing_steps(study, folder)]
     executed = []
 
     def execute(arguments: list[str]) -> str:
