@@ -73,21 +73,24 @@ def read_record(
     remedy: str,
     error: type[ColaError] = InputError,
     limit: int = RECORD_LIMIT,
+    toml: bool = False,
 ) -> RecordT:
-    """A JSON file, or a TOML file named .toml, as a record of the type `model`, such as a pydantic model.
+    """A JSON file, or a TOML file (named so, or by `toml`), as a record of the type `model`.
 
     Types are strict: no text for a number, no 1 for true. Raises `error` naming the file and the wrong
     field, with the remedy, when the file cannot be read or is not such a record.
     """
     try:
         data = read_regular(path, limit)
-        if path.suffix == ".toml":
+        if toml or path.suffix == ".toml":
             tree = tomllib.loads(decoded(data))
             return TypeAdapter(model).validate_python(tree, strict=True)
         require_few_values(data)
         return TypeAdapter(model).validate_json(data.removeprefix(codecs.BOM_UTF8), strict=True)
     except ValidationError as wrong:
         raise error(f"{path} is not as expected ({reason(wrong)}).", remedy) from wrong
+    except tomllib.TOMLDecodeError as wrong:
+        raise error(f"{path} is not valid TOML ({reason(wrong)}).", remedy) from wrong
     except (OSError, ValueError, RecursionError) as wrong:
         raise error(f"{path} cannot be read ({reason(wrong)}).", remedy) from wrong
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS
-from cola_cli.artifacts.checks import check_size, content_files
+from cola_cli.artifacts.checks import RESTORE, check_size, content_files
 from cola_cli.artifacts.files import make_directory, refuse_link, sync, write_atomic, writing_failed
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
@@ -25,7 +25,7 @@ from cola_cli.artifacts.manifest import (
     write_manifest,
 )
 from cola_cli.artifacts.parts import is_part
-from cola_cli.artifacts.reading import parse_json, read_regular
+from cola_cli.artifacts.reading import read_record
 from cola_cli.errors import DamagedArtifact, InputError, OutputConflict
 
 REPLACED = "replaced.json"
@@ -86,7 +86,7 @@ def move_in(path: Path) -> Manifest:
     manifest = read_manifest(new)
     arriving = {record.path for record in manifest.files}
     if (new / REPLACED).exists():
-        leaving = set(parse_json(read_regular(new / REPLACED, LIST_LIMIT)))
+        leaving = set(read_record(new / REPLACED, list[str], RESTORE, DamagedArtifact, LIST_LIMIT))
     else:
         leaving = _leaving(path, manifest.files)
         write_atomic(new / REPLACED, pretty_json(sorted(leaving)))

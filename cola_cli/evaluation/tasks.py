@@ -8,14 +8,14 @@ newline, and the model is to write the text of the answer, not its letter.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts.reading import decoded, reason
+from pydantic import BaseModel, ConfigDict, Field
+
+from cola_cli.artifacts.reading import read_record
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.errors import InputError
 from cola_cli.evaluation.scoring import nth_letter
@@ -35,21 +35,22 @@ class Question:
     place: str
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(BaseModel):
     """How items become prompts: `head`, the worked `examples`, then the item, apart by a blank line.
 
     `item` names fields of the data as {field}; {options} stands for the options, a line each, written as
     `option` says.
     """
 
-    item: str
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    item: str = Field(min_length=1)
     head: str = ""
     option: str = "({letter}) {text}"
-    examples: tuple[Mapping[str, Any], ...] = ()
+    examples: list[dict[str, Any]] = []
 
     @property
-    def fields(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[str, ...]:
         """The texts that an item must have."""
         return tuple(name for name in _FIELD.findall(self.item) if name != _OPTIONS)
 
@@ -64,7 +65,7 @@ class Template:
         return "\n\n".join(pieces)
 
     def _filled(self, row: Mapping[str, Any]) -> str:
-        values = {name: row[name] for name in self.fields}
+        values = {name: row[name] for name in self.texts}
         if self.has_options:
             values[_OPTIONS] = "\n".join(
                 _substituted(self.option, {"letter": nth_letter(index), "text": choice})
@@ -75,93 +76,66 @@ class Template:
 
 def built_in_template(task: str) -> Template:
     """The template of a task; 0 worked examples for LAMBADA, 1 for SQuAD and RACE, else 2."""
-    file = resources.files("cola_cli.evaluation") / "templates" / f"{task}.toml"
-    return parse_template(file.read_text(encoding="utf-8"), f"the template of {task}")
+    return read_template(Path(__file__).parent / "templates" / f"{task}.toml")
 
 
 def read_template(path: Path) -> Template:
-    """A template of one's own. Raises InputError saying what is wrong with the file."""
-    try:
-        text = decoded(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({reason(error)}).", "Name a TOML template."
-        ) from error
-    return parse_template(text, str(path))
-
-
-def parse_template(text: str, name: str) -> Template:
-    """The template that a TOML text describes; `name` stands for it in error messages."""
+    """The template in a TOML file. Raises InputError saying what is wrong with it."""
     remedy = "A template has item, and if wanted head, option and [[examples]]."
-    try:
-        given = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name} is not valid TOML ({error}).", remedy) from error
-    unknown = given.keys() - {"item", "head", "option", "examples"}
-    if unknown:
-        raise InputError(f"{name} has an unknown entry {sorted(unknown)[0]!r}.", remedy)
-    for entry in ("item", "head", "option"):
-        if not isinstance(given.get(entry, ""), str) or (entry == "item" and not given.get(entry)):
-            raise InputError(f"{name}: {entry!r} is missing or no text.", remedy)
-    examples = given.pop("examples", [])
-    if not isinstance(examples, list) or not all(isinstance(one, dict) for one in examples):
-        raise InputError(f"{name}: 'examples' is not a list of tables.", remedy)
-    template = Template(**given, examples=tuple(examples))
-    for number, example in enumerate(examples, start=1):
-        check_row(example, template, f"{name}, example {number}")
+    template = read_record(path, Template, remedy, toml=True)
+    for number, example in enumerate(template.examples, start=1):
+        check_row(example, template, f"{path}, example {number}")
     return template
 
 
-def check_row(row: Mapping[str, Any], template: Template, place: str) -> None:
+def check_row(
+    row: Mapping[str, Any], template: Template, place: str, truth: str = "answer"
+) -> None:
     """Raise InputError when an item lacks what the template or the scoring needs."""
-    for field in (*template.fields, "answer"):
+    needed = (*template.texts, truth)
+    for field in needed:
         if not isinstance(row.get(field), str) or not row[field].strip():
             raise InputError(
                 f"{place}: the field {field!r} is missing or empty.",
-                f"Each item needs {', '.join((*template.fields, 'answer'))} as text.",
+                f"Each item needs {', '.join(needed)} as text.",
             )
     choices = row.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise InputError(f"{place}: 'choices' is not a list of texts.", "Give a list of strings.")
     if template.has_options and not 2 <= len(choices) <= 26:
         raise InputError(f"{place}: has {len(choices)} choices.", "Give it 2 to 26 choices.")
-    if choices and row["answer"] not in choices:
+    # the right answer of a ready-made prompt may be a letter
+    if truth == "answer" and choices and row[truth] not in choices:
         raise InputError(
-            f"{place}: the answer {row['answer']!r} is not one of the choices.",
+            f"{place}: the answer {row[truth]!r} is not one of the choices.",
             "Write the answer as its choice is written.",
         )
 
 
 def read_questions(path: Path, template: Template, limit: int | None = None) -> list[Question]:
     """The items of a data file as questions, the first `limit` of them."""
-    found: list[Question] = []
-    for number, row in read_rows(path):
-        place = f"{path}, line {number}"
-        check_row(row, template, place)
-        choices = tuple(row.get("choices") or ())
-        found.append(
-            Question(_id(row, len(found)), template.prompt(row), row["answer"], choices, place)
-        )
-        if len(found) == limit:
-            break
-    return _not_empty(found, path)
+    return _questions(path, template, "answer", limit)
 
 
 def read_ready_questions(path: Path, limit: int | None = None) -> list[Question]:
     """Ready-made prompts, to be asked verbatim: `prompt`, `ground_truth` and, if any, `choices` a line."""
-    plain = Template(item="{prompt}")
+    return _questions(path, Template(item="{prompt}"), "ground_truth", limit)
+
+
+def _questions(path: Path, template: Template, truth: str, limit: int | None) -> list[Question]:
+    """The items of a file whose field `truth` is the right answer."""
     found: list[Question] = []
     for number, row in read_rows(path):
         place = f"{path}, line {number}"
-        truth = row.get("ground_truth")
-        choices = row.get("choices") or []
-        check_row({"prompt": row.get("prompt"), "answer": truth}, plain, place)
-        if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
-            raise InputError(
-                f"{place}: 'choices' is not a list of texts.", "Give a list of strings."
-            )
+        check_row(row, template, place, truth)
         found.append(
-            Question(_id(row, len(found)), row["prompt"], str(truth), tuple(choices), place)
+            Question(
+                id=_id(row, len(found)),
+                prompt=template.prompt(row),
+                ground_truth=row[truth],
+                choices=tuple(row.get("choices") or ()),
+                place=place,
+            )
         )
         if len(found) == limit:
             break

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
-from cola_cli.artifacts.manifest import flatten, require_shallow
-from cola_cli.artifacts.reading import decoded, reason, shown
+from cola_cli.artifacts.manifest import Tree, flatten
+from cola_cli.artifacts.reading import read_record, shown
 from cola_cli.errors import UsageError
 from cola_cli.settings.fields import Settings
 from cola_cli.settings.tables import TABLES
@@ -134,20 +134,12 @@ def _require_table(name: str, table: str, source: str) -> None:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file of settings. Raises UsageError when it cannot be read."""
-    try:
-        if path.stat().st_size > CONFIG_LIMIT:
-            raise UsageError(f"{path} is too large for a settings file.", "Name a TOML file.")
-        tree = tomllib.loads(decoded(path.read_bytes()))
-        require_shallow(tree)
-        return tree
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}).", "Name a TOML file."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is not valid TOML ({reason(error)}).", "Correct that line."
-        ) from error
+    remedy = "Name a TOML file, and correct what is wrong in it."
+    return read_record(path, _Tables, remedy, UsageError, CONFIG_LIMIT, toml=True).root
+
+
+class _Tables(RootModel[Tree]):
+    """The tables of a file of settings."""
 
 
 def _parse_value(text: str) -> Any:
