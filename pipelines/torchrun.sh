@@ -5,12 +5,12 @@
 #   bash pipelines/torchrun.sh RUN CORPUS...
 #   PROCESSES=8 PRESET=base bash pipelines/torchrun.sh runs/base "texts/*.jsonl.zst"
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 
 run=$1
 shift
 preset=${PRESET:-small}
-python=${PYTHON:-.venv/bin/python}
+python=${PYTHON:-$root/.venv/bin/python}
 processes=${PROCESSES:-$("$python" -c "import torch; print(max(1, torch.cuda.device_count()))")}
 options=(--preset "$preset")
 [ -z "${SETTINGS:-}" ] || options+=(--config "$SETTINGS") # a TOML file laid over the preset

@@ -124,3 +124,47 @@ def test_a_real_corpus_is_fetched_once(tmp_path: Path, script: str, texts: int, 
 def test_every_script_is_well_formed(script: Path) -> None:
     result = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+SHOW = '#!/bin/sh\nprintf "%s\\n" "$PWD" "$@" >> "$LOG"\nexit "${CODE:-0}"\n'
+
+
+@pytest.mark.parametrize(
+    ("script", "first"),
+    [("quickstart.sh", "tokenize"), ("study.sh", "plan"), ("demo-model.sh", "tokenize")],
+)
+@pytest.mark.parametrize("corpus", ["my texts/*.txt", "one\nand two", "s3://bucket/x"])
+def test_a_corpus_is_a_name_a_line_as_seen_from_where_the_user_stands(
+    tmp_path: Path, script: str, first: str, corpus: str
+) -> None:
+    command = tmp_path / "cola"
+    command.write_text(SHOW)
+    command.chmod(0o755)
+    environment = os.environ | {
+        "COLA": str(command),
+        "PYTHON": sys.executable,
+        "CORPUS": corpus,
+        "STORIES": "1",
+        "LOG": str(tmp_path / "log"),
+        "CODE": "9",
+    }
+    arguments = ["rq1", "run"] if script == "study.sh" else ["run"]
+    result = subprocess.run(
+        ["bash", str(PIPELINES / script), *arguments],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 9, result.stderr
+    folder, *words = (tmp_path / "log").read_text().splitlines()
+    assert Path(folder) == tmp_path
+    assert first in words
+    assert [word for word in words if word in corpus.splitlines()] == corpus.splitlines()
+    assert any(word.startswith("run") for word in words)
+
+
+@pytest.mark.parametrize("script", sorted(PIPELINES.glob("*.sh")), ids=lambda path: path.name)
+def test_no_script_has_an_array_that_may_be_empty(script: Path) -> None:
+    """Bash 3.2, which macOS has, takes one for unset and stops."""
+    assert "=()" not in script.read_text()
