@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cola_cli.artifacts.artifact import METRICS, Artifact
 from cola_cli.artifacts.checks import RESTORE
+from cola_cli.artifacts.manifest import PartRecord
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact
 
@@ -69,6 +70,15 @@ class TypedArtifact(Artifact, Generic[RecordT]):
         }
 
 
+class Packed(TypedArtifact[RecordT]):
+    """Packed sequences in parts, each of one split: tokens, or latents beside them."""
+
+    def split_parts(self, split: str) -> list[PartRecord]:
+        """The records of the parts of a split that hold any sequences, in order."""
+        found = [part for part in self.parts if part.rows]
+        return [p for p in found if TokensPart.of(p.statistics, self.path / p.file).split == split]
+
+
 # Statistics and rows, with fields in the order in which stages write them
 
 
@@ -93,12 +103,20 @@ class TokensStatistics(Record):
     end_of_text_id: Count = Field(description="The token between documents.")
     pad_id: Count = Field(description="The token that fills the last sequence of a part.")
     splits: dict[str, SplitStatistics] = Field(description="Totals of train and validation.")
+    lost_characters: Count | None = Field(
+        default=None, description="Characters of the text that the tokenizer has no tokens for."
+    )
+    lost_share: float | None = Field(default=None, description="Their share of all characters.")
+    left_out: dict[str, Count] | None = Field(
+        default=None, description="Files of the corpus that were not read, by reason."
+    )
 
 
 class TokensPart(Record):
     split: Literal["train", "validation"]
     documents: Count
     bytes: Count = Field(description="Of text, in UTF-8.")
+    lost_characters: Count = Field(default=0, description="As in the statistics of the artifact.")
 
 
 class Segment(Record):
@@ -113,7 +131,7 @@ class TokensRow(Record):
     segments: list[Segment] = Field(description="The pieces of documents in the sequence.")
 
 
-class Tokens(TypedArtifact[TokensStatistics]):
+class Tokens(Packed[TokensStatistics]):
     """A corpus as token ids, packed into sequences of one length; of `cola tokenize`."""
 
     kind = "tokens"
@@ -149,7 +167,7 @@ class LatentsRow(TokensRow):
     logvar: bytes = Field(description="(N, d) float16, its log-variance.")
 
 
-class Latents(TypedArtifact[LatentsStatistics]):
+class Latents(Packed[LatentsStatistics]):
     """The posterior q(z_0 | x) of every sequence of a tokens artifact, part by part; of `cola encode`."""
 
     kind = "latents"
@@ -171,6 +189,9 @@ class ModelStatistics(Record):
         default=None, description="Tokens of a training sequence; not known of imported models."
     )
     steps: Count | None = Field(default=None, description="Optimizer steps.")
+    end_of_text_id: Count | None = Field(
+        default=None, description="The token between documents of the training text, if recorded."
+    )
 
 
 class TrainedModel(TypedArtifact[ModelStatistics]):
@@ -262,9 +283,9 @@ class Evaluation(TypedArtifact[EvaluationStatistics]):
     ROW = EvaluationRow
 
 
+PACKED: dict[str, type[Packed[Any]]] = {"tokens": Tokens, "latents": Latents}
 KINDS: dict[str, type[TypedArtifact[Any]]] = {
-    "tokens": Tokens,
-    "latents": Latents,
+    **PACKED,
     "model": TrainedModel,
     "samples": Samples,
     "evaluation": Evaluation,

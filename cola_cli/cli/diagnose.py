@@ -10,7 +10,6 @@ import typer
 from cola_cli.cli.console import print_json, table
 from cola_cli.cli.options import Invocation, command, output_option
 
-BATCH = 32
 BAR = 40  # characters
 
 
@@ -30,45 +29,15 @@ def vae(
 
     Example: cola diagnose vae runs/demo/vae --tokens runs/demo/tokens --plot noise.svg
     """
-    from cola_cli.artifacts import Artifact
     from cola_cli.artifacts.files import write_atomic
-    from cola_cli.artifacts.kinds import Tokens
     from cola_cli.artifacts.places import require_apart
-    from cola_cli.errors import InputError
-    from cola_cli.machine.threads import prepare_torch
-
-    prepare_torch(run.threads)
-    import torch
-
-    from cola_cli.corpus.sequences import Sequences
-    from cola_cli.evaluation.vae_diagnostics import diagnose
     from cola_cli.report.drawing import drawing
     from cola_cli.report.latents import robustness_chart
-    from cola_cli.weights.artifact import load_vae
+    from cola_cli.stages.diagnose import diagnose_vae
 
     if plot is not None:
         require_apart(plot, (model, tokens))
-    opened = Artifact.open(model)
-    if not opened.has("vae/model.safetensors"):
-        raise InputError(f"{model} has no VAE.", "Name a vae, latents or prior artifact.")
-    source = Tokens.open(tokens)
-    network = load_vae(opened)
-    if network.config.vocab_size < source.statistics.vocab_size:
-        raise InputError(
-            f"{tokens} has a larger vocabulary than {model}.", "Name the tokens it was trained on."
-        )
-    batches = (
-        (torch.from_numpy(rows.tokens), torch.from_numpy(rows.lengths))
-        for rows in Sequences(source, split).batches(BATCH, sequences)
-    )
-    try:
-        found = diagnose(network, batches)
-    except FloatingPointError as error:
-        raise InputError(
-            f"{opened.file('vae/model.safetensors')}: the posterior has means that are all zero, or numbers"
-            " that are infinite or NaN.",
-            "Train the VAE again.",
-        ) from error
+    found = diagnose_vae(model, tokens, split, sequences, run.threads)
     if plot is not None:
         write_atomic(plot, drawing([robustness_chart({model.name: found})]).encode())
     if run.json:

@@ -27,9 +27,7 @@ def encode(
     if run.dry_run:
         run.show_plan(settings, plan_encode(tokens, vae))
         return
-    outcome = stage(
-        tokens, vae, output, settings, run.reporter, run.device, run.threads, run.shard, run.overwrite
-    )  # fmt: skip
+    outcome = stage(tokens, vae, output, settings, run, run.shard)
 
     def describe(made: dict[str, Any]) -> list[str]:
         if "rows" not in made:

@@ -27,13 +27,13 @@ def cloze(
 
     Example: cola eval cloze runs/demo/tokens -o runs/demo/cloze.jsonl
     """
-    from cola_cli.artifacts import Artifact
     from cola_cli.artifacts.files import write_atomic
+    from cola_cli.artifacts.kinds import Tokens
     from cola_cli.artifacts.places import require_apart
     from cola_cli.evaluation.cloze import cloze_lines
 
     require_apart(output, (tokens,))
-    lines = cloze_lines(Artifact.open(tokens, "tokens"), count, context)
+    lines = cloze_lines(Tokens.open(tokens), count, context)
     write_atomic(output, lines)
     made = lines.count(b"\n")
     print_result([f"{output}: {made:,} passages"], {"path": str(output), "items": made}, run.json)

@@ -60,13 +60,12 @@ def text(
     """
     from cola_cli.stages.eval_text import evaluate_text
 
-    report = run.reporter
-    found = evaluate_text(samples, tokens, judge, reference, ngram, report, run.device, run.threads)
+    found = evaluate_text(samples, tokens, judge, reference, ngram, run)
     if run.json:
         print_json(found)
         return
     for note in found["notes"]:
-        report.note(note)
+        run.reporter.note(note)
     columns = [found["samples"], found["held_out"] or {}]
     shown = [[name, *(_shown(column.get(name)) for column in columns)] for name in ORDER]
     table("generated text", ["figure", "samples", "held-out"], shown)

@@ -87,18 +87,7 @@ def run(
             "give either --data (with --template, if wanted) or --prompts.",
             f"Such as --data data/eval/{task}.jsonl.",
         )
-    outcome = run_evaluation(
-        model,
-        task,
-        questions,
-        file,
-        run.output,
-        settings,
-        run.reporter,
-        run.device,
-        run.threads,
-        run.overwrite,
-    )
+    outcome = run_evaluation(model, task, questions, file, run.output, settings, run)
     found = outcome.statistics
     line = f"{run.output}: {found['correct']} of {found['n']} right" if outcome.changed else ""
     result = {"path": str(run.output), "changed": outcome.changed} | found

@@ -24,7 +24,7 @@ def import_checkpoint(
     """
     from cola_cli.stages.import_checkpoint import import_checkpoint as stage
 
-    outcome = stage(folder, run.output, run.reporter, run.overwrite)
+    outcome = stage(folder, run.output, run)
     run.show_outcome(outcome, lambda made: [f"{run.output}: {made['parameters']:,} parameters"])
 
 

@@ -11,8 +11,6 @@ import typer
 from cola_cli.cli.console import print_json, table
 from cola_cli.cli.options import Invocation, command
 
-SHOWN_TOKENS = 48
-
 
 @command()
 def inspect(
@@ -24,23 +22,11 @@ def inspect(
 
     Example: cola inspect runs/demo/tokens --rows 5
     """
-    from cola_cli.artifacts.catalog import latent_shape, open_catalog
-    from cola_cli.artifacts.manifest import flatten, read_manifest
+    from cola_cli.artifacts.manifest import flatten
+    from cola_cli.stages.inspect import inspect_artifact
 
-    manifest = read_manifest(artifact)
-    connection = open_catalog([artifact])
-    tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
-    schema: list[tuple[str, str]] = []
-    count = 0
-    examples: list[dict[str, Any]] = []
-    if "parts" in tables:
-        described = connection.execute("DESCRIBE parts").fetchall()
-        shape = latent_shape(manifest)
-        half = f"HALF[{shape[1]}][{shape[0]}]" if shape else ""
-        schema = [(row[0], half if half and row[1] == "BLOB" else row[1]) for row in described]
-        found = connection.execute("SELECT count(*) FROM parts").fetchone()
-        count = found[0] if found else 0
-        examples = _decoded_rows(connection, artifact, rows)
+    found = inspect_artifact(artifact, rows)
+    manifest, columns, examples = found.manifest, found.columns, found.examples
     if run.json:
         print_json(
             {
@@ -48,8 +34,8 @@ def inspect(
                 "kind": manifest.kind,
                 "status": manifest.status,
                 "fingerprint": manifest.fingerprint,
-                "rows": count,
-                "schema": [{"column": name, "type": kind} for name, kind in schema],
+                "rows": found.rows,
+                "schema": [{"column": name, "type": kind} for name, kind in columns],
                 "statistics": manifest.statistics,
                 "settings": manifest.settings,
                 "examples": examples,
@@ -62,48 +48,20 @@ def inspect(
         ["fingerprint", manifest.fingerprint[:12]],
         ["made by", f"cola {manifest.cola_version} in {manifest.seconds:.0f} s"],
         ["files", str(len(manifest.files))],
-        *([["rows", str(count)]] if schema else []),
+        *([["rows", str(found.rows)]] if columns else []),
     ]
     statistics = [[name, _short(value)] for name, value in flatten(manifest.statistics).items()]
     shown = [[_short(value) for value in example.values()] for example in examples]
     tables_of = [
         (str(artifact), ["about", "value"], about),
-        ("columns", ["column", "type"], [list(row) for row in schema]),
+        ("columns", ["column", "type"], [list(row) for row in columns]),
         ("statistics", ["statistic", "value"], statistics),
         ("rows", list(examples[0]) if examples else [], shown),
     ]
-    for number, (title, columns, cells) in enumerate(t for t in tables_of if t[2]):
+    for number, (title, heads, cells) in enumerate(t for t in tables_of if t[2]):
         if number:
             print()
-        table(title, columns, cells)
-
-
-def _decoded_rows(connection: Any, artifact: Path, rows: int) -> list[dict[str, Any]]:
-    """The first rows, token ids decoded to text and tensors summarised."""
-    result = connection.execute(f"SELECT * FROM parts LIMIT {rows}")
-    columns = [column[0] for column in result.description]
-    tokenizer_file = artifact / "tokenizer.json"
-    decode = None
-    if tokenizer_file.exists():
-        from cola_cli.corpus.tokenizer import load_tokenizer
-
-        decode = load_tokenizer(tokenizer_file).decode
-    examples = []
-    for row in result.fetchall():
-        example: dict[str, Any] = {}
-        for name, cell in zip(columns, row, strict=True):
-            if name == "tokens" and decode is not None:
-                # the ends of documents are part of what a row holds
-                example["text"] = decode(cell[:SHOWN_TOKENS], skip_special_tokens=False)
-            elif isinstance(cell, bytes):
-                import numpy as np
-
-                values = np.frombuffer(cell, dtype=np.float16).astype(np.float64)
-                example[name] = {"mean": float(values.mean()), "deviation": float(values.std())}
-            else:
-                example[name] = cell
-        examples.append(example)
-    return examples
+        table(title, heads, cells)
 
 
 def _short(value: Any, limit: int = 100) -> str:

@@ -1,9 +1,9 @@
-"""cola likelihood: likelihoods."""
+"""cola likelihood: bounds on the likelihood of texts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,7 +31,7 @@ def likelihood(
         int, typer.Option("--steps", min=1, max=STEPS, help="Of the ODE solver.")
     ] = 32,
     divergence: Annotated[
-        str,
+        Literal["hutchinson", "exact"],
         typer.Option(
             "--divergence",
             help="hutchinson (one probe a solve: an estimate, no IWAE) or exact (bounds).",
@@ -50,40 +50,22 @@ def likelihood(
     for name, given in {"--text": text, "--prefix": prefix}.items():
         if given == "":
             raise UsageError(f"{name} is empty.", "Give it some text.")
-    if divergence not in ("hutchinson", "exact"):
-        raise UsageError(f"--divergence {divergence}: unknown.", "Use hutchinson or exact.")
     prepare_torch(run.threads)
-    from cola_cli.stages.score import open_scorer, perplexities, read_texts, score_text
+    from cola_cli.stages.likelihood import likelihoods, open_scorer, read_texts
 
     opened = open_scorer(model, run.device)
-    if text is not None:
-        texts = [(text, "the text")]
-    else:
-        texts = list(read_texts(file, text_field))  # type: ignore[arg-type]
-    report = run.reporter
-    report.start("score", len(texts), "texts")
-    found = []
-    for one, place in texts:
-        found.append(score_text(opened, one, draws, steps, divergence, seed, prefix, place))  # type: ignore[arg-type]
-        report.advance(1)
-    report.stop()
-    tokens = sum(row["tokens"] for row in found)
-    exact = divergence == "exact"
-    bounds = {
-        "elbo": sum(row["elbo"] for row in found),
-        "iwae": sum(row["iwae"] for row in found) if exact else None,
-    }
-    if not exact:
-        report.note("elbo is an estimate without bias; for iwae, a bound, give --divergence exact")
-    summary = {"texts": len(found), "tokens": tokens, **bounds, **perplexities(bounds, tokens)}
+    texts = [(text, "the text")] if text is not None else read_texts(file or Path(), text_field)
+    options = {"draws": draws, "steps": steps, "seed": seed}
+    summary = likelihoods(opened, texts, run.reporter, prefix, divergence, **options)
     if run.json:
-        print_json(summary | {"scores": found})
+        print_json(summary)
         return
+    found = summary.pop("scores")
     if len(found) == 1 and "latents" in found[0]:
         rows = [[repr(row["text"]), *list(row.values())[1:]] for row in found[0]["latents"]]
         table("terms", ["token", "posterior", "prior", "decoder", "perplexity"], rows)
     table(
         "likelihood",
-        ["figure", "value"],
+        ["metric", "value"],
         [[name, value] for name, value in summary.items() if value is not None],
     )

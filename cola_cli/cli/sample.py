@@ -75,16 +75,7 @@ def sample(
     elif output is not None:
         if prompts not in (None, "-"):
             require_apart(output, (Path(prompts),))
-        outcome = sample_to_artifact(
-            path,
-            list(found),
-            output,
-            settings,
-            run.reporter,
-            run.device,
-            run.threads,
-            run.overwrite,
-        )
+        outcome = sample_to_artifact(path, list(found), output, settings, run)
         run.show_outcome(
             outcome,
             lambda made: [f"{output}: {made['prompts']:,} prompts, {made['tokens']:,} new tokens"],

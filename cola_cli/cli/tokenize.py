@@ -54,7 +54,7 @@ def tokenize(
             run.json,
         )
         return
-    outcome = stage(corpus, output, settings, tokenizer, run.overwrite, run.reporter, run.shard)
+    outcome = stage(corpus, output, settings, tokenizer, run, run.shard)
     if not leads():
         return
     made = outcome.statistics

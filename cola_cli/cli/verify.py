@@ -29,32 +29,18 @@ def verify(
 
     Example: cola verify runs/demo
     """
-    from cola_cli.artifacts import verify as checking
-    from cola_cli.stages.status import next_step
+    from cola_cli.stages.verify import verify_artifacts
 
-    directories = [found for path in paths for found in checking.find_artifacts(path)]
-    progress = run.reporter
-    results = []
-    for directory in directories:
-        progress.start(f"verify {directory}", None, "B")
-        results.append(checking.verify(directory, progress.advance))
-        progress.stop()
-    dropped: list[str] = []
-    again: list[str] = []
-    if repair:
-        for result in results:
-            if result.findings and (names := checking.repair(result.directory)):
-                dropped += [f"{result.directory}/{name}" for name in names]
-                again += [next_step(result.directory)]
-    damaged = [f for result in results for f in result.findings]
+    found = verify_artifacts(paths, repair, run.reporter)
+    damaged = [finding for result in found.results for finding in result.findings]
     print_result(
         [
             f"{r.directory}: {'damaged' if r.findings else r.status}, {r.files} files, {r.bytes:,} bytes"
-            for r in results
+            for r in found.results
         ]
         + [f"  {finding.problem}" for finding in damaged]
-        + [f"dropped {name}" for name in dropped]
-        + [f"run next: {command}" for command in again],
+        + [f"dropped {name}" for name in found.dropped]
+        + [f"run next: {command}" for command in found.again],
         {
             "artifacts": [
                 {
@@ -64,10 +50,10 @@ def verify(
                     "bytes": r.bytes,
                     "findings": [{"path": f.path, "problem": f.problem} for f in r.findings],
                 }
-                for r in results
+                for r in found.results
             ],
-            "dropped": dropped,
-            "next": again,
+            "dropped": found.dropped,
+            "next": found.again,
         },
         run.json,
     )

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.checks import RESTORE
 from cola_cli.artifacts.files import arrow_file
+from cola_cli.artifacts.kinds import Packed
 from cola_cli.artifacts.reading import parse_json, reason
 from cola_cli.corpus.parquet_footer import column_chunks, require_group
 from cola_cli.errors import DamagedArtifact, InputError
@@ -75,13 +76,13 @@ _FOREIGN = (KeyError, ValueError, TypeError, AttributeError, IndexError, Overflo
 class Sequences:
     """The sequences of one split of a token or latent artifact, numbered in the order of the parts."""
 
-    def __init__(self, artifact: Artifact, split: str) -> None:
+    def __init__(self, artifact: Packed[Any], split: str) -> None:
         self.artifact = artifact
         self.split = split
-        self._parts = [p for p in artifact.parts if p.statistics.get("split") == split and p.rows]
+        self._parts = artifact.split_parts(split)
         self._starts = np.cumsum([0, *(part.rows for part in self._parts)])
         self.count = int(self._starts[-1])
-        self._vocabulary = int(artifact.manifest.statistics["vocab_size"])
+        self._vocabulary = int(artifact.statistics.vocab_size)
         if not self.count:
             raise InputError(
                 f"{artifact.path} has no {split} sequences.",

@@ -13,8 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cola_cli.artifacts import Artifact
-from cola_cli.artifacts.kinds import TOKENIZER
+from cola_cli.artifacts.kinds import TOKENIZER, TypedArtifact
 from cola_cli.artifacts.reading import parse_json, read_regular, reason, shown
 from cola_cli.errors import InputError, UsageError
 
@@ -292,10 +291,9 @@ def load_tokenizer(path: Path, end_of_text: str | int | None = None) -> TextToke
         raise InputError(f"{path} is not a tokenizer ({reason(error)}).", remedy) from error
 
 
-def tokenizer_of(artifact: Artifact) -> TextTokenizer:
+def tokenizer_of(artifact: TypedArtifact[Any]) -> TextTokenizer:
     """The tokenizer of an artifact, with the end-of-text token that ends documents in it."""
-    recorded = artifact.manifest.statistics.get("end_of_text_id")
-    return load_tokenizer(artifact.file(TOKENIZER), recorded if type(recorded) is int else None)
+    return load_tokenizer(artifact.file(TOKENIZER), artifact.statistics.end_of_text_id)
 
 
 def _token_ids(document: dict[str, Any]) -> Iterator[int]:

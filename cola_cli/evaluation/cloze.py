@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Sequences, split_documents
 from cola_cli.corpus.tokenizer import tokenizer_of
 from cola_cli.errors import InputError
@@ -18,7 +18,7 @@ from cola_cli.errors import InputError
 LAST_WORD = re.compile(r"(?<=\s)([^\W\d_]{4,})[.!?](?=\s|$)")
 
 
-def cloze_lines(tokens: Artifact, count: int, context: int) -> bytes:
+def cloze_lines(tokens: Tokens, count: int, context: int) -> bytes:
     """`count` passages of about `context` characters as JSONL, or as many as there are.
 
     Each has `text` (also as `prompt`) and the `answer` that follows it. They are spread evenly over the

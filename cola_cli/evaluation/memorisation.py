@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.checks import RESTORE
 from cola_cli.artifacts.duckdb_names import duckdb_name
+from cola_cli.artifacts.kinds import Tokens
 from cola_cli.errors import DamagedArtifact
 from cola_cli.evaluation.text_metrics import ngrams
 from cola_cli.reporting import Reporter
@@ -20,7 +20,7 @@ TRAIN = "train"
 
 
 def memorised_shares(
-    artifact: Artifact,
+    artifact: Tokens,
     groups: Sequence[Sequence[Sequence[int]]],
     size: int,
     reporter: Reporter,
@@ -43,14 +43,14 @@ def memorised_shares(
 
 
 def training_ngrams(
-    artifact: Artifact, grams: NDArray[np.int64], reporter: Reporter, threads: int = 1
+    artifact: Tokens, grams: NDArray[np.int64], reporter: Reporter, threads: int = 1
 ) -> NDArray[np.bool_]:
     """Which of different n-grams (count, n) occur in the training split, in any document's middle or ends.
 
     Reads part after part, so that the memory is that of one part and of `grams`.
     """
     found = np.zeros(len(grams), bool)
-    parts = [p for p in artifact.parts if p.statistics.get("split") == TRAIN and p.rows]
+    parts = artifact.split_parts(TRAIN)
     if not len(grams):
         return found
     size = grams.shape[1]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.corpus.tokenizer import tokenizer_of
 from cola_cli.errors import InputError
@@ -31,7 +31,7 @@ class TextShare:
 class TrainingWords:
     """The words and word pairs of the training split of a tokens artifact."""
 
-    def __init__(self, tokens: Artifact) -> None:
+    def __init__(self, tokens: Tokens) -> None:
         self.words: set[str] = set()
         self.pairs: set[tuple[str, str]] = set()
         for text in split_texts(tokens, "train"):
@@ -59,7 +59,7 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def split_texts(tokens: Artifact, split: str) -> Iterator[str]:
+def split_texts(tokens: Tokens, split: str) -> Iterator[str]:
     """The text of every sequence of a split, as the tokenizer decodes it."""
     tokenizer = tokenizer_of(tokens)
     for rows in Sequences(tokens, split).batches(BATCH):

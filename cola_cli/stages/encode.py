@@ -23,6 +23,7 @@ from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.run import Run
 from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
 
 if TYPE_CHECKING:
@@ -41,11 +42,8 @@ def encode(
     vae_path: Path,
     output_path: Path,
     settings: EncodeSettings,
-    reporter: Reporter,
-    device: str = "auto",
-    threads: int | None = None,
+    run: Run | None = None,
     shard: Shard = WHOLE,
-    overwrite: bool = False,
 ) -> Outcome:
     """Write mean and log-variance of q(z_0 | x) for every sequence of a tokens artifact.
 
@@ -53,6 +51,8 @@ def encode(
     index = i modulo n are made, beside other processes that make theirs; a run without it makes what is
     missing and commits the artifact. Under torchrun every process takes its shard and the first commits.
     """
+    run = run or Run()
+    reporter = run.reporter
     tokens = Tokens.open(tokens_path)
     vae_artifact = Artifact.open(vae_path, "vae")
     require_same_tokenizer(tokens, vae_artifact)
@@ -65,10 +65,12 @@ def encode(
         },
     )
     reads = (tokens_path, vae_path)
-    output = Output.open(output_path, "latents", identity, settings.model_dump(), overwrite, reads)
+    output = Output.open(
+        output_path, "latents", identity, settings.model_dump(), run.overwrite, reads
+    )
     if output.up_to_date:
         return up_to_date(output)
-    chosen = prepare_torch(threads, output.recorded_environment.get("threads"))
+    chosen = prepare_torch(run.threads, output.recorded_environment.get("threads"))
 
     import torch
 
@@ -76,12 +78,12 @@ def encode(
     from cola_cli.weights.artifact import load_vae
 
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with joined(device) as world:
+    with joined(run.device) as world:
         shard = (world.rank, world.size) if world.size > 1 else shard
         reporter.note(str(chosen))
         environment = describe_environment(chosen) | {"device": str(world.device)}
         if shard[1] > 1:
-            refuse_overwriting(overwrite)
+            refuse_overwriting(run.overwrite)
             begin_together(output, environment, output.path / MANIFEST_NAME)
         vae = load_vae(vae_artifact).to(world.device).eval()
 

@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.artifact import is_artifact
+from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Sequences, split_documents
 from cola_cli.corpus.tokenizer import TextTokenizer, tokenizer_of
 from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation.text_metrics import Passage, cut_passages, text_figures
 from cola_cli.machine.threads import choose_threads, prepare_torch
 from cola_cli.reporting import Reporter
+from cola_cli.stages.run import Run
 
 if TYPE_CHECKING:
     from cola_cli.corpus.files import CorpusFile
@@ -34,17 +35,16 @@ def evaluate_text(
     judge_path: Path | None,
     reference: Path | None,
     size: int,
-    reporter: Reporter,
-    device: str = "auto",
-    threads: int | None = None,
+    run: Run | None = None,
 ) -> dict[str, Any]:
     """Metrics of the samples and of held-out text; unavailable ones are None, with a note.
 
     reference: held-out text instead of the validation split of `tokens`. size: n of the n-grams that are
     looked up in the training text. Raises UsageError when nothing gives a tokenizer.
     """
-    trained_on = None if tokens is None else Artifact.open(tokens, "tokens")
-    judge = _open_judge(judge_path, device, threads)
+    run = run or Run()
+    trained_on = None if tokens is None else Tokens.open(tokens)
+    judge = _open_judge(judge_path, run)
     codec = _codec(trained_on, judge, reference)
     texts = [_passage(codec, *row) for row in read_texts(samples)]
     if not any(passage.ids for passage in texts):
@@ -54,7 +54,7 @@ def evaluate_text(
     groups = [texts, real] if real else [texts]
     found = [text_figures([passage.ids for passage in group]) for group in groups]
     for group, figures in zip(groups, found, strict=True):
-        figures |= _judged(judge, group, reporter)
+        figures |= _judged(judge, group, run.reporter)
     if judge is None:
         notes.append("perplexity and mauve: no --judge was given.")
     else:
@@ -72,7 +72,9 @@ def evaluate_text(
         from cola_cli.evaluation.memorisation import memorised_shares
 
         ids = [[passage.ids for passage in group] for group in groups]
-        shares = memorised_shares(trained_on, ids, size, reporter, choose_threads(threads).count)
+        shares = memorised_shares(
+            trained_on, ids, size, run.reporter, choose_threads(run.threads).count
+        )
     for figures, share in zip(found, shares, strict=True):
         figures["memorised"] = share
     return {
@@ -110,7 +112,7 @@ def evaluate_words(samples: Path, tokens: Path) -> dict[str, Any]:
     from cola_cli.evaluation.text_share import split_texts
     from cola_cli.stages.sample import read_samples
 
-    source = Artifact.open(tokens, "tokens")
+    source = Tokens.open(tokens)
     known = _training_words(tokens, source.manifest.fingerprint)
     return {
         "samples": asdict(known.share(row["text"] for row in read_samples(samples))),
@@ -122,25 +124,25 @@ def evaluate_words(samples: Path, tokens: Path) -> dict[str, Any]:
 def _training_words(tokens: Path, fingerprint: str) -> TrainingWords:
     from cola_cli.evaluation.text_share import TrainingWords
 
-    return TrainingWords(Artifact.open(tokens, "tokens"))
+    return TrainingWords(Tokens.open(tokens))
 
 
-def _open_judge(path: Path | None, device: str, threads: int | None) -> Judge | None:
+def _open_judge(path: Path | None, run: Run) -> Judge | None:
     if path is None:
         return None
-    prepare_torch(threads)
+    prepare_torch(run.threads)
     from cola_cli.evaluation.judge import open_judge
     from cola_cli.machine.processes import pick_device
 
-    return open_judge(path, pick_device(device))
+    return open_judge(path, pick_device(run.device))
 
 
-def _codec(trained_on: Artifact | None, judge: Judge | None, reference: Path | None) -> Codec:
+def _codec(trained_on: Tokens | None, judge: Judge | None, reference: Path | None) -> Codec:
     """The tokenizer whose tokens are counted: of --tokens, else of --reference, else of --judge."""
     if trained_on is not None:
         return tokenizer_of(trained_on)
     if reference is not None and is_artifact(reference):
-        return tokenizer_of(Artifact.open(reference, "tokens"))
+        return tokenizer_of(Tokens.open(reference))
     if judge is not None:
         return judge.tokenizer
     raise UsageError(
@@ -158,7 +160,7 @@ def _passage(codec: Codec, prompt: str, text: str) -> Passage:
 def _real_passages(
     codec: Codec,
     judge: Judge | None,
-    trained_on: Artifact | None,
+    trained_on: Tokens | None,
     reference: Path | None,
     texts: list[Passage],
     notes: list[str],
@@ -187,7 +189,7 @@ def _real_passages(
 
 
 def _held_out(
-    codec: Codec, trained_on: Artifact | None, reference: Path | None
+    codec: Codec, trained_on: Tokens | None, reference: Path | None
 ) -> Callable[[], Iterator[list[int]]] | None:
     """A function whose every call yields the held-out documents in tokens of `codec`."""
     source = trained_on
@@ -196,10 +198,8 @@ def _held_out(
             from cola_cli.corpus.files import find_files
 
             return partial(_file_documents, codec, find_files([str(reference)]))
-        source = Artifact.open(reference, "tokens")
-    if source is None:
-        return None
-    if not any(p.rows and p.statistics.get("split") == VALIDATION for p in source.parts):
+        source = Tokens.open(reference)
+    if source is None or not source.split_parts(VALIDATION):
         return None
     own = tokenizer_of(source)
     return partial(_token_documents, codec, Sequences(source, VALIDATION), own)

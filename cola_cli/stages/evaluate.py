@@ -16,12 +16,12 @@ from cola_cli.evaluation.metrics import Figures, figures, paired_difference
 from cola_cli.evaluation.scoring import Item, Verdict, require_task, score
 from cola_cli.evaluation.tasks import Question
 from cola_cli.machine.threads import describe_environment, prepare_torch
-from cola_cli.reporting import Reporter
 from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings import result_settings
 from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
 from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.run import Run
 from cola_cli.stages.sample import model_fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
@@ -37,16 +37,14 @@ def run_evaluation(
     data: Path,
     output_path: Path,
     settings: EvaluateSettings,
-    reporter: Reporter,
-    device: str = "auto",
-    threads: int | None = None,
-    overwrite: bool = False,
+    run: Run | None = None,
 ) -> Outcome:
     """Answer all questions into an evaluation artifact, going on after what an earlier run finished.
 
     `data` is the file that the questions were made from. Raises UsageError for an unknown task, InputError
     naming the prompt that does not fit into the model.
     """
+    run = run or Run()
     require_task(task)
     asked = [[q.id, q.prompt, q.ground_truth, list(q.choices)] for q in questions]
     inputs = {
@@ -62,14 +60,14 @@ def run_evaluation(
         "evaluation",
         identity,
         settings.model_dump(mode="json"),
-        overwrite,
+        run.overwrite,
         (model_path, data),
     )
     if output.up_to_date:
         return up_to_date(output)
-    chosen = prepare_torch(threads)
-    with output.writing(describe_environment(chosen) | {"device": device}) as writer:
-        model = open_model(model_path, settings, device)
+    chosen = prepare_torch(run.threads)
+    with output.writing(describe_environment(chosen) | {"device": run.device}) as writer:
+        model = open_model(model_path, settings, run.device)
         prompts = [_fitted(model, question, settings) for question in questions]
         common = {
             "task": task,
@@ -85,7 +83,7 @@ def run_evaluation(
             model,
             prompts,
             settings,
-            reporter,
+            run.reporter,
             ("answer", "items"),
             lambda sample: _row(questions[sample.item], sample, common),
         )

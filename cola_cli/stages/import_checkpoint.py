@@ -9,16 +9,14 @@ from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.kinds import TOKENIZER
 from cola_cli.errors import InputError
-from cola_cli.reporting import Reporter
 from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.run import Run
 from cola_cli.weights.folder import open_model_folder
 
 STAGE = "import"
 
 
-def import_checkpoint(
-    folder: Path, output_path: Path, reporter: Reporter, overwrite: bool = False
-) -> Outcome:
+def import_checkpoint(folder: Path, output_path: Path, run: Run | None = None) -> Outcome:
     """Make a prior artifact of the checkpoint at `folder`, in its stored precision.
 
     Raises InputError naming a missing, surplus or misshapen tensor or a config that disagrees,
@@ -26,22 +24,25 @@ def import_checkpoint(
     """
     from cola_cli.weights.released import find_root, tokenizer_file
 
+    run = run or Run()
     if is_artifact(folder):
         raise InputError(f"{folder} is an artifact already.", "Name a released checkpoint folder.")
     root = find_root(folder)
-    reporter.note(f"reading {root}")
+    run.reporter.note(f"reading {root}")
     inputs = {"checkpoint": open_model_folder(root).fingerprint()}
     found = tokenizer_file(root)
     if found is not None:
         inputs["tokenizer"] = sha256_file(found)
     else:
-        reporter.warn(f"no tokenizer.json beside or in {root}: the artifact will not sample text.")
+        run.reporter.warn(
+            f"no tokenizer.json beside or in {root}: the artifact will not sample text."
+        )
     output = Output.open(
         output_path,
         "prior",
         Identity(stage=STAGE, settings={}, inputs=inputs),
         {},
-        overwrite,
+        run.overwrite,
         (folder, *filter(None, (found,))),
     )
     if output.up_to_date:

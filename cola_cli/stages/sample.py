@@ -14,12 +14,12 @@ from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.errors import InputError, UsageError
 from cola_cli.families import FAMILIES, TokenModel, commands, token_model
 from cola_cli.machine.threads import describe_environment, prepare_torch
-from cola_cli.reporting import Reporter
 from cola_cli.sampling.prompts import Prompt, not_empty
 from cola_cli.settings import result_settings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
 from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.run import Run
 from cola_cli.weights.folder import open_model_folder
 
 STAGE = "sample"
@@ -41,12 +41,10 @@ def sample_to_artifact(
     prompts: list[Prompt],
     output_path: Path,
     settings: SampleSettings,
-    reporter: Reporter,
-    device: str = "auto",
-    threads: int | None = None,
-    overwrite: bool = False,
+    run: Run | None = None,
 ) -> Outcome:
     """Continue all prompts into a samples artifact, going on after the parts an earlier run finished."""
+    run = run or Run()
     prompts = list(not_empty(prompts))
     numbered = [[prompt.id, prompt.text] for prompt in prompts]
     identity = Identity(
@@ -62,18 +60,25 @@ def sample_to_artifact(
         "samples",
         identity,
         settings.model_dump(mode="json"),
-        overwrite,
+        run.overwrite,
         (model_path,),
     )
     if output.up_to_date:
         return up_to_date(output)
-    chosen = prepare_torch(threads)
-    with output.writing(describe_environment(chosen) | {"device": device}) as writer:
-        model = open_model(model_path, settings, device)
+    chosen = prepare_torch(run.threads)
+    with output.writing(describe_environment(chosen) | {"device": run.device}) as writer:
+        model = open_model(model_path, settings, run.device)
         for prompt in prompts:  # a wrong one is told before an hour of work
             encoded_prompt(model, prompt)
         write_answers(
-            writer, model, prompts, settings, reporter, ("sample", "prompts"), Sample.row, _stopped
+            writer,
+            model,
+            prompts,
+            settings,
+            run.reporter,
+            ("sample", "prompts"),
+            Sample.row,
+            _stopped,
         )
         parts = writer.parts.values()
         statistics = SamplesStatistics(

@@ -10,11 +10,11 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cola_cli.artifacts import Identity, Output, Writer
 from cola_cli.artifacts.files import sha256_file
-from cola_cli.artifacts.kinds import TOKENIZER
+from cola_cli.artifacts.kinds import TOKENIZER, SplitStatistics, TokensPart, TokensStatistics
 from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import PARTS, recorded_parts, write_part
 from cola_cli.corpus.chunks import (
@@ -33,10 +33,11 @@ from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer, train_token
 from cola_cli.errors import InputError, UsageError
 from cola_cli.machine.launcher import launched
 from cola_cli.machine.threads import available_cores
-from cola_cli.reporting import Reporter, Silent
+from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.outcome import Outcome, up_to_date
+from cola_cli.stages.run import Run
 from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def tokenize(
     output: Path,
     settings: TokenizeSettings,
     tokenizer: Path | None = None,
-    overwrite: bool = False,
-    reporter: Reporter | None = None,
+    run: Run | None = None,
     shard: Shard = WHOLE,
 ) -> Outcome:
     """Make the tokens artifact at `output`.
@@ -63,7 +63,8 @@ def tokenize(
     Under torchrun every process takes its shard and the first commits.
     Raises InputError for text that cannot be used, naming file and line or row.
     """
-    report = reporter or Silent()
+    run = run or Run()
+    report = run.reporter
     found = find_corpus(corpus, output)
     if str(found.left_out):
         report.note(f"left out of the corpus: {found.left_out}")
@@ -88,7 +89,7 @@ def tokenize(
         "tokens",
         identity,
         settings.model_dump(mode="json"),
-        overwrite,
+        run.overwrite,
         [*reads, *filter(None, (tokenizer,))],
     )
     if place.up_to_date:
@@ -102,7 +103,7 @@ def tokenize(
         if world is not None:
             shard = (world.rank, world.size)
         if shard != WHOLE:
-            refuse_overwriting(overwrite)
+            refuse_overwriting(run.overwrite)
             begin_together(place, environment, output / TOKENIZER, make_tokenizer)
             with telling_what_is_saved(output):
                 done = recorded_parts(output)
@@ -114,10 +115,11 @@ def tokenize(
         with place.writing(environment) as writer:
             make_tokenizer(writer)
             counts = _make_parts(writer.parts, writer.path, found, settings, report)
-            statistics = _statistics(writer.path, settings, counts) | _left_out(found)
-            writer.finish(statistics)
+            statistics = _statistics(writer.path, settings, counts, found.left_out.counts())
+            written = statistics.model_dump(mode="json", exclude_none=True)
+            writer.finish(written)
     _say(statistics, report)
-    return Outcome(output, True, statistics)
+    return Outcome(output, True, written)
 
 
 @contextlib.contextmanager
@@ -247,56 +249,55 @@ def _tokenize_chunk(
                 part.statistics["lost_characters"] = lost
 
 
-def _statistics(output: Path, settings: TokenizeSettings, counts: Counts) -> dict[str, Any]:
+def _statistics(
+    output: Path, settings: TokenizeSettings, counts: Counts, left_out: dict[str, int]
+) -> TokensStatistics:
     tokenizer = load_tokenizer(output / TOKENIZER, settings.end_of_text)
-    parts = recorded_parts(output).values()
+    records = recorded_parts(output).values()
+    parts = [(one, TokensPart.of(one.statistics, output / one.file)) for one in records]
     splits = {}
     for split in SPLITS:
-        own = [part for part in parts if part.statistics["split"] == split]
-        splits[split] = {
-            "documents": sum(part.statistics["documents"] for part in own),
-            "bytes": sum(part.statistics["bytes"] for part in own),
-            "rows": sum(part.rows for part in own),
-            "tokens": sum(part.tokens for part in own),
-        }
-    tokens = sum(split["tokens"] for split in splits.values())
-    if splits["train"]["tokens"] < settings.seq_len:
+        own = [(record, part) for record, part in parts if part.split == split]
+        splits[split] = SplitStatistics(
+            documents=sum(part.documents for _, part in own),
+            bytes=sum(part.bytes for _, part in own),
+            rows=sum(record.rows for record, _ in own),
+            tokens=sum(record.tokens for record, _ in own),
+        )
+    if splits["train"].tokens < settings.seq_len:
         raise InputError(
-            f"the corpus has {splits['train']['tokens']} training tokens,"
+            f"the corpus has {splits['train'].tokens} training tokens,"
             f" less than one sequence of {settings.seq_len}.",
             "Give more text or a smaller --seq-len.",
         )
-    statistics = {
-        "documents": counts.documents,
-        "bytes": counts.bytes,
-        "tokens": tokens,
-        "bytes_per_token": counts.bytes / tokens,
-        "duplicates": counts.duplicates,
-        "rejects": counts.rejects,
-        "seq_len": settings.seq_len,
-        "vocab_size": tokenizer.vocab_size,
-        "end_of_text_id": tokenizer.end_of_text_id,
-        "pad_id": tokenizer.pad_id,
-        "splits": splits,
-    }
-    if lost := sum(part.statistics.get("lost_characters", 0) for part in parts):
-        statistics |= {"lost_characters": lost, "lost_share": lost / counts.characters}
-    return statistics
+    tokens = sum(split.tokens for split in splits.values())
+    lost = sum(part.lost_characters for _, part in parts)
+    return TokensStatistics(
+        documents=counts.documents,
+        bytes=counts.bytes,
+        tokens=tokens,
+        bytes_per_token=counts.bytes / tokens,
+        duplicates=counts.duplicates,
+        rejects=counts.rejects,
+        seq_len=settings.seq_len,
+        vocab_size=tokenizer.vocab_size,
+        end_of_text_id=tokenizer.end_of_text_id,
+        pad_id=tokenizer.pad_id,
+        splits=splits,
+        lost_characters=lost or None,
+        lost_share=lost / counts.characters if lost else None,
+        left_out=left_out or None,
+    )
 
 
-def _left_out(corpus: Corpus) -> dict[str, Any]:
-    counts = corpus.left_out.counts()
-    return {"left_out": counts} if counts else {}
-
-
-def _say(statistics: dict[str, Any], report: Reporter) -> None:
+def _say(statistics: TokensStatistics, report: Reporter) -> None:
     """Say what will be a surprise later."""
-    if (share := statistics.get("lost_share", 0)) > LITTLE:
+    if (share := statistics.lost_share or 0.0) > LITTLE:
         report.warn(
             f"the tokenizer has no tokens for {share:.1%} of the text"
-            f" ({statistics['lost_characters']:,} characters): models will never see it"
+            f" ({statistics.lost_characters:,} characters): models will never see it"
         )
-    if not statistics["splits"]["validation"]["rows"]:
+    if not statistics.splits["validation"].rows:
         report.warn(
             "no document is held out for validation, which training needs: whole documents are, so give more"
             " documents or a larger --validation-fraction"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cola_cli.artifacts import Artifact, Identity, Output, Writer
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
-from cola_cli.artifacts.kinds import KINDS, TOKENIZER, Latents, TypedArtifact
+from cola_cli.artifacts.kinds import PACKED, TOKENIZER, Latents, Packed
 from cola_cli.artifacts.reading import reason
 from cola_cli.cost.training import Cost, Place, training_plan
 from cola_cli.errors import Diverged, InputError, UsageError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cola_cli.machine.processes import World
 
 
-Source = TypedArtifact[Any]
+Source = Packed[Any]
 
 
 def data_of(source: Source) -> Data:
@@ -49,7 +49,7 @@ def model_config(family: Family, data: Data, settings: Any) -> Any:
 
 def training_cost(family: Family, source_path: Path, settings: Any) -> Cost:
     """What a training step on the artifact at `source_path` takes. Raises UsageError for impossible sizes."""
-    data = data_of(KINDS[family.reads].open(source_path))
+    data = data_of(PACKED[family.reads].open(source_path))
     return family.cost(model_config(family, data, settings), data, settings)
 
 
@@ -60,7 +60,7 @@ def plan_training(
     from cola_cli.machine.processes import pick_device
 
     train = settings.train
-    length = KINDS[family.reads].open(source_path).statistics.seq_len
+    length = PACKED[family.reads].open(source_path).statistics.seq_len
     cost = training_cost(family, source_path, settings)
     chosen = pick_device(device)
     bf16 = train.precision == "bf16" or (train.precision == "auto" and chosen.type == "cuda")
@@ -76,7 +76,7 @@ def train(
     With the same train.data_seed, models of all families see the same sequences in every step.
     """
     run = run or Run()
-    source = KINDS[family.reads].open(source_path)
+    source = PACKED[family.reads].open(source_path)
     data = data_of(source)
     config = model_config(family, data, settings)
     chosen = result_settings(settings)
@@ -192,7 +192,8 @@ def _statistics(family: Family, source: Source, cost: Cost) -> dict[str, Any]:
     sizes = {"parameters": cost.parameters}
     if family.token_model is not None:
         sizes["core_parameters"] = cost.core_parameters
-    return sizes | {name: source.manifest.statistics[name] for name in family.kept}
+    found = source.statistics.model_dump(mode="json")
+    return sizes | {name: found[name] for name in family.kept}
 
 
 def _figures(path: Path) -> dict[str, Any]:

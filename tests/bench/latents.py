@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.kinds import Latents
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import half_tensors
@@ -97,7 +97,7 @@ LAYOUTS: dict[str, Layout] = {
 def latents(path: Path | None, rows: int) -> tuple[Halves, Halves]:
     """Mean and log-variance, each (rows, N, d)."""
     if path is not None:
-        found = Sequences(Artifact.open(path, "latents"), "train")
+        found = Sequences(Latents.open(path), "train")
         read = found.read(0, min(rows, found.count))
         assert read.mean is not None
         assert read.logvar is not None

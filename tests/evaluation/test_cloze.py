@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Sequences, split_documents
 from cola_cli.corpus.tokenizer import load_tokenizer
 from cola_cli.errors import InputError
@@ -54,7 +54,7 @@ def test_passages_follow_one_another_and_answers_follow_them() -> None:
 def test_the_file_is_task_data_and_prompts_out_of_the_validation_split(
     tokens: Path, tmp_path: Path
 ) -> None:
-    source = Artifact.open(tokens)
+    source = Tokens.open(tokens)
     lines = cloze_lines(source, 7, 30)
     rows = [json.loads(line) for line in lines.decode().splitlines()]
     assert len(rows) == 7
@@ -75,4 +75,4 @@ def test_the_file_is_task_data_and_prompts_out_of_the_validation_split(
 
 def test_without_long_enough_text_it_says_what_to_change(tokens: Path) -> None:
     with pytest.raises(InputError, match="Ask for a shorter context"):
-        cloze_lines(Artifact.open(tokens), 5, 5000)
+        cloze_lines(Tokens.open(tokens), 5, 5000)

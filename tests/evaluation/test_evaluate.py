@@ -16,11 +16,10 @@ from cola_cli.artifacts.rows import read_rows
 from cola_cli.evaluation.metrics import paired_difference
 from cola_cli.evaluation.scoring import SCORERS
 from cola_cli.evaluation.tasks import Question, built_in_template, read_questions
-from cola_cli.reporting import Silent
 from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.stages import answers
 from cola_cli.stages.evaluate import comparison, read_answers, run_evaluation
-from tests.conftest import Run, content
+from tests.conftest import CPU, Run, content
 from tests.stages.killing import kill_until_done
 from tests.stages.test_sample import model as model  # the session's random model
 
@@ -43,7 +42,7 @@ def answered(model: Path, tmp_path: Path) -> Callable[..., Path]:
 
     def run(name: str, **changes: Any) -> Path:
         settings = EvaluateSettings(**(SHORT | changes))
-        run_evaluation(model, "mmlu", questions(), data, tmp_path / name, settings, Silent(), "cpu")
+        run_evaluation(model, "mmlu", questions(), data, tmp_path / name, settings, CPU)
         return tmp_path / name
 
     return run

@@ -15,6 +15,7 @@ import zstandard
 from torch import Tensor, nn
 
 from cola_cli.artifacts import Artifact, Identity, Output
+from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.corpus.tokenizer import load_tokenizer
 from cola_cli.errors import InputError, UsageError
@@ -30,6 +31,7 @@ from cola_cli.stages.eval_text import evaluate_text, split_documents
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.weights.artifact import load_transformer, write_network
 from cola_cli.weights.configs import TRANSFORMER
+from tests.conftest import CPU as ON_CPU
 from tests.conftest import Run
 from tests.stages.conftest import made_up_text
 
@@ -37,7 +39,7 @@ CPU = torch.device("cpu")
 Texts = list[list[int]]
 
 
-def make_tokens(folder: Path, seq_len: int = 32) -> Artifact:
+def make_tokens(folder: Path, seq_len: int = 32) -> Tokens:
     """Tokens of several parts."""
     folder.mkdir(exist_ok=True)
     (folder / "corpus.txt").write_text(made_up_text(400))
@@ -45,16 +47,16 @@ def make_tokens(folder: Path, seq_len: int = 32) -> Artifact:
         vocab_size=300, seq_len=seq_len, part_bytes=4000, workers=1, validation_fraction=0.3
     )
     tokenize([str(folder / "corpus.txt")], folder / "tokens", settings)
-    return Artifact.open(folder / "tokens", "tokens")
+    return Tokens.open(folder / "tokens")
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     return make_tokens(tmp_path_factory.mktemp("text"))
 
 
-def documents(artifact: Artifact, split: str) -> Texts:
-    end = artifact.manifest.statistics["end_of_text_id"]
+def documents(artifact: Tokens, split: str) -> Texts:
+    end = artifact.statistics.end_of_text_id
     return list(split_documents(Sequences(artifact, split), end))
 
 
@@ -157,7 +159,7 @@ def test_memorisation_is_that_of_plain_sets(tmp_path: Path, seq_len: int) -> Non
         assert size < 8 or (0 < found[0] < 1 and 0 < found[1] < 1)
 
 
-def test_copied_training_text_is_memorised_and_random_tokens_are_not(tokens: Artifact) -> None:
+def test_copied_training_text_is_memorised_and_random_tokens_are_not(tokens: Tokens) -> None:
     train = documents(tokens, "train")
     assert any(len(text) > 16 for text in train)  # some stand across two rows of 32
     source = random.Random(1)
@@ -165,7 +167,7 @@ def test_copied_training_text_is_memorised_and_random_tokens_are_not(tokens: Art
     assert memorised_shares(tokens, [train, noise], 8, Silent()) == [1.0, 0.0]
 
 
-def test_ngrams_across_two_documents_are_not_training_text(tokens: Artifact) -> None:
+def test_ngrams_across_two_documents_are_not_training_text(tokens: Tokens) -> None:
     first, second = documents(tokens, "train")[:2]
     glued = [first[-4:] + second[:4]]
     assert memorised_shares(tokens, [glued], 8, Silent()) == [0.0]
@@ -258,7 +260,7 @@ def test_windows_judge_every_token_once_with_half_a_context(before: int, text: i
 
 
 @pytest.fixture
-def trained_judge(tokens: Artifact, tmp_path: Path) -> Path:
+def trained_judge(tokens: Tokens, tmp_path: Path) -> Path:
     """An artifact as `cola train ar` leaves it, of a random network that sees 15 tokens."""
     torch.manual_seed(0)
     sizes = {"dim": 16, "layers": 1, "heads": 2, "head_dim": 8, "ffn_dim": 32}
@@ -273,7 +275,7 @@ def trained_judge(tokens: Artifact, tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def test_artifact_judges_as_its_network_does(tokens: Artifact, trained_judge: Path) -> None:
+def test_artifact_judges_as_its_network_does(tokens: Tokens, trained_judge: Path) -> None:
     judge = open_judge(trained_judge, CPU)
     assert judge.context == 15
     network = load_transformer(Artifact.open(trained_judge))
@@ -302,7 +304,7 @@ def write_samples(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-def copied_rows(tokens: Artifact, count: int = 12) -> list[tuple[str, str]]:
+def copied_rows(tokens: Tokens, count: int = 12) -> list[tuple[str, str]]:
     """Samples that are copied from the training text, with its first tokens as prompts."""
     codec = load_tokenizer(tokens.file("tokenizer.json"))
     train = documents(tokens, "train")[:count]
@@ -310,10 +312,10 @@ def copied_rows(tokens: Artifact, count: int = 12) -> list[tuple[str, str]]:
 
 
 def test_all_figures_stand_beside_those_of_held_out_text(
-    tokens: Artifact, trained_judge: Path, tmp_path: Path
+    tokens: Tokens, trained_judge: Path, tmp_path: Path
 ) -> None:
     samples = write_samples(tmp_path / "samples", [*copied_rows(tokens), ("Anna", "")])
-    found = evaluate_text(samples, tokens.path, trained_judge, None, 8, Silent(), "cpu")
+    found = evaluate_text(samples, tokens.path, trained_judge, None, 8, ON_CPU)
     ours, real = found["samples"], found["held_out"]
     assert ours.keys() == real.keys()
     judge = open_judge(trained_judge, CPU)
@@ -329,25 +331,23 @@ def test_all_figures_stand_beside_those_of_held_out_text(
     assert [note.split(":")[0] for note in found["notes"]] == ["mauve"]
 
 
-def test_reference_text_takes_the_place_of_validation_text(
-    tokens: Artifact, tmp_path: Path
-) -> None:
+def test_reference_text_takes_the_place_of_validation_text(tokens: Tokens, tmp_path: Path) -> None:
     rows = copied_rows(tokens)
     (tmp_path / "samples.jsonl").write_text(
         "".join(json.dumps({"prompt": p, "generated": t}) + "\n" for p, t in rows)
     )
     (tmp_path / "same.txt").write_text("Tom " * 400)
     given = (tmp_path / "samples.jsonl", tokens.path, None)
-    by_text = evaluate_text(*given, tmp_path / "same.txt", 8, Silent())["held_out"]
-    by_tokens = evaluate_text(*given, tokens.path, 8, Silent())["held_out"]
+    by_text = evaluate_text(*given, tmp_path / "same.txt", 8)["held_out"]
+    by_tokens = evaluate_text(*given, tokens.path, 8)["held_out"]
     assert by_text["entropy"] < 2 < by_tokens["entropy"]
-    assert by_tokens == evaluate_text(*given, None, 8, Silent())["held_out"]
+    assert by_tokens == evaluate_text(*given, None, 8)["held_out"]
     (tmp_path / "short.txt").write_text("Tom sees a tall tree.")
-    short = evaluate_text(*given, tmp_path / "short.txt", 8, Silent())
+    short = evaluate_text(*given, tmp_path / "short.txt", 8)
     assert any(note.startswith("held-out: ") for note in short["notes"])
 
 
-def test_the_command_tells_what_is_missing(tokens: Artifact, tmp_path: Path, cola: Run) -> None:
+def test_the_command_tells_what_is_missing(tokens: Tokens, tmp_path: Path, cola: Run) -> None:
     samples = write_samples(tmp_path / "samples", copied_rows(tokens))
     result = cola("eval", "text", samples, "--tokens", tokens.path, "--ngram", 6, "--json")
     found = json.loads(result.stdout)
@@ -368,7 +368,7 @@ def test_the_command_tells_what_is_missing(tokens: Artifact, tmp_path: Path, col
 
 
 def test_what_is_no_judge_is_refused(
-    tokens: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="is a tokens artifact"):
         open_judge(tokens.path, CPU)
@@ -381,7 +381,7 @@ def test_what_is_no_judge_is_refused(
 
 
 @pytest.fixture
-def gpt2(tokens: Artifact, tmp_path: Path) -> Path:
+def gpt2(tokens: Tokens, tmp_path: Path) -> Path:
     """A random GPT-2 with the tokens' tokenizer, as transformers saves it."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -395,7 +395,7 @@ def gpt2(tokens: Artifact, tmp_path: Path) -> Path:
     return tmp_path / "gpt2"
 
 
-def test_transformers_model_judges_by_its_own_loss(tokens: Artifact, gpt2: Path) -> None:
+def test_transformers_model_judges_by_its_own_loss(tokens: Tokens, gpt2: Path) -> None:
     import transformers
 
     judge = open_judge(gpt2, CPU)

@@ -74,7 +74,6 @@ def _make_artifacts(folder: Path) -> None:
     from cola_cli.artifacts import Artifact
     from cola_cli.families import PRIOR, TEXT_VAE
     from cola_cli.machine.processes import ALONE
-    from cola_cli.reporting import Silent
     from cola_cli.settings.encode import EncodeSettings
     from cola_cli.stages.encode import encode
     from cola_cli.stages.train import train
@@ -86,7 +85,7 @@ def _make_artifacts(folder: Path) -> None:
 
     tokens = make_tokens(folder, documents=60)
     train(TEXT_VAE, tokens, folder / "vae", vae_settings(steps=2), CPU)
-    encode(tokens, folder / "vae", folder / "latents", EncodeSettings(), Silent(), "cpu")
+    encode(tokens, folder / "vae", folder / "latents", EncodeSettings(), CPU)
     train(PRIOR, folder / "latents", folder / "prior", prior_settings(steps=2), CPU)
     prior = Artifact.open(folder / "prior")
     write_checkpoint(

@@ -279,10 +279,10 @@ def _open(folder: Path) -> Any:
 
 
 def _rows(folder: Path) -> Any:
-    from cola_cli.artifacts import Artifact
+    from cola_cli.artifacts.kinds import Latents
     from cola_cli.corpus.sequences import Sequences, Shuffled
 
-    artifact = Artifact.open(folder, "latents")
+    artifact = Latents.open(folder)
     found = []
     for split in ("train", "validation"):
         sequences = Sequences(artifact, split)

@@ -19,7 +19,6 @@ import pytest
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.verify import verify
 from cola_cli.families import TEXT_VAE
-from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train import train
@@ -60,7 +59,7 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on(tmp_path: Path) -> None:
     run.mkdir()
     tokens = make_tokens(run)
     train(TEXT_VAE, tokens, run / "vae", vae_settings(steps=2), CPU)
-    encode(tokens, run / "vae", run / "latents", EncodeSettings(), Silent(), "cpu")
+    encode(tokens, run / "vae", run / "latents", EncodeSettings(), CPU)
     before, _, after = SETTINGS.rpartition("steps = 3")
     (tmp_path / "mini.toml").write_text(f"{before}steps = {STEPS}\ncheckpoint_every = 4{after}")
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):

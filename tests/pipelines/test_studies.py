@@ -13,7 +13,6 @@ import pytest
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.families import PRIOR, TEXT_VAE
-from cola_cli.reporting import Silent
 from cola_cli.sampling.prompts import read_prompts
 from cola_cli.settings import Settings, resolve
 from cola_cli.settings.encode import EncodeSettings
@@ -131,28 +130,28 @@ def ready_quickstart(run: Path, folder: Path) -> None:
     def settings(model: type[SettingsT], table: str) -> SettingsT:
         return resolve(model, table, "tiny", folder / "mini.toml")
 
-    quiet = Silent()
+    here = Run(device="cpu")
     cut = settings(TokenizeSettings, "tokenize")
-    tokenize([str(folder / "corpus.txt")], run / "tokens", cut, None, False, quiet)
+    tokenize([str(folder / "corpus.txt")], run / "tokens", cut, None, here)
     train(
         TEXT_VAE,
         run / "tokens",
         run / "vae",
         settings(VAESettings, "vae"),
-        Run(reporter=quiet, device="cpu"),
+        here,
     )
     encoding = settings(EncodeSettings, "encode")
-    encode(run / "tokens", run / "vae", run / "latents", encoding, quiet, "cpu")
+    encode(run / "tokens", run / "vae", run / "latents", encoding, here)
     train(
         PRIOR,
         run / "latents",
         run / "prior",
         settings(PriorSettings, "prior"),
-        Run(reporter=quiet, device="cpu"),
+        here,
     )
     prompts = list(read_prompts(folder / "prompts.jsonl"))
     options = settings(SampleSettings, "sample")
-    sample_to_artifact(run / "prior", prompts, run / "samples", options, quiet, "cpu")
+    sample_to_artifact(run / "prior", prompts, run / "samples", options, here)
     (run / "words.txt").write_text("")
 
 

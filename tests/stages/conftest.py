@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cola_cli.families import TEXT_VAE
-from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.tokenize import TokenizeSettings
@@ -101,5 +100,5 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     tokens = make_tokens(folder)
     train(TEXT_VAE, tokens, folder / "vae", vae_settings(), CPU)
-    encode(tokens, folder / "vae", folder / "latents", EncodeSettings(), Silent(), "cpu")
+    encode(tokens, folder / "vae", folder / "latents", EncodeSettings(), CPU)
     return folder

@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.kinds import Latents, Tokens
 from cola_cli.corpus.sequences import SHAPE, Sequences
 from cola_cli.errors import DamagedArtifact, InputError
 from cola_cli.families import TEXT_VAE
-from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train import train
@@ -30,7 +29,7 @@ from tests.stages.killing import assert_same_manifest, kill_until_done
 def run_encode(made: Path, output: Path, **options: object) -> dict[str, object]:
     settings = EncodeSettings()
     tokens, vae = made / "tokens", made / "vae"
-    return encode(tokens, vae, output, settings, Silent(), "cpu", **options).statistics
+    return encode(tokens, vae, output, settings, CPU, **options).statistics
 
 
 @pytest.mark.slow
@@ -39,7 +38,7 @@ def test_killed_again_and_again_the_latents_are_the_same_to_the_byte(
 ) -> None:
     tokens = make_tokens(tmp_path, documents=12_000)
     train(TEXT_VAE, tokens, tmp_path / "vae", vae_settings(steps=8), CPU)
-    encode(tokens, tmp_path / "vae", tmp_path / "quiet", EncodeSettings(), Silent(), "cpu")
+    encode(tokens, tmp_path / "vae", tmp_path / "quiet", EncodeSettings(), CPU)
     command = ["encode", str(tokens), "--vae", str(tmp_path / "vae"), "--device", "cpu"]
     command += ["-o", str(tmp_path / "killed")]
     codes = kill_until_done(command, "thread", kills=5, span=0.5, seed=2)
@@ -49,8 +48,8 @@ def test_killed_again_and_again_the_latents_are_the_same_to_the_byte(
 
 
 def test_latents_are_the_encoders_posterior_row_for_row(made: Path) -> None:
-    latents = Artifact.open(made / "latents", "latents")
-    tokens = Artifact.open(made / "tokens", "tokens")
+    latents = Latents.open(made / "latents")
+    tokens = Tokens.open(made / "tokens")
     assert [p.rows for p in latents.parts] == [p.rows for p in tokens.parts]
     vae = load_vae(latents)
     for split in ("train", "validation"):
@@ -67,7 +66,7 @@ def test_latents_are_the_encoders_posterior_row_for_row(made: Path) -> None:
 
 
 def test_the_manifest_has_the_statistics_of_the_channels(made: Path) -> None:
-    latents = Artifact.open(made / "latents", "latents")
+    latents = Latents.open(made / "latents")
     means, variances = [], []
     for split in ("train", "validation"):
         for rows in Sequences(latents, split).batches(64):
@@ -87,7 +86,7 @@ def test_the_manifest_has_the_statistics_of_the_channels(made: Path) -> None:
 
 
 def test_latents_are_fixed_size_half_precision_with_their_shape_beside(made: Path) -> None:
-    latents = Artifact.open(made / "latents", "latents")
+    latents = Latents.open(made / "latents")
     schema = pq.read_schema(latents.part_file(0))
     assert json.loads(schema.metadata[SHAPE]) == [SEQ_LEN, 8]
     for name in ("mean", "logvar"):
@@ -97,8 +96,8 @@ def test_latents_are_fixed_size_half_precision_with_their_shape_beside(made: Pat
 def test_latents_are_numbers_in_sql_and_have_their_shape_in_inspect(made: Path, cola: Run) -> None:
     query = "select mean, logvar from latents.posterior limit 3"
     rows = json.loads(cola("sql", query, made / "latents", "--json").stdout)["rows"]
-    part = Artifact.open(made / "latents", "latents").parts[0]
-    stored = Sequences(Artifact.open(made / "latents"), part.statistics["split"]).read(0, 3)
+    part = Latents.open(made / "latents").parts[0]
+    stored = Sequences(Latents.open(made / "latents"), part.statistics["split"]).read(0, 3)
     assert stored.mean is not None
     assert stored.logvar is not None
     np.testing.assert_array_equal([row[0] for row in rows], stored.mean.astype(np.float32))
@@ -107,7 +106,7 @@ def test_latents_are_numbers_in_sql_and_have_their_shape_in_inspect(made: Path, 
     assert json.loads(flat.stdout)["rows"][0][0] == rows[0][0][0][:2]
     seen = json.loads(cola("inspect", made / "latents", "--json").stdout)
     assert {"column": "mean", "type": f"HALF[8][{SEQ_LEN}]"} in seen["schema"]
-    assert seen["rows"] == sum(p.rows for p in Artifact.open(made / "latents").parts)
+    assert seen["rows"] == sum(p.rows for p in Latents.open(made / "latents").parts)
     first = seen["examples"][0]
     assert "<|endoftext|>" in first["text"]
     assert first["length"] == stored.lengths[0]
@@ -125,7 +124,7 @@ def test_shards_made_apart_and_merged_equal_one_run(made: Path, tmp_path: Path) 
     ]
     assert [shard.wait() for shard in shards] == [0, 0, 0]
     with pytest.raises(InputError, match="not finished"):
-        Artifact.open(tmp_path / "out", "latents")
+        Latents.open(tmp_path / "out")
     run_encode(made, tmp_path / "out")
     assert content(tmp_path / "out") == content(made / "latents")
     assert_same_manifest(tmp_path / "out", made / "latents")
@@ -134,7 +133,7 @@ def test_shards_made_apart_and_merged_equal_one_run(made: Path, tmp_path: Path) 
 def test_a_vae_of_another_tokenizer_is_an_error(made: Path, tmp_path: Path) -> None:
     tokens = make_tokens(tmp_path, documents=500)
     with pytest.raises(InputError, match="another tokenizer"):
-        encode(tokens, made / "vae", tmp_path / "out", EncodeSettings(), Silent(), "cpu")
+        encode(tokens, made / "vae", tmp_path / "out", EncodeSettings(), CPU)
 
 
 def test_a_flipped_byte_in_the_tokens_is_named(made: Path, tmp_path: Path) -> None:
@@ -145,17 +144,17 @@ def test_a_flipped_byte_in_the_tokens_is_named(made: Path, tmp_path: Path) -> No
     part.write_bytes(data)
     train_on = made / "vae"
     with pytest.raises(DamagedArtifact, match=r"00002\.parquet"):
-        encode(tokens, train_on, tmp_path / "out", EncodeSettings(), Silent(), "cpu")
+        encode(tokens, train_on, tmp_path / "out", EncodeSettings(), CPU)
 
 
 @pytest.mark.xdist_group("memory")
 @pytest.mark.slow
 def test_ten_times_the_corpus_takes_no_more_memory(made: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cola_cli.reporting import Silent\n"
+        "import sys; from pathlib import Path; from cola_cli.stages.run import Run\n"
         "from cola_cli.machine.threads import peak_memory\n"
         "from cola_cli.settings.encode import EncodeSettings; from cola_cli.stages.encode import encode\n"
-        "encode(*map(Path, sys.argv[1:]), EncodeSettings(), Silent(), 'cpu')\n"
+        "encode(*map(Path, sys.argv[1:]), EncodeSettings(), Run(device='cpu'))\n"
         "print(peak_memory())"
     )
     peaks = []

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 import cola_cli
-from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.families import PRIOR, TEXT_VAE
-from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.tokenize import TokenizeSettings
@@ -46,7 +45,7 @@ def memorable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     train(TEXT_VAE, folder / "tokens", folder / "vae", vae, CPU)
     tokens, made = folder / "tokens", folder / "vae"
-    encode(tokens, made, folder / "latents", EncodeSettings(), Silent(), "cpu")
+    encode(tokens, made, folder / "latents", EncodeSettings(), CPU)
     return folder
 
 
@@ -82,7 +81,7 @@ def test_a_memorised_continuation_comes_back_exactly(memorable: Path, mode: str)
     )
     train(PRIOR, memorable / "latents", memorable / f"prior {mode}", settings, CPU)
     model = cola_cli.load(memorable / f"prior {mode}")
-    rows = Sequences(Artifact.open(memorable / "tokens"), "train").read(0, 2)
+    rows = Sequences(Tokens.open(memorable / "tokens"), "train").read(0, 2)
     assert rows.lengths.tolist() == [32, 32]
     prompts = [row[:PROMPT].tolist() for row in rows.tokens]
     written = model.generate_ids(prompts, max_new_tokens=32 - PROMPT, guidance=1.0, stop_ids=())

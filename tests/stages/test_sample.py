@@ -23,7 +23,7 @@ from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.stages.sample import read_samples
 from cola_cli.weights.artifact import write_network
-from tests.conftest import Run, cola_command, content
+from tests.conftest import CPU, Run, cola_command, content
 from tests.stages.terminal import HIDE, SHOW, on_a_terminal
 from tests.stages.test_tokenize import WORDS
 
@@ -130,7 +130,6 @@ def test_any_character_a_model_may_write_survives_the_artifact(
     cola: Run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cola_cli.corpus.tokenizer import TextTokenizer
-    from cola_cli.reporting import Silent
     from cola_cli.sampling.prompts import given_prompts
     from cola_cli.settings.sample import SampleSettings
     from cola_cli.stages.sample import sample_to_artifact
@@ -138,7 +137,7 @@ def test_any_character_a_model_may_write_survives_the_artifact(
     awkward = "line\u2028paragraph\u2029next\x85page\x0c end\r\n"
     monkeypatch.setattr(TextTokenizer, "continuation", lambda *_: awkward)
     settings = SampleSettings(max_new_tokens=2, steps=1)
-    sample_to_artifact(model, given_prompts(["a", "b"]), tmp_path / "s", settings, Silent(), "cpu")
+    sample_to_artifact(model, given_prompts(["a", "b"]), tmp_path / "s", settings, CPU)
     assert [row["text"] for row in read_samples(tmp_path / "s")] == [awkward, awkward]
 
 

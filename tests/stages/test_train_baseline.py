@@ -11,6 +11,7 @@ import pytest
 
 import cola_cli
 from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Rows, Sequences
 from cola_cli.families import FAMILIES, PRIOR
 from cola_cli.settings.baseline import BaselineSettings
@@ -75,7 +76,7 @@ def test_the_three_trainers_see_the_same_rows_in_the_same_order(
 
     for objective in (FlowMatching, NextToken, MaskedDiffusion):
         watch(objective)
-    rows = Sequences(Artifact.open(made / "tokens"), "train").count
+    rows = Sequences(Tokens.open(made / "tokens"), "train").count
     length = {"steps": rows // 8 + 10, "batch_size": 8}
     for kind in KINDS:
         train(FAMILIES[kind], made / "tokens", tmp_path / kind, baseline_settings(**length), CPU)
@@ -127,7 +128,7 @@ def test_a_memorised_continuation_comes_back_exactly(tmp_path: Path, kind: str) 
     )
     train(FAMILIES[kind], tmp_path / "tokens", tmp_path / kind, settings, CPU)
     model = cola_cli.load_baseline(tmp_path / kind)
-    rows = Sequences(Artifact.open(tmp_path / "tokens"), "train").read(0, 2)
+    rows = Sequences(Tokens.open(tmp_path / "tokens"), "train").read(0, 2)
     prompts = [row[:8].tolist() for row in rows.tokens]
     written = model.generate_ids(prompts, max_new_tokens=24, stop_ids=())
     assert [item.ids for item in written] == [row[8:].tolist() for row in rows.tokens]

@@ -14,7 +14,6 @@ from torch import Tensor
 from cola_cli.artifacts import Artifact
 from cola_cli.errors import InputError, UsageError
 from cola_cli.families import PRIOR, TEXT_VAE
-from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train import plan_training, require_maker, train
@@ -135,7 +134,7 @@ def test_latents_drift_without_the_reference_and_give_in_to_the_flow_loss_withou
     settings = vae_settings(steps=300, validate_every=300)
     train(TEXT_VAE, made / "tokens", tmp_path / "vae", settings, CPU)
     latents = tmp_path / "latents"
-    encode(made / "tokens", tmp_path / "vae", latents, EncodeSettings(), Silent(), "cpu")
+    encode(made / "tokens", tmp_path / "vae", latents, EncodeSettings(), CPU)
     found = {}
     for name, reference, stopped in (
         ("held", 0.001, True),

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from cola_cli.families import PRIOR
-from cola_cli.reporting import Silent
 from cola_cli.sampling.prompts import given_prompts
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.sample import sample_to_artifact
@@ -27,7 +26,7 @@ def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(PRIOR, folder / "latents", folder / "prior", prior_settings(), CPU)
     settings = SampleSettings(max_new_tokens=8, steps=2)
     prompts = given_prompts(["Anna sees"])
-    sample_to_artifact(folder / "prior", prompts, folder / "samples", settings, Silent(), "cpu")
+    sample_to_artifact(folder / "prior", prompts, folder / "samples", settings, CPU)
     return folder
 
 

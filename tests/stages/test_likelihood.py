@@ -59,7 +59,7 @@ def test_a_file_of_texts_and_a_response_are_scored(cola: Run, tmp_path: Path, pr
 def test_wrong_uses_of_score_are_named(cola: Run, tmp_path: Path, prior: Path) -> None:
     assert "either --text" in cola("likelihood", prior, expect=2).stderr
     assert (
-        "unknown" in cola("likelihood", prior, "--text", "a", "--divergence", "x", expect=2).stderr
+        "'exact'" in cola("likelihood", prior, "--text", "a", "--divergence", "x", expect=2).stderr
     )
     for empty in (("--text", ""), ("--text", "a", "--prefix", "")):
         said = cola("likelihood", prior, *empty, expect=2).stderr

@@ -1,9 +1,9 @@
-"""Stage `score`: likelihoods of texts, printed."""
+"""`cola likelihood`: bounds on the likelihood of texts, and the terms behind them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import find_files
 from cola_cli.errors import InputError
 from cola_cli.flow.likelihood import Divergence
+from cola_cli.reporting import Reporter
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import open_model
 
@@ -34,15 +35,41 @@ def open_scorer(path: Path, device: str) -> Cola:
     return model
 
 
-def score_text(
+def likelihoods(
     model: Cola,
-    text: str,
-    draws: int,
-    steps: int,
-    divergence: Divergence,
-    seed: int,
+    texts: Iterable[tuple[str, str]],
+    reporter: Reporter,
     prefix: str | None = None,
-    place: str = "the text",
+    divergence: Divergence = "hutchinson",
+    **options: Any,
+) -> dict[str, Any]:
+    """Bounds and perplexities of all texts, each given with its place, and under `scores` those of each.
+
+    prefix: score each text as what follows this. options: draws, steps and seed of `likelihood`.
+    """
+    texts = list(texts)
+    found = []
+    reporter.start("score", len(texts), "texts")
+    for text, place in texts:
+        found.append(_text_likelihood(model, text, place, prefix, divergence=divergence, **options))
+        reporter.advance(1)
+    reporter.stop()
+    tokens = sum(row["tokens"] for row in found)
+    exact = divergence == "exact"
+    bounds = {
+        "elbo": sum(row["elbo"] for row in found),
+        "iwae": sum(row["iwae"] for row in found) if exact else None,
+    }
+    if not exact:
+        reporter.note(
+            "elbo is an estimate without bias; for iwae, a bound, give --divergence exact"
+        )
+    summary = {"texts": len(found), "tokens": tokens, **bounds, **_perplexities(bounds, tokens)}
+    return summary | {"scores": found}
+
+
+def _text_likelihood(
+    model: Cola, text: str, place: str, prefix: str | None, **options: Any
 ) -> dict[str, Any]:
     """ELBO, IWAE, perplexities and per-latent terms of a text; with `prefix`, of what follows it.
 
@@ -52,12 +79,6 @@ def score_text(
     from cola_cli.evaluation.likelihood import likelihood, response_score
 
     tokenizer = model.require_tokenizer()
-    options: dict[str, Any] = {
-        "draws": draws,
-        "steps": steps,
-        "divergence": divergence,
-        "seed": seed,
-    }
     ids = tokenizer.encode(text)
     before = tokenizer.encode(prefix) if prefix is not None else []
     if model.context is not None and len(before) + len(ids) > model.context:
@@ -68,7 +89,7 @@ def score_text(
         )
     if prefix is not None:
         found = response_score(model, before, ids, **options)
-        return {"tokens": len(ids), **found, **perplexities(found, len(ids))}
+        return {"tokens": len(ids), **found, **_perplexities(found, len(ids))}
     terms = likelihood(model, ids, **options)
     bounds = {"elbo": terms.elbo, "iwae": terms.iwae}
     patch = model.vae.config.patch_size
@@ -77,10 +98,15 @@ def score_text(
         | row
         for at, row in enumerate(terms.table())
     ]
-    return {"tokens": terms.tokens, **bounds, **perplexities(bounds, terms.tokens), "latents": rows}
+    return {
+        "tokens": terms.tokens,
+        **bounds,
+        **_perplexities(bounds, terms.tokens),
+        "latents": rows,
+    }
 
 
-def perplexities(bounds: Mapping[str, float | None], tokens: int) -> dict[str, float | None]:
+def _perplexities(bounds: Mapping[str, float | None], tokens: int) -> dict[str, float | None]:
     """exp(-bound / tokens) of each bound, None of none. Raises InputError without tokens."""
     if not tokens:
         raise InputError("there is nothing to score.", "Give texts that are not empty.")

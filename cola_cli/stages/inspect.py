@@ -1,0 +1,65 @@
+"""`cola inspect`: what is in an artifact, with its first rows decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cola_cli.artifacts.catalog import latent_shape, open_catalog
+from cola_cli.artifacts.kinds import TOKENIZER
+from cola_cli.artifacts.manifest import Manifest, read_manifest
+
+SHOWN_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An artifact's manifest; of its parts the rows, the columns with their types, and the first rows."""
+
+    manifest: Manifest
+    rows: int = 0
+    columns: list[tuple[str, str]] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def inspect_artifact(path: Path, rows: int) -> Inspection:
+    """What the artifact at `path` holds, with its first `rows` rows."""
+    manifest = read_manifest(path)
+    connection = open_catalog([path])
+    if ("parts",) not in connection.execute("SHOW TABLES").fetchall():
+        return Inspection(manifest)
+    shape = latent_shape(manifest)
+    half = f"HALF[{shape[1]}][{shape[0]}]" if shape else ""
+    described = connection.execute("DESCRIBE parts").fetchall()
+    columns = [(row[0], half if half and row[1] == "BLOB" else row[1]) for row in described]
+    count = connection.execute("SELECT count(*) FROM parts").fetchone()
+    examples = _decoded_rows(connection, path, rows)
+    return Inspection(manifest, count[0] if count else 0, columns, examples)
+
+
+def _decoded_rows(connection: Any, artifact: Path, rows: int) -> list[dict[str, Any]]:
+    """The first rows, token ids decoded to text and tensors summarised."""
+    result = connection.execute(f"SELECT * FROM parts LIMIT {rows}")
+    columns = [column[0] for column in result.description]
+    decode = None
+    if (artifact / TOKENIZER).exists():
+        from cola_cli.corpus.tokenizer import load_tokenizer
+
+        decode = load_tokenizer(artifact / TOKENIZER).decode
+    examples = []
+    for row in result.fetchall():
+        example: dict[str, Any] = {}
+        for name, cell in zip(columns, row, strict=True):
+            if name == "tokens" and decode is not None:
+                # the ends of documents are part of what a row holds
+                example["text"] = decode(cell[:SHOWN_TOKENS], skip_special_tokens=False)
+            elif isinstance(cell, bytes):
+                values = np.frombuffer(cell, dtype=np.float16).astype(np.float64)
+                example[name] = {"mean": float(values.mean()), "deviation": float(values.std())}
+            else:
+                example[name] = cell
+        examples.append(example)
+    return examples
