@@ -10,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig, TextVAEConfig, TransformerConfig
+from cola_cli.models.config import (
+    LEVELS,
+    TIMESTEP_CHANNELS,
+    PriorConfig,
+    TextVAEConfig,
+    TransformerConfig,
+)
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.training import Mask, Optimizer, Train
 from cola_cli.settings.vae import VAESettings
@@ -91,8 +97,9 @@ def prior_cost(
     """
     train, positions = settings.train, length // vae.patch_size
     parameters, core = config.parameter_count(), config.core_parameter_count()
-    operations = prior_training(config, train.batch_size, positions)
-    activations = prior_activations(config, train, positions)
+    copies = settings.data.noisy_copies
+    operations = prior_training(config, train.batch_size, positions, copies)
+    activations = prior_activations(config, train, positions, copies)
     if settings.mode == "joint":
         masked = _masked_share(settings.mask)
         parameters += vae.parameter_count()
@@ -173,33 +180,34 @@ def text_vae_training(config: TextVAEConfig, rows: int, length: int, masked_shar
     return BACKWARD_TOO * forward
 
 
-def prior_training(config: PriorConfig, rows: int, length: int) -> float:
-    """A training step of the prior on `rows` sequences of `length` latents."""
-    return BACKWARD_TOO * prior_training_forward(config, rows, length, config.block_size)
+def prior_training(config: PriorConfig, rows: int, length: int, copies: int = 1) -> float:
+    """A training step of the prior on `rows` sequences of `length` latents, with so many noisy copies each.
 
-
-def prior_training_forward(config: PriorConfig, rows: int, length: int, block_size: int) -> float:
-    """The training pass [clean without its last block | noisy] of `length` latent positions.
-
-    The clean copy of the last layer is needed as keys and values only.
+    [clean without its last block | noisy]; the clean copy of the last layer is needed as keys and values
+    only. A token head counts at every position, also where the stagger asks for none.
     """
     dim, inner = config.dim, config.heads * config.head_dim
-    clean = length - block_size
-    blocks = length // block_size
+    clean = length - config.block_size
     keys_values = 2 * dim * inner
     block = 4 * dim * inner + 2 * config.expand_ratio * dim * dim
-    modulation = 6 * dim * dim
-    products = (clean + length) * config.layers * block - clean * (block - keys_values)
-    products += (clean + length) * config.latent_dim * dim + length * config.out_dim * dim
-    # one timestep a noisy block, and t = 0 once
     conditioning = (
-        TIMESTEP_CHANNELS * dim + 2 * dim * dim + config.layers * modulation + 2 * dim * dim
+        TIMESTEP_CHANNELS * dim + 2 * dim * dim + config.layers * 6 * dim * dim + 2 * dim * dim
     )
-    products += blocks * conditioning
-    clean_pairs = causal_pairs(clean, block_size)
-    noisy_pairs = causal_pairs(length, block_size)  # earlier clean blocks and the own noisy block
-    pairs = config.layers * noisy_pairs + (config.layers - 1) * clean_pairs
-    return 2.0 * (rows * (products + 2 * inner * pairs) + conditioning)
+    clean_pairs = (config.layers - 1) * causal_pairs(clean, config.block_size)
+    noisy_pairs = config.layers * causal_pairs(
+        length, config.block_size
+    )  # earlier clean, own noisy
+    remembered = clean * (config.layers * block - block + keys_values + config.latent_dim * dim)
+    remembered += 2 * inner * clean_pairs
+    noisy = length * (config.layers * block + (config.latent_dim + config.out_dim) * dim)
+    noisy += 2 * inner * noisy_pairs
+    passes = rows * (remembered + copies * noisy) + conditioning
+    if config.stagger:
+        passes += LEVELS * conditioning
+    else:  # one timestep a noisy block
+        passes += rows * copies * length // config.block_size * conditioning
+    estimated = rows * copies * noisy if config.self_conditioning else 0  # without gradient
+    return 2.0 * (BACKWARD_TOO * passes + estimated)
 
 
 def transformer_forward(
@@ -240,16 +248,17 @@ def text_vae_activations(
     return FLOAT * (positions * (kept + 4 * config.dim) + head)
 
 
-def prior_activations(config: PriorConfig, train: Train, length: int) -> float:
+def prior_activations(config: PriorConfig, train: Train, length: int, copies: int = 1) -> float:
     """Bytes that the backward pass of the prior keeps, float32, from the tensors of the code."""
     rows = train.micro_batch or train.batch_size
-    positions = rows * (2 * length - config.block_size)
+    positions = rows * ((1 + copies) * length - config.block_size)
     inner = config.heads * config.head_dim
     block = 8 * config.dim + 8 * inner + 2 * config.expand_ratio * config.dim
     kept = config.layers * block
     if train.activation_checkpointing:
         kept = block + config.layers * (config.dim + 2 * inner)
-    return FLOAT * positions * (kept + 4 * config.dim)
+    head = rows * copies * length * HEAD_COPIES * config.vocab_size
+    return FLOAT * (positions * (kept + 4 * config.dim) + head)
 
 
 def transformer_activations(

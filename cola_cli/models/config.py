@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TIMESTEP_CHANNELS = 256  # width of the sinusoidal timestep embedding
+LEVELS = 64  # in training staggered positions have times that are multiples of 1 / LEVELS
 # Far above any real network: a damaged config may hold any number.
 SIZE_LIMIT = 1 << 24  # of any dimension
 LAYER_LIMIT = 1 << 12

@@ -218,11 +218,12 @@ class Prior(nn.Module):
         times = times.repeat_interleave(z_t.shape[1] // times.shape[1], 1).unsqueeze(-1)
         return self.to_velocity(output, z_t, times)
 
-    def teacher_forced(self, z0: Tensor, block_size: int) -> NoisyCopy:
+    def teacher_forced(self, z0: Tensor, block_size: int, copies: int = 1) -> NoisyCopy:
         """Attention of the noisy blocks of a whole sequence to themselves and to the clean latents before.
 
-        z0 (B, N, d). Cola DLM paper, figure 1: positions [clean without its last block | noisy], shared
-        numbers. The clean copy goes first, as a block-causal pass at t = 0.
+        z0 (B, N, d), each sequence with so many noisy copies, one row after another. Cola DLM paper, figure
+        1: positions [clean without its last block | noisy], shared numbers. The clean copy goes first, as a
+        block-causal pass at t = 0.
         """
         length, device = z0.shape[1], z0.device
         clean = earlier_length(length, block_size)
@@ -232,6 +233,10 @@ class Prior(nn.Module):
             self.rotation(torch.arange(clean, device=device)),
             CleanCopy(clean, block_size, device),
         )
+        if copies > 1:
+            history = [
+                (k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)) for k, v in history
+            ]
         return NoisyCopy(history, length, block_size, device)
 
     def forward(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cola_cli.models.config import PriorShape
+from cola_cli.models.config import PriorShape, later
 from cola_cli.settings.fields import Settings, runtime
 from cola_cli.settings.training import Mask, Optimizer, Train
 
@@ -44,6 +44,12 @@ class FlowData(Settings):
     block_sizes: tuple[int, ...] = Field(
         default=(),
         description="Each sequence takes one of these at random. Empty: always model.block_size.",
+    )
+    noisy_copies: int = later(
+        1,
+        ge=1,
+        le=1024,
+        description="Noisy copies of a sequence that share one pass over its clean copy.",
     )
 
 

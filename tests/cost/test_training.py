@@ -48,16 +48,23 @@ PRIOR = PriorConfig(
 SIZES = {"vocab_size": 300, "layers": 3, "dim": 192, "ffn_dim": 512, "heads": 4, "head_dim": 48}
 
 
+HEAD = PRIOR.model_copy(update={"prediction": "tokens", "vocab_size": 300})
+COPIES = 3
+
+
 def objective(name: str) -> Objective:
     if name in ("autoregressive", "llada"):
         network = Transformer(TransformerConfig(causal=name == "autoregressive", **SIZES))
         return NextToken(network, LENGTH) if network.config.causal else _masked(network)
     if name == "vae":
         return TextVAEObjective(TextVAE(VAE), VAESettings(), LENGTH)
-    settings = PriorSettings.model_validate({"mode": name, "data": {"partly_clean": 0}})
+    copies = COPIES if name == "head" else 1
+    mode = "frozen" if name == "head" else name
+    data = {"partly_clean": 0, "noisy_copies": copies}
+    settings = PriorSettings.model_validate({"mode": mode, "data": data})
     variance = np.ones(VAE.latent_dim)
-    prior = Prior(PRIOR)
-    if name == "frozen":
+    prior = Prior(HEAD if name == "head" else PRIOR)
+    if mode == "frozen":
         return FlowMatching(prior, settings, variance, LENGTH, VAE)
     return JointTraining(prior, TextVAE(VAE), settings, variance, LENGTH)
 
@@ -66,6 +73,10 @@ def step_cost(name: str) -> flops.Cost:
     train = Train(batch_size=ROWS)
     if name == "vae":
         return flops.text_vae_cost(VAE, VAESettings(train=train), LENGTH)
+    if name == "head":
+        data = {"noisy_copies": COPIES}
+        settings = PriorSettings.model_validate({"data": data, "train": train})
+        return flops.prior_cost(HEAD, VAE, settings, LENGTH)
     if name in ("frozen", "joint"):
         settings = PriorSettings.model_validate({"mode": name, "train": train})
         return flops.prior_cost(PRIOR, VAE, settings, LENGTH)
@@ -85,7 +96,7 @@ def sequences() -> Rows:
     return Rows(np.arange(ROWS), tokens, np.full(ROWS, LENGTH), latents, latents - 3)
 
 
-@pytest.mark.parametrize("name", ["vae", "frozen", "joint", "autoregressive", "llada"])
+@pytest.mark.parametrize("name", ["vae", "frozen", "head", "joint", "autoregressive", "llada"])
 def test_a_training_step_takes_the_operations_that_are_counted(name: str) -> None:
     made = objective(name)
     step = make_step(made, sequences(), list(range(ROWS)), 0, 0, ROWS, 0)

@@ -111,6 +111,18 @@ def test_frozen_flow_matching_equals_brute_force() -> None:
     assert_close(gradients(objective, ours), gradients(objective, theirs))
 
 
+def test_noisy_copies_are_sequences_with_their_own_noise_and_times() -> None:
+    objective = prior_objective(data={"partly_clean": 0.6, "noisy_copies": 3})
+    batch = batch_of(objective, rows())
+    z0 = batch["mean"] + (batch["logvar"] / 2).exp() * batch["noise"]
+    assert len(batch["z1"]) == len(batch["t"]) == len(batch["clean"]) == 3 * len(z0)
+    assert len(batch["t"].unique()) == batch["t"].numel()
+    ours = objective(batch, evaluate=True)
+    theirs = brute_flow(objective, batch, z0.repeat_interleave(3, 0))
+    assert_close({"loss": ours["loss"]}, {"loss": theirs})
+    assert_close(gradients(objective, ours["loss"]), gradients(objective, theirs))
+
+
 @pytest.mark.parametrize("block_size", [1, 2, 6])
 def test_block_sizes_other_than_the_models_mix_in_a_batch(block_size: int) -> None:
     objective = prior_objective(data={"block_sizes": [block_size], "partly_clean": 0.5})

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cola_cli.corpus.sequences import Rows, Sequences
 from cola_cli.flow import gaussian, timesteps
 from cola_cli.flow.path import interpolate, position_times, target_velocity
-from cola_cli.models.config import TextVAEConfig
+from cola_cli.models.config import LEVELS, TextVAEConfig
 from cola_cli.models.modulation import LevelModulation, Modulation
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import wide
@@ -39,7 +39,6 @@ from cola_cli.training.objectives.text_vae import (
     masked_targets,
 )
 
-LEVELS = 64  # staggered positions have times that are multiples of 1 / LEVELS
 SELF_CONDITIONED = 0.5  # share of the sequences that are given a first estimate
 CODE_TOKENS = 1 << 22
 
@@ -79,6 +78,11 @@ def draw_levels(
     time = (t + stagger * (1 - place)) / (1 + stagger)
     times = position_times(time, stagger, block_size)  # (B, blocks, block_size)
     return np.rint(times * LEVELS).astype(np.int64).reshape(len(t), -1)
+
+
+def _rows_of_copies(values: np.ndarray, copies: int) -> np.ndarray:
+    """(B, copies * n, ...) -> (B * copies, n, ...)."""
+    return values.reshape(len(values) * copies, -1, *values.shape[2:])
 
 
 class FlowMatching(Objective):
@@ -130,46 +134,49 @@ class FlowMatching(Objective):
         assert rows.mean is not None
         assert rows.logvar is not None
         positions, channels = rows.mean.shape[1:]
-        blocks = positions // block_size
+        copies = settings.data.noisy_copies  # side by side here, rows of their own below
+        blocks = copies * positions // block_size
         clean = draw_clean(randoms, blocks, block_size, settings.data.partly_clean)
-        weight = objectives.position_weights(rows, self.patch_size)
+        each_weight = objectives.position_weights(rows, self.patch_size)
+        weight = np.tile(each_weight, copies)
         t = draw_timesteps(randoms, blocks, settings.timesteps, channels).astype(np.float32)
         drawn: Draws = {
             "block_size": block_size,
             "mean": rows.mean,
             "logvar": rows.logvar,
-            "position_weight": weight,
+            "position_weight": each_weight,
+            "noise": randomness.normal(randoms, positions, channels),
+        }
+        noisy: Draws = {
             "flow_weight": np.where(clean, np.float32(0), weight),
             "clean": clean,
-            "clean_places": np.flatnonzero(clean),
             "t": t,
-            "noise": randomness.normal(randoms, positions, channels),
-            "z1": randomness.normal(randoms, positions, channels),
+            "z1": randomness.normal(randoms, copies * positions, channels),
         }
         if validation:
             linear = linear_prediction_loss(t, self.latent_variance)
-            drawn["linear"] = linear.repeat(block_size, 1).astype(np.float32)
+            noisy["linear"] = linear.repeat(block_size, 1).astype(np.float32)
         config = self.prior.config
         if config.stagger:
             levels = draw_levels(randoms, t, config.stagger, block_size)
             levels[clean] = 0
             # positions that have not begun or are finished do not move, so their velocity is not asked for
             moving = (levels > 0) & (levels < LEVELS)
-            drawn |= {"levels": levels, "flow_weight": np.where(moving, weight, np.float32(0))}
+            noisy |= {"levels": levels, "flow_weight": np.where(moving, weight, np.float32(0))}
             if validation:
                 times = (levels / LEVELS).astype(np.float32)
-                drawn["linear"] = linear_prediction_loss(times, self.latent_variance)
+                noisy["linear"] = linear_prediction_loss(times, self.latent_variance)
+        if config.self_conditioning:
+            noisy["estimated"] = randomness.uniform(randoms, copies, 1) < SELF_CONDITIONED
+        drawn["clean_places"] = np.flatnonzero(clean)
         if config.prediction == "tokens":
-            places = np.flatnonzero(drawn["flow_weight"])
+            places = np.flatnonzero(noisy["flow_weight"])
             drawn |= {
                 "target_places": places,
-                "targets": rows.tokens.reshape(-1)[places],
-                "target_weight": drawn["flow_weight"].reshape(-1)[places],
+                "targets": np.tile(rows.tokens, copies).reshape(-1)[places],
+                "target_weight": noisy["flow_weight"].reshape(-1)[places],
             }
-        if config.self_conditioning:
-            chosen = randomness.uniform(randoms, 1) < SELF_CONDITIONED
-            drawn["estimated"] = chosen[..., None]  # (B, 1, 1)
-        return drawn
+        return drawn | {name: _rows_of_copies(value, copies) for name, value in noisy.items()}
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
         """mean, logvar (B, N, d), t (B, N / b) and draws -> the flow-matching loss."""
@@ -191,16 +198,18 @@ class FlowMatching(Objective):
         """L_FM of clean latents `z0`, and L_CE of a token head; z_t is made from `noised`, the same with or
         without gradient."""
         prior, z0 = self.prior, z0.detach()
-        t = self._times(batch)  # (B, N, 1)
+        copies = len(batch["z1"]) // len(z0)
+        attend = prior.teacher_forced(z0, batch["block_size"], copies)
+        z0, noised = (z.repeat_interleave(copies, 0) for z in (z0, noised))
+        t = self._times(batch)  # (B K, N, 1)
         z_t = interpolate(noised, batch["z1"], t)
-        attend = prior.teacher_forced(z0, batch["block_size"])
         table = prior.rotation(torch.arange(z0.shape[1], device=z0.device))
         modulation = self._modulation(batch)
         estimate = None
         if prior.config.self_conditioning:
             with torch.no_grad():
                 output = prior(z_t, modulation, table, attend)
-                estimate = prior.clean_estimate(output, z_t, t) * batch["estimated"]
+                estimate = prior.clean_estimate(output, z_t, t) * batch["estimated"].unsqueeze(-1)
         terms = {}
         if prior.config.prediction == "tokens":
             hidden = prior.hidden(z_t, modulation, table, attend, estimate)
@@ -376,6 +385,7 @@ def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> Te
 def predictions_without_a_model(z0: Tensor, batch: Batch) -> dict[str, Tensor]:
     """The flow loss of predicting 0, of the best linear function of z_t, and the mean of the target (d,)."""
     weight = batch["flow_weight"]
+    z0 = z0.repeat_interleave(len(weight) // len(z0), 0)
     target = target_velocity(z0, batch["z1"])
     return {
         "flow_of_zero": (target.square().mean(-1) * weight).sum(),
