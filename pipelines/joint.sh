@@ -12,7 +12,8 @@ options=(--preset "${PRESET:-tiny}")
 [ -z "${SETTINGS:-}" ] || options+=(--config "$SETTINGS")
 [ -f "$run/words.txt" ] || bash "$root/pipelines/quickstart.sh" "$run"
 
-"$cola" train prior "$run/latents" --mode joint --vae "$run/vae" -o "$run/joint" "${options[@]}"
+"$cola" train prior "$run/latents" --mode joint --vae "$run/vae" --set model.prediction=velocity \
+    --set model.stagger=0 -o "$run/joint" "${options[@]}"
 "$cola" sample "$run/joint" --prompts "${PROMPTS:-$root/data/prompts.jsonl}" -o "$run/joint-samples" "${options[@]}"
 for samples in samples joint-samples; do
     echo "$samples"

@@ -152,5 +152,12 @@ def words(
     if run.json:
         print_json(found)
     else:
-        rows = [[name, f["words"], f["pairs"], f["count"]] for name, f in found.items()]
+        rows = [
+            [
+                name,
+                *("none" if f[share] is None else f[share] for share in ("words", "pairs")),
+                f["count"],
+            ]
+            for name, f in found.items()
+        ]
         table("found in the training text", ["text", "words", "word pairs", "words seen"], rows)

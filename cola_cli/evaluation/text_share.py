@@ -13,7 +13,6 @@ from itertools import pairwise
 from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.corpus.tokenizer import tokenizer_of
-from cola_cli.errors import InputError
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 BATCH = 256  # sequences decoded at a time
@@ -21,10 +20,13 @@ BATCH = 256  # sequences decoded at a time
 
 @dataclass(frozen=True)
 class TextShare:
-    """Shares in [0, 1] of words and of neighbouring word pairs that occur in the training text."""
+    """Shares in [0, 1] of words and of neighbouring word pairs that occur in the training text.
 
-    words: float
-    pairs: float
+    None where a text has none.
+    """
+
+    words: float | None
+    pairs: float | None
     count: int  # words looked at
 
 
@@ -49,9 +51,9 @@ class TrainingWords:
             neighbours = list(pairwise(found))
             pairs += len(neighbours)
             known_pairs += sum(pair in self.pairs for pair in neighbours)
-        if not words:
-            raise InputError("the texts hold no words.", "Give samples with more tokens.")
-        return TextShare(known_words / words, known_pairs / max(1, pairs), words)
+        return TextShare(
+            known_words / words if words else None, known_pairs / pairs if pairs else None, words
+        )
 
 
 def words_of(text: str) -> list[str]:

@@ -117,7 +117,7 @@ def test_noisy_copies_are_sequences_with_their_own_noise_and_times() -> None:
     z0 = batch["mean"] + (batch["logvar"] / 2).exp() * batch["noise"]
     assert len(batch["z1"]) == len(batch["t"]) == len(batch["clean"]) == 3 * len(z0)
     assert len(batch["t"].unique()) == batch["t"].numel()
-    ours = objective(batch, evaluate=True)
+    ours = objective(batch)
     theirs = brute_flow(objective, batch, z0.repeat_interleave(3, 0))
     assert_close({"loss": ours["loss"]}, {"loss": theirs})
     assert_close(gradients(objective, ours["loss"]), gradients(objective, theirs))
