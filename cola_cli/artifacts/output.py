@@ -228,7 +228,7 @@ class Writer:
     @contextlib.contextmanager
     def part(self, index: int, source: str = "", suffix: str = ".parquet") -> Iterator[PartWriter]:
         """Write data part `index`; see `write_part`."""
-        with write_part(self.path, index, source, suffix) as part:
+        with write_part(self.path, index, self._manifest.identity, source, suffix) as part:
             yield part
         self.parts[index] = read_part_record(self.path / PARTS / f"{index:05d}.json")
 

@@ -47,15 +47,16 @@ class PartWriter:
 def write_part(
     directory: Path,
     index: int,
+    identity: Identity,
     source: str = "",
     suffix: str = ".parquet",
-    shared: Identity | None = None,
+    shared: bool = False,
 ) -> Iterator[PartWriter]:
-    """Write data part `index` of the artifact at `directory`; it exists once its record does.
+    """Write data part `index` of the artifact of that identity at `directory`; it exists once its record does.
 
-    Needs no Writer: worker processes call it for the process that holds the lock. Several processes that
-    make parts of one artifact give its identity as `shared`: each takes the lock to add a part, and the part
-    is not added when the artifact is finished, or raises OutputConflict when it is another one by now.
+    Needs no Writer: worker processes call it for the process that holds the lock. `shared`: several processes
+    make parts of one artifact. Each takes the lock to add a part, and the part is not added when the artifact
+    is finished, or raises OutputConflict when it is another one by now.
     """
     file = f"{PARTS}/{index:05d}{suffix}"
     refuse_link(directory / PARTS)
@@ -64,8 +65,8 @@ def write_part(
             part = PartWriter(temporary)
             yield part
             size, digest = temporary.stat().st_size, sha256_file(temporary)
-            if shared is not None:
-                adding.enter_context(_adding(directory, shared))
+            if shared:
+                adding.enter_context(_adding(directory, identity))
         record = PartRecord(
             index=index,
             file=file,
@@ -74,7 +75,7 @@ def write_part(
             bytes=size,
             sha256=digest,
             source=source,
-            statistics=part.statistics,
+            statistics=part.statistics | {ARTIFACT: identity.fingerprint},
         )
         write_atomic(directory / PARTS / f"{index:05d}.json", signed_json(record))
 

@@ -14,7 +14,7 @@ from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
 from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.artifacts.output import telling_what_is_saved
-from cola_cli.artifacts.parts import ARTIFACT, recorded_parts, write_part
+from cola_cli.artifacts.parts import recorded_parts, write_part
 from cola_cli.errors import InputError
 from cola_cli.machine import interruption
 from cola_cli.machine.threads import describe_environment, prepare_torch
@@ -164,8 +164,9 @@ def _encode_part(
         write_part(
             output.place,
             part.index,
+            output.identity,
             source=part.file,
-            shared=output.identity if shared else None,
+            shared=shared,
         ) as out,
         _writer(out.path, schema, settings) as to,
     ):
@@ -183,7 +184,7 @@ def _encode_part(
             to.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
             reporter.advance(len(group))
         out.rows, out.tokens = part.rows, part.tokens
-        out.statistics = part.statistics | sums.as_dict() | {ARTIFACT: output.identity.fingerprint}
+        out.statistics = part.statistics | sums.as_dict()
 
 
 @contextlib.contextmanager

@@ -107,14 +107,14 @@ def tokenize(
             begin_together(place, environment, output / TOKENIZER, make_tokenizer)
             with telling_what_is_saved(output):
                 done = recorded_parts(output)
-                _make_parts(done, output, found, settings, report, shard, identity)
+                _make_parts(done, output, identity, found, settings, report, shard)
                 if world is not None:
                     world.wait()
             if world is None or not world.leads:
                 return Outcome(output, True, {"parts": len(recorded_parts(output))})
         with place.writing(environment) as writer:
             make_tokenizer(writer)
-            counts = _make_parts(writer.parts, writer.path, found, settings, report)
+            counts = _make_parts(writer.parts, writer.path, identity, found, settings, report)
             statistics = _statistics(writer.path, settings, counts, found.left_out.counts())
             written = statistics.model_dump(mode="json", exclude_none=True)
             writer.finish(written)
@@ -180,11 +180,11 @@ def _too_long(place: str, error: ValueError) -> InputError:
 def _make_parts(
     done: Collection[int],
     output: Path,
+    identity: Identity,
     corpus: Corpus,
     settings: TokenizeSettings,
     report: Reporter,
     shard: Shard = WHOLE,
-    shared: Identity | None = None,
 ) -> Counts:
     counts = Counts()
     made: list[tuple[int, int]] = []  # chunks, and the numbers of their last documents
@@ -200,7 +200,13 @@ def _make_parts(
 
     workers = settings.workers or available_cores()
     report.start("tokenize", corpus.bytes, "B")
-    work = partial(_tokenize_chunk, directory=output, settings=settings, shared=shared)
+    work = partial(
+        _tokenize_chunk,
+        directory=output,
+        identity=identity,
+        settings=settings,
+        shared=shard != WHOLE,
+    )
     try:
         run_all(work, missing(), workers, report.advance)
     except ChangedFile:
@@ -216,7 +222,7 @@ def _make_parts(
 
 
 def _tokenize_chunk(
-    chunk: Chunk, directory: Path, settings: TokenizeSettings, shared: Identity | None
+    chunk: Chunk, directory: Path, identity: Identity, settings: TokenizeSettings, shared: bool
 ) -> None:
     """Write the training part and the validation part of one chunk."""
     tokenizer = load_tokenizer(directory / TOKENIZER, settings.end_of_text)
@@ -238,7 +244,7 @@ def _tokenize_chunk(
 
         rows = pack(numbered(), settings.seq_len, tokenizer.end_of_text_id)
         index = 2 * chunk.index + offset
-        with write_part(directory, index, source=chunk.first, shared=shared) as part:
+        with write_part(directory, index, identity, chunk.first, shared=shared) as part:
             part.rows, part.tokens = write_rows(part.path, rows, settings.seq_len, tokenizer.pad_id)
             part.statistics = {
                 "split": split,

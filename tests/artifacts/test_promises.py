@@ -18,7 +18,6 @@ from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.artifacts.files import TEMPORARY, atomic_file, sha256_bytes, write_atomic
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
-from cola_cli.artifacts.parts import ARTIFACT
 from cola_cli.artifacts.verify import repair, verify
 from cola_cli.errors import ColaError, DamagedArtifact, InputError, OutputConflict
 
@@ -512,7 +511,6 @@ def test_a_part_of_another_artifact_is_found_and_made_again(tmp_path: Path) -> N
             for index in range(2):
                 with writer.part(index, suffix=".bin") as part:
                     part.path.write_bytes(wanted.fingerprint.encode())
-                    part.statistics = {ARTIFACT: wanted.fingerprint}
             writer.finish()
     own, other = (path / one.fingerprint[:4] for one in (identity(), identity(seq_len=128)))
     assert verify(own).findings == []

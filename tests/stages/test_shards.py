@@ -39,7 +39,7 @@ def begin(output: Output) -> None:
 
 def add(path: Path, index: int, number: int) -> None:
     """Add a part as a shard does."""
-    with write_part(path, index, suffix=".txt", shared=identity(number)) as part:
+    with write_part(path, index, identity(number), suffix=".txt", shared=True) as part:
         part.path.write_text(f"{number}")
 
 
