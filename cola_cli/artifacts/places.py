@@ -7,7 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from cola_cli.errors import UsageError
+from cola_cli.artifacts.files import refuse_link
+from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.errors import OutputConflict, UsageError
 
 Key = tuple[int, int]  # device and inode
 
@@ -37,6 +39,30 @@ def require_apart(output: Path, reads: Iterable[Path]) -> None:
                 f"the output {output} {how} the input {part}.",
                 "Choose another place for the output; nothing was touched.",
             )
+
+
+def require_file_place(path: Path, what: str, mark: str = "", reads: Iterable[Path] = ()) -> None:
+    """Raise unless a file, such as "a report", may be written to `path`.
+
+    UsageError: `path` is a directory, lies in an artifact or harms one of `reads`, as in `require_apart`.
+    OutputConflict: a link or device lies there, or a file that does not begin with `mark`, as `what` does.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory.", f"Name a file for {what}.")
+    for above in Path(os.path.realpath(path.parent), path.name).parents:
+        if (above / MANIFEST_NAME).is_file():
+            raise UsageError(
+                f"{path} lies in the artifact {above.name}, where a foreign file counts as damage.",
+                "Write the file beside it.",
+            )
+    require_apart(path, reads)
+    refuse_link(path)
+    if mark and path.exists():
+        with path.open("rb") as file:
+            if mark.encode() not in file.read(512):
+                raise OutputConflict(
+                    f"{path} is not {what} of cola.", "Choose another name; nothing was touched."
+                )
 
 
 def _keys(path: Path, key: Callable[[Path], Key | None]) -> set[Key]:

@@ -30,13 +30,13 @@ def vae(
     Example: cola diagnose vae runs/demo/vae --tokens runs/demo/tokens --plot noise.svg
     """
     from cola_cli.artifacts.files import write_atomic
-    from cola_cli.artifacts.places import require_apart
-    from cola_cli.report.drawing import drawing
+    from cola_cli.artifacts.places import require_file_place
+    from cola_cli.report.drawing import MARK, drawing
     from cola_cli.report.latents import robustness_chart
     from cola_cli.stages.diagnose import diagnose_vae
 
     if plot is not None:
-        require_apart(plot, (model, tokens))
+        require_file_place(plot, "a chart", MARK, (model, tokens))
     found = diagnose_vae(model, tokens, split, sequences, run.threads)
     if plot is not None:
         write_atomic(plot, drawing([robustness_chart({model.name: found})]).encode())

@@ -29,10 +29,10 @@ def cloze(
     """
     from cola_cli.artifacts.files import write_atomic
     from cola_cli.artifacts.kinds import Tokens
-    from cola_cli.artifacts.places import require_apart
+    from cola_cli.artifacts.places import require_file_place
     from cola_cli.evaluation.cloze import cloze_lines
 
-    require_apart(output, (tokens,))
+    require_file_place(output, "passages", reads=(tokens,))
     lines = cloze_lines(Tokens.open(tokens), count, context)
     write_atomic(output, lines)
     made = lines.count(b"\n")

@@ -27,9 +27,10 @@ def report(
     Example: cola report runs/demo runs/wider -o report.html
     """
     from cola_cli.artifacts.files import write_atomic
-    from cola_cli.report.page import report_page, require_page_place
+    from cola_cli.artifacts.places import require_file_place
+    from cola_cli.report.page import MARK, report_page
 
-    require_page_place(output)
+    require_file_place(output, "a report", MARK)
     page = report_page(runs).encode()
     write_atomic(output, page)
     found = {"path": str(output), "bytes": len(page)}

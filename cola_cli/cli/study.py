@@ -160,11 +160,14 @@ def plot(
     Example: cola study plot runs/scaling -o scaling.svg
     """
     from cola_cli.artifacts.files import write_atomic
+    from cola_cli.artifacts.places import require_file_place
+    from cola_cli.report.drawing import MARK
     from cola_cli.report.study import scaling_drawing
     from cola_cli.studies.results import drawn_curves
     from cola_cli.studies.run import recorded_study
 
     file = output or folder / "scaling.svg"
+    require_file_place(file, "a chart", MARK)
     drawn = scaling_drawing(drawn_curves(recorded_study(folder), folder, x)).encode()
     write_atomic(file, drawn)
     found = {"path": str(file), "bytes": len(drawn)}

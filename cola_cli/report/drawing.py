@@ -9,6 +9,7 @@ from importlib import resources
 from cola_cli.report.charts import CHARACTER, COLOURS, Chart, drawable, marker, svg
 from cola_cli.report.markup import Markup, element
 
+MARK = "<svg"  # with which a chart begins
 MARGIN = 20  # around all charts
 # Rules that a file of its own needs beyond the page's style sheet.
 FILE_STYLE = """

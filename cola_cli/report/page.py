@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cola_cli.artifacts.manifest import MANIFEST_NAME
-from cola_cli.errors import OutputConflict, UsageError
 from cola_cli.report.benchmarks import benchmark_table
 from cola_cli.report.collect import Collected, collect
 from cola_cli.report.continuations import continuations
@@ -23,24 +21,6 @@ GENERATOR = "cola report"
 MARK = f'name="generator" content="{GENERATOR}"'
 # Should anything ever slip through the escaping, browsers still run and fetch nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-
-
-def require_page_place(path: Path) -> None:
-    """Raise when a page may not be written to `path`: what lies there is no report, or an artifact's."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a directory.", "Name a file, such as report.html.")
-    for above in path.resolve().parents:
-        if (above / MANIFEST_NAME).is_file():
-            raise UsageError(
-                f"{path} lies in the artifact {above.name}, where a foreign file counts as damage.",
-                "Write the page beside it.",
-            )
-    if path.exists():
-        with path.open("rb") as file:
-            if MARK.encode() not in file.read(512):
-                raise OutputConflict(
-                    f"{path} is not a report of cola.", "Choose another name; nothing was touched."
-                )
 
 
 def report_page(runs: Sequence[Path]) -> str:

@@ -104,6 +104,40 @@ def test_an_output_elsewhere_than_on_disk_is_refused(
     assert snapshot(run) == before
 
 
+SINGLE_FILES = {
+    "report": ("report", ".", "-o"),
+    "chart": ("study", "plot", "study", "-o"),
+    "noise": ("diagnose", "vae", "vae", "--tokens", "tokens", "--plot"),
+    "passages": ("eval", "cloze", "latents/../tokens", "-o"),
+}
+
+
+@pytest.mark.parametrize("command", SINGLE_FILES)
+def test_a_file_is_written_neither_over_an_input_nor_into_an_artifact(
+    run: Path, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(run, work, symlinks=True)
+    monkeypatch.chdir(work)
+    (work / "study").mkdir()
+    (work / "study/study.json").write_text("{}")
+    (work / "dangling").symlink_to("nowhere")
+    (work / "device").symlink_to("/dev/null")
+    before = snapshot(work)
+    places = ["tokens", "vae/new.html", "tokens/parts/00000.json", "vae/deeper/x", "link to vae/x",
+              "dangling", "device"]  # fmt: skip
+    if command != "passages":  # which begin as any JSONL does
+        places += ["study/study.json", "settings.toml", "corpus.txt"]
+    for place in places:
+        result = CliRunner().invoke(app, [*SINGLE_FILES[command], place])
+        said = (command, place, result.stderr, result.exception)
+        assert result.exit_code in (2, 3), said
+        assert place.rpartition("/")[2] in result.stderr, said
+        assert snapshot(work) == before
+        assert (work / "dangling").is_symlink()
+        assert (work / "device").is_symlink()
+
+
 MISTAKES = {
     "tokens": ("tokenize", "prompts.jsonl", "--text-field", "typo"),
     "vae": ("train", "vae", "unsplit", "--preset", "tiny"),
