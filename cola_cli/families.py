@@ -77,7 +77,7 @@ class Family:
     reads: the kind of artifact that it is trained on. table: of its settings, see `settings.TABLES`;
     `ignored` are sections that matter to other kinds only. config: of the network; raises
     ValueError or UsageError for impossible sizes. trained: names of the networks that the artifact holds.
-    kept: statistics of the input that the artifact repeats. figures: validation metrics to show after
+    kept: statistics of the input that the artifact repeats. metrics: validation metrics to show after
     training, with their meaning. titles: title and unit of metrics that mean something else than in other
     kinds. writes: whether it continues text; token_model: how, None for a prior.
     """
@@ -94,7 +94,7 @@ class Family:
     trained: Callable[[Any], tuple[str, ...]]
     kept: tuple[str, ...] = ("seq_len", "end_of_text_id")
     ignored: tuple[str, ...] = ()
-    figures: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
     titles: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     writes: bool = True
     token_model: TokenModel | None = None
@@ -154,7 +154,7 @@ TEXT_VAE = Family(
     build=_build_vae,
     trained=lambda settings: ("vae",),
     kept=("seq_len",),
-    figures={
+    metrics={
         "validation_reconstruction": "reconstruction loss, nats a token",
         "validation_accuracy": "tokens reconstructed from the posterior mean",
         "validation_accuracy_noisy": "tokens reconstructed under latent noise",
@@ -263,7 +263,7 @@ PRIOR = Family(
     build=_build_prior,
     trained=lambda settings: ("vae", "prior") if settings.mode == "joint" else ("prior",),
     kept=("seq_len", "latent_shape", "end_of_text_id"),
-    figures={
+    metrics={
         "validation_flow": "flow loss",
         "validation_flow_of_zero": "flow loss of predicting zero",
         "validation_flow_of_mean": "flow loss of predicting the mean",
@@ -340,7 +340,7 @@ AUTOREGRESSIVE = Family(
     build=_build_next_token,
     trained=lambda settings: ("transformer",),
     ignored=("masking",),
-    figures={
+    metrics={
         "validation_loss": "loss, nats a token",
         "validation_accuracy": "next tokens predicted",
     },
@@ -405,7 +405,7 @@ LLADA = Family(
     cost=_masked_diffusion_cost,
     build=_build_masked_diffusion,
     trained=lambda settings: ("transformer",),
-    figures={
+    metrics={
         "validation_loss": "loss, nats a token (an upper bound)",
         "validation_accuracy_masked": "masked tokens predicted",
     },

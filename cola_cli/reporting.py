@@ -11,8 +11,8 @@ class Reporter(Protocol):
     def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
         """Begin a task of `total` units (None: unknown), `done` of them finished by an earlier run."""
 
-    def advance(self, count: int, **figures: float | str) -> None:
-        """`count` more units are done; `figures` are shown beside the bar."""
+    def advance(self, count: int, **metrics: float | str) -> None:
+        """`count` more units are done; `metrics` are shown beside the bar."""
 
     def stop(self) -> None:
         """End the current task."""
@@ -28,7 +28,7 @@ class Silent:
     """A Reporter that says nothing (library use, tests)."""
 
     def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None: ...
-    def advance(self, count: int, **figures: float | str) -> None: ...
+    def advance(self, count: int, **metrics: float | str) -> None: ...
     def stop(self) -> None: ...
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...

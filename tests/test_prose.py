@@ -24,7 +24,8 @@ FORBIDDEN = {
     r"\banew\b": "again, from the start",
     r"\bcan(not)? be had\b": "is available",
     r"\bcounted is\b": "counts",
-    r"\bevaluation figures\b": "metrics",
+    r"\bfigures\b": "metrics, charts, numbers",
+    r"(?i)\b(a|an|the|each|every|one|this|paper's) figure\b(?! \d)": "metric, chart, number",
 }
 
 

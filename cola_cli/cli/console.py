@@ -50,11 +50,11 @@ class TerminalReporter:
         )
         self._printed = time.monotonic()
 
-    def advance(self, count: int, **figures: float | str) -> None:
+    def advance(self, count: int, **metrics: float | str) -> None:
         if self._bar is None:
             return
-        if figures:
-            self._bar.set_postfix(figures, refresh=False)
+        if metrics:
+            self._bar.set_postfix(metrics, refresh=False)
         self._bar.update(count)
         if not self._interactive and time.monotonic() - self._printed > LINE_SECONDS:
             self._line()
@@ -113,7 +113,7 @@ def print_json(value: Any) -> None:
     try:
         text = json.dumps(value, ensure_ascii=escaped, allow_nan=False)
     except ValueError:
-        print("warning: some figures are infinite or not numbers; they are null", file=sys.stderr)
+        print("warning: some numbers are infinite or NaN; they are null", file=sys.stderr)
         text = json.dumps(_finite(value), ensure_ascii=escaped, allow_nan=False)
     print(text, flush=True)
 

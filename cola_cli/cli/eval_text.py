@@ -1,4 +1,4 @@
-"""cola eval text: figures of generated text beside those of real text."""
+"""cola eval text: metrics of generated text beside those of real text."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def text(
         run.reporter.note(note)
     columns = [found["samples"], found["held_out"] or {}]
     shown = [[name, *(_shown(column.get(name)) for column in columns)] for name in ORDER]
-    table("generated text", ["figure", "samples", "held-out"], shown)
+    table("generated text", ["metric", "samples", "held-out"], shown)
 
 
 def _shown(value: float | int | None) -> str:

@@ -19,23 +19,23 @@ def score(
     ],
     file: Annotated[Path, typer.Argument(help="Generated answers, .jsonl or .jsonl.zst.")],
 ) -> None:
-    """Score generated answers by the released scorer's rules, with the honest figures beside it.
+    """Score generated answers by the released scorer's rules, with the honest metrics beside it.
 
     Example: cola eval score mmlu answers.jsonl.zst --json
     """
-    from cola_cli.evaluation.metrics import figures
+    from cola_cli.evaluation.metrics import task_metrics
     from cola_cli.evaluation.outputs import read_items
     from cola_cli.evaluation.scoring import require_task
     from cola_cli.evaluation.scoring import score as judge
 
     require_task(task)
     items = read_items(file)
-    found = figures(items, [judge(task, item) for item in items]).as_dict()
+    found = task_metrics(items, [judge(task, item) for item in items]).as_dict()
     if run.json:
         print_json({"task": task, "file": str(file)} | found)
     else:
         shown = [[name, "-" if value is None else value] for name, value in found.items()]
-        table(task, ["figure", "value"], shown)
+        table(task, ["metric", "value"], shown)
 
 
 @command("output", "device", "threads", "overwrite", table="eval")

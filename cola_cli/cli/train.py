@@ -87,7 +87,7 @@ def _train(family: Family, source: Path, run: Invocation, match: Path | None = N
     outcome = train(family, source, run.output, settings, run)
 
     def describe(made: dict[str, Any]) -> list[str]:
-        shown = {name: meaning for name, meaning in family.figures.items() if name in made}
+        shown = {name: meaning for name, meaning in family.metrics.items() if name in made}
         lines = [f"  {meaning}: {made[name]:.4f}" for name, meaning in shown.items()]
         return [f"{run.output}: done", *lines]
 

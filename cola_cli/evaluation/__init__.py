@@ -1,1 +1,1 @@
-"""The eight generative benchmarks of the Cola DLM paper: data, prompts, scoring, honest figures."""
+"""The eight generative benchmarks of the Cola DLM paper: data, prompts, scoring, honest metrics."""

@@ -1,4 +1,4 @@
-"""Honest figures beside an accuracy: valid options, chance, bootstrap intervals, paired differences."""
+"""Honest metrics beside an accuracy: valid options, chance, bootstrap intervals, paired differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Figures:
+class TaskMetrics:
     """What can be said of one model on one task.
 
     accuracy: share of right answers by the released scorer's rule, with its 95 % bootstrap interval.
@@ -36,13 +36,13 @@ class Figures:
         return asdict(self)
 
 
-def figures(items: Sequence[Item], verdicts: Sequence[Verdict], seed: int = 0) -> Figures:
-    """The figures of scored items; `items` and `verdicts` are in the same order and not empty."""
+def task_metrics(items: Sequence[Item], verdicts: Sequence[Verdict], seed: int = 0) -> TaskMetrics:
+    """The metrics of scored items; `items` and `verdicts` are in the same order and not empty."""
     correct = np.array([verdict.correct for verdict in verdicts], dtype=float)
     low, high = bootstrap_interval(correct, seed)
     valid = np.array([verdict.option is not None for verdict in verdicts])
     closed = all(item.choices for item in items)
-    return Figures(
+    return TaskMetrics(
         correct=int(correct.sum()),
         n=len(correct),
         accuracy=float(correct.mean()),

@@ -1,4 +1,4 @@
-"""Scoring of generated answers, compatible with the released scorer, and the honest figures beside it.
+"""Scoring of generated answers, compatible with the released scorer, and the honest metrics beside it.
 
 The compatible accuracy counts an answer as right under the rules of the authors' scorer. On multiple choice
 it mostly measures whether an option was copied without error, so the share of answers that are a valid

@@ -1,4 +1,4 @@
-"""Figures of texts that need no model: entropy, length, distinct and repeated n-grams of their tokens.
+"""Metrics of texts that need no model: entropy, length, distinct and repeated n-grams of their tokens.
 
 They move with the number and the length of the texts, so they are comparable only between texts of the same
 shape: `cut_passages` cuts real text to the shape of generated text.
@@ -28,8 +28,8 @@ class Passage:
     ids: list[int]
 
 
-def text_figures(texts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Figures of texts given as token ids; a figure is None where the texts are too short for it.
+def text_metrics(texts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Metrics of texts given as token ids; one is None where the texts are too short for it.
 
     entropy: of the unigram distribution over all texts, in bits. distinct_n: different n-grams of all texts
     over n-grams. repeated_n: share of the n-grams that occurred earlier in the same text.

@@ -42,7 +42,7 @@ def benchmark_table(collected: Collected) -> list[Markup]:
         )
         for task, runs in sorted(tasks.items())
     ]
-    written = element("table", element("thead", head), bodies, class_="figures benchmarks")
+    written = element("table", element("thead", head), bodies, class_="benchmarks")
     notes = element("p", " ".join(_notes(scored)), class_="note")
     return [element("div", written, class_="scroll", tabindex=0), notes]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from cola_cli.report.markup import Markup, element, joined
+from cola_cli.report.markup import Markup, element, joined, shortened
 from cola_cli.report.quantities import linear_ticks, log_ticks, number, percent, tick_labels
 
 COLOURS = 6  # of the palette in style.css; later series repeat them with dashes
@@ -15,6 +15,7 @@ MOST_ROWS = 24  # of the table of numbers
 MOST_MARKERS = 60
 FONT = 11.5
 CHARACTER = 6.4  # width of one at that size, pixels
+ROW = 18  # of a legend, pixels
 
 Pair = tuple[float, float]
 
@@ -68,25 +69,24 @@ class Chart:
     references: list[Reference] = field(default_factory=list)
 
 
-def figure(chart: Chart, large: bool = False) -> Markup | None:
-    """The chart as <figure>, with legend and its numbers as a table; None when there is no data.
+def framed(chart: Chart, large: bool = False) -> Markup | None:
+    """The chart as an element of the page, its numbers below as a table; None when there is no data.
 
     A large one is drawn twice, for a wide page and for a phone; style.css shows one of them.
     """
-    chart = replace(chart, series=[one for one in map(drawable(chart), chart.series) if one.points])
+    chart = drawable(chart)
     if not chart.series:
         return None
     if large:
-        drawings = [svg(chart, 720, 330, "wide"), svg(chart, 350, 260, "narrow")]
+        drawings = [svg(chart, 720, 330, class_="wide"), svg(chart, 350, 260, class_="narrow")]
     else:
-        drawings = [svg(chart, 350, 230, None)]
+        drawings = [svg(chart, 350, 230)]
     return element(
         "figure",
         element(
             "figcaption",
             element("h4", chart.title),
             element("p", chart.note, class_="note") if chart.note else None,
-            _legend(chart),
         ),
         drawings,
         _numbers(chart),
@@ -94,14 +94,14 @@ def figure(chart: Chart, large: bool = False) -> Markup | None:
     )
 
 
-def grid(figures: Sequence[Markup | None]) -> Markup | None:
-    """Figures side by side as the page has room; None without any."""
-    present = [one for one in figures if one is not None]
+def grid(charts: Sequence[Markup | None]) -> Markup | None:
+    """Charts side by side as the page has room; None without any."""
+    present = [one for one in charts if one is not None]
     return element("div", present, class_="charts") if present else None
 
 
-def drawable(chart: Chart) -> Callable[[Series], Series]:
-    """Leaves out what an axis cannot hold, and thins out what nobody could see."""
+def drawable(chart: Chart) -> Chart:
+    """The chart without what an axis cannot hold, thinned out where nobody could see all of it."""
 
     def fits(point: Pair) -> bool:
         x, y = point
@@ -118,7 +118,7 @@ def drawable(chart: Chart) -> Callable[[Series], Series]:
             intervals=[series.intervals[index] for index in kept] if series.intervals else [],
         )
 
-    return kept_of
+    return replace(chart, series=[one for one in map(kept_of, chart.series) if one.points])
 
 
 def _spread(items: list[int], wanted: int) -> list[int]:
@@ -145,9 +145,11 @@ class _Scale:
 
 
 def svg(
-    chart: Chart, width: int, height: int, class_: str | None, fixed: int | None = None
+    chart: Chart, width: int, height: int, class_: str | None = None, fixed: bool = False
 ) -> Markup:
-    """`fixed`: its height inside another drawing, where no style sheet sizes it."""
+    """A chart with points; its legend adds to `height`. `fixed`: no style sheet sizes it."""
+    legend, head = _legend(chart, width)
+    height += head
     xs = [x for series in chart.series for x, _ in series.points]
     ys = [y for series in chart.series for _, y in series.points]
     ys += [reference.value for reference in chart.references]
@@ -160,13 +162,13 @@ def svg(
     y_ticks = make(y_low, y_high, 5)
     y_labels = tick_labels(y_ticks, chart.y.percent, chart.y.log)
     left = 12 + max((len(label) for label in y_labels), default=1) * CHARACTER
-    right, top, bottom = 14, 26, 42
+    right, top, bottom = 14, 26 + head, 42
     across = _Scale(x_low, x_high, left, width - right, chart.x.log)
     up = _Scale(y_low, y_high, height - bottom, top, chart.y.log)
     x_ticks = (log_ticks if chart.x.log else linear_ticks)(x_low, x_high, 8 if width > 500 else 4)
     x_labels = tick_labels(x_ticks, chart.x.percent, chart.x.log)
     frame = [
-        element("text", chart.y.label, x=0, y=12, class_="axis"),
+        element("text", chart.y.label, x=0, y=12 + head, class_="axis"),
         element("text", chart.x.label, x=width - right, y=height - 6, class_="axis end"),
         [
             [
@@ -196,9 +198,10 @@ def svg(
         _references(chart.references, up, left, width - right),
         # faint lines first, so that they lie below
         [_series(s, across, up, chart) for s in sorted(chart.series, key=lambda s: not s.faint)],
+        legend,
         viewBox=f"0 0 {width} {height}",
         width=width if fixed else None,
-        height=fixed,
+        height=height if fixed else None,
         class_=class_,
         role="img",
         aria_label=f"{chart.title}: {chart.y.label} against {chart.x.label}",
@@ -299,35 +302,41 @@ def marker(colour: int, x: float, y: float, radius: float = 3.2) -> Markup:
 
 
 def swatch(colour: int) -> Markup:
-    """The line and mark of a colour, for legends and headings."""
+    """The line and mark of a colour, for headings and tables."""
+    return element("svg", _sample(colour), viewBox="0 0 24 14", class_="swatch", aria_hidden="true")
+
+
+def _sample(colour: int) -> Markup:
+    """The line and mark of a colour, 24 by 14 pixels."""
     dashes = "6 4" if colour >= COLOURS else None
-    return element(
-        "svg",
-        element(
-            "g",
-            element("polyline", points="1,7 23,7", stroke_dasharray=dashes),
-            marker(colour, 12, 7),
-            class_=f"series c{colour % COLOURS}",
-        ),
-        viewBox="0 0 24 14",
-        class_="swatch",
-        aria_hidden="true",
-    )
+    line = element("polyline", points="1,7 23,7", stroke_dasharray=dashes)
+    return element("g", line, marker(colour, 12, 7), class_=f"series c{colour % COLOURS}")
 
 
-def _legend(chart: Chart) -> Markup | None:
+def _legend(chart: Chart, width: int) -> tuple[Markup | None, int]:
+    """The names of the series behind their colours, in rows, and the height of these in pixels."""
     names = {series.name: series.colour for series in chart.series}
     if len(names) < 2:
-        return None  # the heading above says what it is
-    return element(
-        "ul",
-        [element("li", swatch(colour), name) for name, colour in names.items()],
-        class_="legend",
-    )
+        return None, 0  # the heading says what it is
+    entries, x, y = [], 0.0, 0
+    for name, colour in names.items():
+        shown = shortened(name, int((width - 30) / CHARACTER))
+        needed = 44 + len(shown) * CHARACTER
+        if x and x + needed > width:
+            x, y = 0.0, y + ROW
+        text = element("text", shown, x=30, y=11)
+        entries.append(element("g", _sample(colour), text, transform=f"translate({x:.0f} {y})"))
+        x += needed
+    return element("g", entries, class_="legend"), y + ROW + 6
+
+
+def legend_height(chart: Chart, width: int) -> int:
+    """What the legend of a chart that wide adds to its height, in pixels."""
+    return _legend(chart, width)[1]
 
 
 def _numbers(chart: Chart) -> Markup:
-    """The figures of the chart as a table, thinned out but with the last."""
+    """The numbers of the chart as a table, thinned out but with the last."""
     columns = [(_heading(series, chart), dict(series.points)) for series in chart.series]
     strong = [dict(s.points) for s in chart.series if not s.faint] or [c for _, c in columns]
     xs = sorted({x for column in strong for x in column})
@@ -354,7 +363,7 @@ def _numbers(chart: Chart) -> Markup:
         element("summary", "Numbers"),
         element(
             "div",
-            element("table", element("thead", head), element("tbody", rows), class_="figures"),
+            element("table", element("thead", head), element("tbody", rows)),
             class_="scroll",
         ),
         element("p", left_out, class_="note") if left_out else None,

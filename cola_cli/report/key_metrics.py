@@ -1,4 +1,4 @@
-"""The one figure that says most about an artifact, by its kind."""
+"""The one metric that says most about an artifact, by its kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cola_cli.report.collect import Shown
 from cola_cli.report.quantities import count, number, percent
 
 
-def key_figure(artifact: Shown) -> str:
+def key_metric(artifact: Shown) -> str:
     """A few words from the manifest's statistics; empty when they say nothing."""
     found = artifact.statistics
     if artifact.kind == "tokens":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cola_cli.evaluation.diagnosis import Diagnosis
-from cola_cli.report.charts import Axis, Chart, Series, figure, grid
+from cola_cli.report.charts import Axis, Chart, Series, framed, grid
 from cola_cli.report.collect import Collected, Shown
 from cola_cli.report.markup import Markup, element
 from cola_cli.report.quantities import DASH, number, percent
@@ -15,27 +15,27 @@ from cola_cli.report.tables import table
 
 
 def latent_statistics(collected: Collected) -> list[Markup]:
-    """A table of figures and the charts for which there are data; empty when there is nothing."""
+    """A table of metrics and the charts for which there are data; empty when there is nothing."""
     encoded = [one for one in collected.of("latents") if _spectrum(one.statistics)]
     networks = [
         one for one in collected.of("vae", "prior") if "validation_log_snr" in one.statistics
     ]
     blocks: list[Markup | None] = []
     if encoded or networks:
-        blocks.append(_figures([*networks, *encoded]))
+        blocks.append(_metrics([*networks, *encoded]))
     blocks.append(
         grid(
             [
-                figure(_signal_and_noise(encoded)),
-                figure(robustness_chart(collected.diagnoses)),
-                figure(_kl(collected)),
+                framed(_signal_and_noise(encoded)),
+                framed(robustness_chart(collected.diagnoses)),
+                framed(_kl(collected)),
             ]
         )
     )
     return [block for block in blocks if block is not None]
 
 
-def _figures(artifacts: Sequence[Shown]) -> Markup:
+def _metrics(artifacts: Sequence[Shown]) -> Markup:
     rows = []
     for one in artifacts:
         found = one.statistics

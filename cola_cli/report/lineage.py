@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cola_cli.report.collect import WRITERS, Shown
-from cola_cli.report.key_metrics import key_figure
-from cola_cli.report.markup import Markup, element, joined
+from cola_cli.report.key_metrics import key_metric
+from cola_cli.report.markup import Markup, element, joined, shortened
 from cola_cli.report.quantities import size
 
 COLUMNS = {"tokens": 0, "vae": 1, "latents": 2} | dict.fromkeys(WRITERS, 3)
@@ -48,16 +48,16 @@ class Node:
         """Lines below the title, each with a class."""
         if len(self.members) == 1:
             weight = "" if self.first.bytes is None else f" · {size(self.first.bytes)}"
-            lines = [(key_figure(self.first), "figure")]
+            lines = [(key_metric(self.first), "metric")]
             return [
                 line for line in [*lines, (f"{self.first.short}{weight}", "fingerprint")] if line[0]
             ]
         lines = [
-            (f"{one.statistics.get('task', one.label)} {key_figure(one)}", "figure")
+            (f"{one.statistics.get('task', one.label)} {key_metric(one)}", "metric")
             for one in self.members[:LISTED]
         ]
         if len(self.members) > LISTED:
-            lines.append((f"and {len(self.members) - LISTED} more", "figure"))
+            lines.append((f"and {len(self.members) - LISTED} more", "metric"))
         return lines
 
 
@@ -173,7 +173,7 @@ def _card(node: Node, x: float, y: float) -> Markup:
     lines = [
         element(
             "text",
-            shortened(text, 26 if class_ == "figure" else 30),
+            shortened(text, 26 if class_ == "metric" else 30),
             x=x + 13,
             y=y + 37 + LINE * (place + 1),
             class_=class_,
@@ -260,11 +260,3 @@ def _state_mark(state: str, x: float, y: float, anchor: str) -> Markup:
 def _said(node: Node) -> str:
     lines = [f"{one.label}: {one.kind}, {one.state}, {one.fingerprint}" for one in node.members]
     return "\n".join(lines)
-
-
-def shortened(text: str, most: int) -> str:
-    """The text with its middle left out where it is longer than `most` characters."""
-    if len(text) <= most:
-        return text
-    tail = (most - 1) // 2
-    return f"{text[: most - 1 - tail]}…{text[-tail:]}"

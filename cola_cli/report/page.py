@@ -47,7 +47,7 @@ def render(collected: Collected) -> str:
             "Training",
             "",
             training_curves(collected),
-            "No training figures: no vae, prior or baseline with metrics is among these.",
+            "No metrics of training: no vae, prior or baseline with metrics is among these.",
         ),
         _section(
             "latents",

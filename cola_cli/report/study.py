@@ -1,10 +1,10 @@
-"""The scaling plot: figures against training compute, a chart a metric, with fitted curves."""
+"""The scaling plot: metrics against training compute, a chart a metric, with fitted curves."""
 
 from __future__ import annotations
 
 import math
 
-from cola_cli.report.charts import Axis, Chart, Reference, Series, figure
+from cola_cli.report.charts import Axis, Chart, Reference, Series, framed
 from cola_cli.report.drawing import drawing
 from cola_cli.report.markup import Markup, element
 from cola_cli.report.quantities import MINUS, number
@@ -28,7 +28,7 @@ def scaling_plots(scalings: dict[str, Curves]) -> list[Markup]:
 
 def _plot(metric: str, scaling: Curves, label: str) -> Markup | None:
     chart = scaling_chart(metric, scaling, label)
-    drawn = figure(chart, large=True)
+    drawn = framed(chart, large=True)
     formulas = scaling_formulas(metric, scaling)
     if drawn is None or not formulas:
         return drawn

@@ -15,7 +15,9 @@ UNFOLDED = 15  # artifacts that are listed openly below the diagram
 VALUE_LIMIT = 160  # characters of a setting
 
 
-def table(columns: Sequence[Any], rows: Sequence[Sequence[Any]], class_: str = "figures") -> Markup:
+def table(
+    columns: Sequence[Any], rows: Sequence[Sequence[Any]], class_: str | None = None
+) -> Markup:
     """A table whose first column names the rows; it scrolls by itself where the page is narrow."""
     head = element("tr", [element("th", column, scope="col") for column in columns])
     body = [
@@ -46,7 +48,7 @@ def artifact_table(artifacts: Sequence[Shown]) -> Markup:
         for one in artifacts
     ]
     columns = ["artifact", "kind", "state", "fingerprint", "size", "holds", "took", "made from"]
-    written = table(columns, rows, "figures wordy")
+    written = table(columns, rows, "wordy")
     if len(rows) <= UNFOLDED:
         return written
     return element("details", element("summary", f"All {len(rows)} artifacts"), written)
@@ -76,10 +78,10 @@ def _settings(kind: str, artifacts: Sequence[Shown]) -> Markup:
         if len(artifacts) > max(UPRIGHT, len(differing)):
             turned = zip(*marked, strict=True)
             rows = [[label, *cells] for label, cells in zip(labels, turned, strict=True)]
-            blocks.append(table(["differs", *differing], rows, "figures settings"))
+            blocks.append(table(["differs", *differing], rows, "settings"))
         else:
             rows = [[name, *cells] for name, cells in zip(differing, marked, strict=True)]
-            blocks.append(table(["differs", *labels], rows, "figures settings"))
+            blocks.append(table(["differs", *labels], rows, "settings"))
     if shared:
         label = "the same in all" if len(artifacts) > 1 else artifacts[0].label
         rows = [[name, flats[0][name]] for name in shared]
@@ -88,7 +90,7 @@ def _settings(kind: str, artifacts: Sequence[Shown]) -> Markup:
             element(
                 "details",
                 element("summary", f"{len(shared)} {word}", element("span", f" {label}")),
-                table(["setting", "value"], rows, "figures settings"),
+                table(["setting", "value"], rows, "settings"),
             )
         )
     heading = f"{kind}, {len(artifacts)} artifacts" if len(artifacts) > 1 else kind

@@ -1,4 +1,4 @@
-"""Training curves: one chart a figure, all runs of a kind in it."""
+"""Training curves: one chart a metric, all runs of a kind in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cola_cli.families import FAMILIES
-from cola_cli.report.charts import Axis, Chart, Reference, Series, figure, grid
+from cola_cli.report.charts import Axis, Chart, Reference, Series, framed, grid
 from cola_cli.report.collect import Collected, Shown
 from cola_cli.report.markup import Markup, element
 from cola_cli.report.quantities import DASH, number, percent
@@ -17,7 +17,7 @@ LOG_FROM = 25.0  # ratio of largest to smallest above which a loss is drawn on a
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """How one column of metrics is called; `of` its axis."""
 
     title: str
@@ -27,30 +27,30 @@ class Figure:
     from_zero: bool = False
 
 
-FIGURES = {
-    "loss": Figure("Loss", "nats"),
-    "flow": Figure("Flow matching loss", "mean squared error"),
-    "reconstruction": Figure("Reconstruction loss", "nats a token"),
-    "kl": Figure("KL to N(0, I)", "nats a latent"),
-    "mask": Figure("Loss at masked tokens", "nats a token"),
-    "accuracy": Figure("Tokens reconstructed", "share of tokens", share=True),
-    "accuracy_noisy": Figure("Reconstructed under latent noise", "share of tokens", share=True),
-    "accuracy_masked": Figure("Masked tokens predicted", "share of tokens", share=True),
-    "log_snr": Figure("logSNR of the posterior", "nats", logarithmic=False),
-    "effective_rank": Figure(
+METRICS = {
+    "loss": Metric("Loss", "nats"),
+    "flow": Metric("Flow matching loss", "mean squared error"),
+    "reconstruction": Metric("Reconstruction loss", "nats a token"),
+    "kl": Metric("KL to N(0, I)", "nats a latent"),
+    "mask": Metric("Loss at masked tokens", "nats a token"),
+    "accuracy": Metric("Tokens reconstructed", "share of tokens", share=True),
+    "accuracy_noisy": Metric("Reconstructed under latent noise", "share of tokens", share=True),
+    "accuracy_masked": Metric("Masked tokens predicted", "share of tokens", share=True),
+    "log_snr": Metric("logSNR of the posterior", "nats", logarithmic=False),
+    "effective_rank": Metric(
         "Effective rank of the latents", "directions", logarithmic=False, from_zero=True
     ),
-    "active_channels": Figure("Active channels", "channels", logarithmic=False, from_zero=True),
-    "drift": Figure("Drift of the latents", "mean squared"),
-    "perplexity": Figure("Perplexity", "a token"),
-    "gradient_norm": Figure("Gradient norm", "norm before clipping"),
-    "learning_rate": Figure("Learning rate", "learning rate", logarithmic=False),
-    "tokens_per_second": Figure("Speed", "tokens a second", logarithmic=False),
+    "active_channels": Metric("Active channels", "channels", logarithmic=False, from_zero=True),
+    "drift": Metric("Drift of the latents", "mean squared"),
+    "perplexity": Metric("Perplexity", "a token"),
+    "gradient_norm": Metric("Gradient norm", "norm before clipping"),
+    "learning_rate": Metric("Learning rate", "learning rate", logarithmic=False),
+    "tokens_per_second": Metric("Speed", "tokens a second", logarithmic=False),
 }
-STILL = 1e-6  # relative change below which a figure stayed the same
+STILL = 1e-6  # relative change below which a metric stayed the same
 MACHINERY = ("gradient_norm", "learning_rate", "tokens_per_second")
 MAIN = ("flow", "loss", "reconstruction", "perplexity")  # the first that a kind has is drawn large
-# Counters and machine figures, and the levels that become reference lines.
+# Counters and metrics of the machine, and the levels that become reference lines.
 NOT_DRAWN = {"tokens", "seconds", "flops_use", "memory_bytes", "reader_share", "skipped"}
 LEVELS = {
     "flow_of_zero": "predicting zero",
@@ -75,19 +75,19 @@ def _block(name: str, runs: Sequence[Shown]) -> Markup:
     columns -= NOT_DRAWN | set(LEVELS)
     if "flow" in columns and all(_same(run, "loss", "flow") for run in runs):
         columns.discard("loss")  # a frozen prior has no other loss than the flow's
-    known = [column for column in FIGURES if column in columns]
+    known = [column for column in METRICS if column in columns]
     order = known + sorted(columns - set(known))
     moving = [column for column in order if _moves(column, runs)]
     main = [column for column in MAIN if column in moving][:1]
-    small = [column for column in moving if column not in main and column in FIGURES]
-    folded = [column for column in moving if column in MACHINERY or column not in FIGURES]
+    small = [column for column in moving if column not in main and column in METRICS]
+    folded = [column for column in moving if column in MACHINERY or column not in METRICS]
     small = [column for column in small if column not in folded]
     heading = f"{name}: {runs[0].named}" if len(runs) == 1 else f"{name}, {len(runs)} runs"
     return element(
         "div",
         element("h3", heading),
-        [figure(_chart(column, runs), large=True) for column in main],
-        grid([figure(_chart(column, runs)) for column in small]),
+        [framed(_chart(column, runs), large=True) for column in main],
+        grid([framed(_chart(column, runs)) for column in small]),
         _still([column for column in order if column not in moving], runs),
         _folded(folded, runs),
         class_="block",
@@ -105,7 +105,7 @@ def _moves(column: str, runs: Sequence[Shown]) -> bool:
 
 
 def _still(columns: Sequence[str], runs: Sequence[Shown]) -> Markup | None:
-    """The figures that stayed the same, or were taken once, as a table."""
+    """The metrics that stayed the same, or were taken once, as a table."""
     rows = []
     for column in columns:
         about = _about(column, runs[0].kind)
@@ -128,12 +128,12 @@ def _folded(columns: Sequence[str], runs: Sequence[Shown]) -> Markup | None:
     return element(
         "details",
         element("summary", "More", element("span", f" {titles}")),
-        grid([figure(_chart(column, runs)) for column in columns]),
+        grid([framed(_chart(column, runs)) for column in columns]),
     )
 
 
-def _about(column: str, kind: str) -> Figure:
-    about = FIGURES.get(column, Figure(column.replace("_", " ").capitalize(), column))
+def _about(column: str, kind: str) -> Metric:
+    about = METRICS.get(column, Metric(column.replace("_", " ").capitalize(), column))
     title, unit = FAMILIES[kind].titles.get(column, (about.title, about.unit))
     return replace(about, title=title, unit=unit)
 
@@ -153,7 +153,7 @@ def _chart(column: str, runs: Sequence[Shown]) -> Chart:
         during = run.metrics.get(column, [])
         after = run.metrics.get(PREFIX + column, [])
         trained, checked = trained or bool(during), checked or bool(after)
-        # Alone on a chart, figures of training need no thinning to the background.
+        # Alone on a chart, metrics of training need no thinning to the background.
         lone = not any(other.metrics.get(PREFIX + column) for other in runs)
         if during:
             series.append(Series(run.named, during, run.colour, faint=not lone, marked=False))
@@ -188,7 +188,7 @@ def _chart(column: str, runs: Sequence[Shown]) -> Chart:
     )
 
 
-def _ceiling(about: Figure, values: Sequence[float]) -> float | None:
+def _ceiling(about: Metric, values: Sequence[float]) -> float | None:
     """Shares end at 100 %, rounding aside."""
     return max(1.0, *values) if about.share and max(values, default=0) > 0.9 else None
 

@@ -14,7 +14,7 @@ from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Sequences, split_documents
 from cola_cli.corpus.tokenizer import TextTokenizer, tokenizer_of
 from cola_cli.errors import InputError, UsageError
-from cola_cli.evaluation.text_metrics import Passage, cut_passages, text_figures
+from cola_cli.evaluation.text_metrics import Passage, cut_passages, text_metrics
 from cola_cli.machine.threads import choose_threads, prepare_torch
 from cola_cli.reporting import Reporter
 from cola_cli.stages.run import Run
@@ -52,9 +52,9 @@ def evaluate_text(
     notes: list[str] = []
     real, further = _real_passages(codec, judge, trained_on, reference, texts, notes)
     groups = [texts, real] if real else [texts]
-    found = [text_figures([passage.ids for passage in group]) for group in groups]
-    for group, figures in zip(groups, found, strict=True):
-        figures |= _judged(judge, group, run.reporter)
+    found = [text_metrics([passage.ids for passage in group]) for group in groups]
+    for group, metrics in zip(groups, found, strict=True):
+        metrics |= _judged(judge, group, run.reporter)
     if judge is None:
         notes.append("perplexity and mauve: no --judge was given.")
     else:
@@ -63,8 +63,8 @@ def evaluate_text(
         written = [passage for passage in texts if passage.ids]
         scores, note = mauve_scores(judge, [written, further], real)
         notes += [note] if note else []
-        for figures, score in zip(found, scores, strict=False):
-            figures["mauve"] = score
+        for metrics, score in zip(found, scores, strict=False):
+            metrics["mauve"] = score
     shares: list[float | None] = [None] * len(groups)
     if trained_on is None:
         notes.append("memorised: no --tokens were given.")
@@ -75,8 +75,8 @@ def evaluate_text(
         shares = memorised_shares(
             trained_on, ids, size, run.reporter, choose_threads(run.threads).count
         )
-    for figures, share in zip(found, shares, strict=True):
-        figures["memorised"] = share
+    for metrics, share in zip(found, shares, strict=True):
+        metrics["memorised"] = share
     return {
         "samples": found[0],
         "held_out": found[1] if real else None,

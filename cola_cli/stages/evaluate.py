@@ -12,7 +12,7 @@ from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.kinds import Evaluation, EvaluationStatistics
 from cola_cli.artifacts.rows import artifact_rows, read_rows
 from cola_cli.errors import InputError
-from cola_cli.evaluation.metrics import Figures, figures, paired_difference
+from cola_cli.evaluation.metrics import TaskMetrics, paired_difference, task_metrics
 from cola_cli.evaluation.scoring import Item, Verdict, require_task, score
 from cola_cli.evaluation.tasks import Question
 from cola_cli.machine.threads import describe_environment, prepare_torch
@@ -91,7 +91,7 @@ def run_evaluation(
         rows = [row for file in files for _, row in read_rows(file)]
         statistics = EvaluationStatistics(
             task=task,
-            **evaluation_figures(rows).as_dict(),
+            **evaluation_metrics(rows).as_dict(),
             cut_prompts=sum(row["cut"] for row in rows),
         ).model_dump()
         writer.finish(statistics)
@@ -103,10 +103,10 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     return list(artifact_rows(Evaluation.open(path)))
 
 
-def evaluation_figures(rows: Sequence[dict[str, Any]]) -> Figures:
+def evaluation_metrics(rows: Sequence[dict[str, Any]]) -> TaskMetrics:
     """The metrics of the rows of one evaluation."""
     items = [Item(r["generate"], r["ground_truth"], tuple(r["choices"])) for r in rows]
-    return figures(items, [Verdict(row["correct"], row["option"]) for row in rows])
+    return task_metrics(items, [Verdict(row["correct"], row["option"]) for row in rows])
 
 
 def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
         names = ("difference", "difference_low", "difference_high")
         found.append(
             {"artifact": str(path), "task": task}
-            | evaluation_figures(rows).as_dict()
+            | evaluation_metrics(rows).as_dict()
             | dict(zip(names, compared, strict=True))
         )
     return found

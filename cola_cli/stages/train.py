@@ -121,7 +121,7 @@ def train(
             if source.has(name) and name not in files:
                 writer.write(name, source.file(name).read_bytes())
         remove_all(output.place / CHECKPOINTS)
-        statistics = _statistics(family, source, cost) | _figures(output.place)
+        statistics = _statistics(family, source, cost) | _metrics(output.place)
         writer.finish(statistics)
         return Outcome(output_path, True, statistics)
 
@@ -196,7 +196,7 @@ def _statistics(family: Family, source: Source, cost: Cost) -> dict[str, Any]:
     return sizes | {name: found[name] for name in family.kept}
 
 
-def _figures(path: Path) -> dict[str, Any]:
+def _metrics(path: Path) -> dict[str, Any]:
     """The newest value of every metric but times."""
     from cola_cli.training.metrics import TIMES, Metrics
 

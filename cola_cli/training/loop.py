@@ -215,12 +215,12 @@ class Training:
         with self.average.in_place(), torch.no_grad(), self._autocast():
             sums = self.validation.sums(self._asked)
         self._stop_if_asked()  # not within: the averaged weights are in place there
-        figures = self.validation.metrics(sums, self.progress.step)
+        found = self.validation.metrics(sums, self.progress.step)
         self.metrics.add(
-            self.progress.step, {VALIDATION + name: value for name, value in figures.items()}
+            self.progress.step, {VALIDATION + name: value for name, value in found.items()}
         )
         self.progress.validated = True
-        shown = {name: f"{figures[name]:.4g}" for name in ("loss", "accuracy") if name in figures}
+        shown = {name: f"{found[name]:.4g}" for name in ("loss", "accuracy") if name in found}
         self.reporter.note(
             f"step {self.progress.step}: validation "
             + ", ".join(f"{name} {value}" for name, value in shown.items())

@@ -47,7 +47,7 @@ class Metrics:
             raise self._damaged("its rows are not the ones that the checkpoint saw")
 
     def digest(self, step: int) -> str:
-        """The digest of all figures up to `step` but its validation, which may come after the checkpoint."""
+        """The digest of all metrics up to `step` but its validation, which may come after the checkpoint."""
         rows = [
             {
                 name: float(value)
@@ -66,7 +66,7 @@ class Metrics:
         )
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Add figures of `step`; figures of the same step share a row."""
+        """Add metrics of `step`; those of the same step share a row."""
         if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step})
         self.rows[-1].update(values)

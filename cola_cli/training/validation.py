@@ -65,7 +65,7 @@ class Validation:
                 f"step {step}: the loss of validation is {loss:.6g}.",
                 "Lower optim.lr, and run again with --overwrite.",
             )
-        return self._objective.figures(totals)
+        return self._objective.metrics(totals)
 
     def _draw(self) -> list[Step]:
         """As many steps in every process; the last ones may have no weight."""

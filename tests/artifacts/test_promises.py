@@ -299,7 +299,7 @@ def test_after_a_repair_nothing_is_damaged(tmp_path: Path, suffix: str) -> None:
 def test_repair_of_the_metrics_takes_the_checkpoints_that_go_on_with_them(tmp_path: Path) -> None:
     saved = tmp_path / "t/checkpoints/step-00000004"
     with Output.open(tmp_path / "t", "vae", identity()).writing() as writer:
-        writer.write("metrics.parquet", b"figures")
+        writer.write("metrics.parquet", b"numbers")
         writer.write("vae/model.safetensors", b"weights")
         writer.keep("metrics.parquet", "vae/model.safetensors")
         saved.mkdir(parents=True)

@@ -136,9 +136,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(asked.rounds + 1):
             for name, layout in LAYOUTS.items():
-                figures = measure(Path(folder) / "part.parquet", layout, mean, logvar)
+                numbers = measure(Path(folder) / "part.parquet", layout, mean, logvar)
                 if number:
-                    taken[name].append(figures)
+                    taken[name].append(numbers)
     medians = {
         name: [statistics.median(column) for column in zip(*rounds, strict=True)]
         for name, rounds in taken.items()

@@ -28,7 +28,7 @@ from cola_cli.machine import threads
 THREADS = threads.prepare_torch()
 
 from cola_cli.api import Cola, load
-from cola_cli.evaluation.text_metrics import text_figures
+from cola_cli.evaluation.text_metrics import text_metrics
 from cola_cli.flow.guidance import is_guided
 from cola_cli.flow.solvers import chosen_grid, evaluation_times
 from cola_cli.sampling.prompts import read_prompts
@@ -93,7 +93,7 @@ class Task:
         found = self.model.generate_ids(self.prompts, max_new_tokens=self.new, seed=0, **options)
         return found, clock() - started
 
-    def figures(self, found: list[Generation], reference: list[Generation]) -> dict[str, float]:
+    def metrics(self, found: list[Generation], reference: list[Generation]) -> dict[str, float]:
         """Agreement with the reference, share of known words, repetition."""
         block = self.model.prior.config.block_size * self.model.vae.config.patch_size
         same, count = 0, 0
@@ -104,7 +104,7 @@ class Task:
         texts = [self.model.require_tokenizer().decode(one.ids) for one in found]
         # the last word may be cut
         words = [word.lower() for text in texts for word in WORD.findall(text)[:-1]]
-        repeated = text_figures([one.ids for one in found])["repeated_4"] or 0.0
+        repeated = text_metrics([one.ids for one in found])["repeated_4"] or 0.0
         known = sum(word in self.words for word in words) / max(1, len(words))
         return {"agreement": same / count, "words": known, "repeated": repeated}
 
@@ -143,7 +143,7 @@ def main() -> None:
             "passes": calls,
             "velocities": velocities,
             "tokens_per_second": tokens / seconds,
-        } | task.figures(found, reference)
+        } | task.metrics(found, reference)
         rows[name] = row
         print(
             f"| {name} | {calls:.2f} | {velocities:.2f} | {row['tokens_per_second']:.0f} |"

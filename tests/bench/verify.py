@@ -4,7 +4,7 @@
 
 The byte is the last of the last part, so everything before it is read. Both read from the page cache, in
 turns; `cola` is measured as a whole, with the start of Python. The best time of each counts. With --page the
-figures also go to docs/reliability.md.
+numbers also go to docs/reliability.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`cola eval text` against plain Python: n-gram figures, memorisation, perplexity known in closed form."""
+"""`cola eval text` against plain Python: n-gram metrics, memorisation, perplexity known in closed form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation import judge as judging
 from cola_cli.evaluation.judge import MAUVE_LEAST, mauve_scores, open_judge, perplexity, windows
 from cola_cli.evaluation.memorisation import memorised_shares
-from cola_cli.evaluation.text_metrics import Passage, cut_passages, ngrams, text_figures
+from cola_cli.evaluation.text_metrics import Passage, cut_passages, ngrams, text_metrics
 from cola_cli.models.config import TransformerConfig
 from cola_cli.models.transformer import Transformer
 from cola_cli.reporting import Silent
@@ -73,9 +73,9 @@ def grams_of(text: list[int], size: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_figures_are_those_of_plain_counting(seed: int) -> None:
+def test_metrics_are_those_of_plain_counting(seed: int) -> None:
     texts = random_texts(seed)
-    found = text_figures(texts)
+    found = text_metrics(texts)
     counts = Counter(token for text in texts for token in text)
     total = sum(counts.values())
     assert (found["texts"], found["tokens"]) == (40, total)
@@ -92,12 +92,12 @@ def test_figures_are_those_of_plain_counting(seed: int) -> None:
             assert found[f"repeated_{size}"] == pytest.approx(1 - fresh / len(grams))
 
 
-def test_figures_that_short_texts_cannot_have_are_none() -> None:
-    found = text_figures([[5], [7, 7], []])
+def test_metrics_that_short_texts_cannot_have_are_none() -> None:
+    found = text_metrics([[5], [7, 7], []])
     assert found["distinct_1"] == pytest.approx(2 / 3)
     assert (found["distinct_2"], found["repeated_2"]) == (1.0, 0.0)
     assert found["distinct_3"] is found["repeated_4"] is None
-    assert text_figures([[]])["entropy"] is None
+    assert text_metrics([[]])["entropy"] is None
 
 
 def test_ngrams_are_numbered_by_what_they_are() -> None:
@@ -311,7 +311,7 @@ def copied_rows(tokens: Tokens, count: int = 12) -> list[tuple[str, str]]:
     return [(codec.decode(ids[:3]), codec.decode(ids[3:])) for ids in train]
 
 
-def test_all_figures_stand_beside_those_of_held_out_text(
+def test_all_metrics_stand_beside_those_of_held_out_text(
     tokens: Tokens, trained_judge: Path, tmp_path: Path
 ) -> None:
     samples = write_samples(tmp_path / "samples", [*copied_rows(tokens), ("Anna", "")])
@@ -358,7 +358,7 @@ def test_the_command_tells_what_is_missing(tokens: Tokens, tmp_path: Path, cola:
     shown = cola("eval", "text", samples, "--tokens", tokens.path)
     assert "--judge" in shown.stderr
     lines = dict(line.split("\t", 1) for line in shown.stdout.splitlines())
-    assert lines["figure"] == "samples\theld-out"
+    assert lines["metric"] == "samples\theld-out"
     assert lines["perplexity"] == "-\t-"
     assert lines["memorised"].startswith("1\t0.")
     assert "--tokens" in cola("eval", "text", samples, expect=2).stderr

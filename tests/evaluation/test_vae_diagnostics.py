@@ -16,7 +16,7 @@ from cola_cli.report.latents import robustness_chart
 from tests import golden
 
 
-def test_figures_follow_their_definitions_and_skip_padding() -> None:
+def test_metrics_follow_their_definitions_and_skip_padding() -> None:
     model = golden.detail_model()
     rows = [golden.detail()[f"vae_encode/{index}/ids"][:8] for index in (1, 2)]
     ids = torch.stack(rows)

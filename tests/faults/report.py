@@ -113,8 +113,8 @@ def _heading(first: str) -> str:
 def _table(campaign: Campaign, results: list[Result]) -> str:
     tried = counts(results)
 
-    def by_stage(figure: Callable[[Result], int]) -> list[int]:
-        return [sum(figure(r) for r in results if r.stage == stage) for stage in ORDER]
+    def by_stage(count: Callable[[Result], int]) -> list[int]:
+        return [sum(count(r) for r in results if r.stage == stage) for stage in ORDER]
 
     text = _heading("")
     text += _row("write points found", [len(campaign.points[stage]) for stage in ORDER])

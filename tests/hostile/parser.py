@@ -203,7 +203,7 @@ def seal_artifact(folder: Path, target: str) -> None:
     record = (artifact / changed).with_suffix(".json")
     if changed.startswith("parts/") and not changed.endswith(".json") and record.is_file():
         document = json.loads(record.read_bytes())
-        document |= _figures(artifact / changed) | {"digest": ""}
+        document |= _sums(artifact / changed) | {"digest": ""}
         record.write_bytes(pretty_json(document | {"digest": _sha256(pretty_json(document))}))
     elif changed.startswith("parts/"):
         _sign(artifact / changed)
@@ -213,7 +213,7 @@ def seal_artifact(folder: Path, target: str) -> None:
         return
     document = json.loads(path.read_bytes())
     for entry in document["files"]:
-        entry |= _figures(artifact / entry["path"])
+        entry |= _sums(artifact / entry["path"])
     path.write_bytes(json_bytes(document))
     seal_manifest(path)
 
@@ -243,7 +243,7 @@ def seal_checkpoint(folder: Path, target: str) -> None:
     if path == record:
         return
     document = json.loads(record.read_bytes())
-    document[path.name] = _figures(path)
+    document[path.name] = _sums(path)
     record.write_bytes(json.dumps(document).encode())
 
 
@@ -257,7 +257,7 @@ def chained(*cases: Callable[[Path], Iterator[Case]]) -> Callable[[Path], Iterat
     return lambda folder: chain.from_iterable(make(folder) for make in cases)
 
 
-def _figures(path: Path) -> dict[str, Any]:
+def _sums(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     return {"bytes": len(data), "sha256": _sha256(data)}
 

@@ -1,4 +1,4 @@
-"""cola study: planned as it runs, resumed after a kill, its commands the same, its figures by hand."""
+"""cola study: planned as it runs, resumed after a kill, its commands the same, its metrics by hand."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ def test_a_damaged_table_of_metrics_is_named(tmp_path: Path) -> None:
         Metrics(tmp_path / "metrics.parquet").resume(5, "")
 
 
-def test_figures_that_the_checkpoint_did_not_see_are_damage(tmp_path: Path) -> None:
+def test_metrics_that_the_checkpoint_did_not_see_are_damage(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.parquet")
     for step in (10, 20):
         metrics.add(step, {"loss": step / 3})

@@ -38,7 +38,7 @@ class Watching:
     def stop(self) -> None:
         pass
 
-    def advance(self, count: int, **figures: float | str) -> None:
+    def advance(self, count: int, **metrics: float | str) -> None:
         self.handles.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
         self.threads.append(threading.active_count())
         self.checkpoints.append(len(list(self.folder.glob("checkpoints/step-*"))))

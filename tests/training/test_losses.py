@@ -95,7 +95,7 @@ def test_stage_one_equals_brute_force() -> None:
 def test_a_fixed_posterior_has_the_set_log_snr_and_learns_no_variance() -> None:
     objective = vae_objective(loss={"posterior": "fixed", "log_snr": 1.5})
     terms = objective(batch_of(objective, rows()), evaluate=True)
-    assert objective.figures(terms)["log_snr"] == pytest.approx(1.5, abs=1e-5)
+    assert objective.metrics(terms)["log_snr"] == pytest.approx(1.5, abs=1e-5)
     gradient = gradients(objective, terms["loss"])["vae.posterior_out.weight"]
     assert gradient[VAE.latent_dim :].abs().max() == 0
     assert gradient[: VAE.latent_dim].abs().max() > 0

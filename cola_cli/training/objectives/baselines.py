@@ -89,13 +89,13 @@ class MaskedDiffusion(Objective):
             terms["masked_share"] = weight.sum()
         return terms
 
-    def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """The scalars, and the share of masked tokens that are predicted."""
-        figures = super().figures(sums)
-        if "masked_share" in figures:
-            right, share = figures.pop("masked_right"), figures.pop("masked_share")
-            figures["accuracy_masked"] = right / max(share, 1e-12)
-        return figures
+        metrics = super().metrics(sums)
+        if "masked_share" in metrics:
+            right, share = metrics.pop("masked_right"), metrics.pop("masked_share")
+            metrics["accuracy_masked"] = right / max(share, 1e-12)
+        return metrics
 
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The whole network."""

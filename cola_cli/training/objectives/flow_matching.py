@@ -34,7 +34,7 @@ from cola_cli.training.objectives.text_vae import (
     accuracies,
     draw_masks,
     encode_and_decode,
-    latent_figures,
+    latent_metrics,
     latent_moments,
     masked_targets,
 )
@@ -243,14 +243,14 @@ class FlowMatching(Objective):
         zero = prior.modulation(torch.zeros(1, device=device))
         return prior.modulation(batch["t"]).with_clean(batch["clean_places"], zero)
 
-    def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """The scalars, what the moments say of the latents, and the loss of predicting the mean."""
-        figures = super().figures(sums) | latent_figures(sums)
+        metrics = super().metrics(sums) | latent_metrics(sums)
         if "target_mean" in sums:
-            figures["flow_of_mean"] = (
+            metrics["flow_of_mean"] = (
                 sums["flow_of_zero"] - sums["target_mean"].square().mean()
             ).item()
-        return figures
+        return metrics
 
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The prior."""

@@ -37,9 +37,9 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
-        """The loss (under "loss") and its terms as weighted sums; more figures when evaluating."""
+        """The loss (under "loss") and its terms as weighted sums; more metrics when evaluating."""
 
-    def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Numbers to log from the sums of `forward` over a whole batch."""
         return {name: value.item() for name, value in sums.items() if value.ndim == 0}
 

@@ -95,9 +95,9 @@ class TextVAEObjective(Objective):
             terms |= latent_moments(mean, logvar, batch["position_weight"])
         return terms
 
-    def figures(self, sums: dict[str, Tensor]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """The scalars, and what the moments say of the latents."""
-        return super().figures(sums) | latent_figures(sums)
+        return super().metrics(sums) | latent_metrics(sums)
 
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The whole VAE."""
@@ -146,14 +146,14 @@ def accuracies(
     def share(logits: Tensor, right: Tensor, of: Tensor) -> Tensor:
         return ((logits.argmax(-1) == right) * of).sum()
 
-    figures = {
+    metrics = {
         "accuracy": share(vae.decode(mean), tokens, weight),
         "accuracy_noisy": share(vae.decode(mean + noise * batch["noise"]), tokens, weight),
     }
     if masked_logits is not None:
         right = masked_targets(batch)
-        figures["accuracy_masked"] = share(masked_logits, right, batch["masked_weight"])
-    return figures
+        metrics["accuracy_masked"] = share(masked_logits, right, batch["masked_weight"])
+    return metrics
 
 
 def latent_moments(mean: Tensor, logvar: Tensor, weight: Tensor) -> dict[str, Tensor]:
@@ -166,7 +166,7 @@ def latent_moments(mean: Tensor, logvar: Tensor, weight: Tensor) -> dict[str, Te
     }
 
 
-def latent_figures(sums: dict[str, Tensor]) -> dict[str, float]:
+def latent_metrics(sums: dict[str, Tensor]) -> dict[str, float]:
     """logSNR = ln(E mu^2 / E sigma^2), active channels, effective rank of the means' covariance.
 
     The effective rank is the exponential of the entropy of the normalised eigenvalues: d when all
