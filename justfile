@@ -44,6 +44,10 @@ crash *arguments:
 bench-verify *arguments:
     {{python}} tests/bench/verify.py {{arguments}}
 
+# write what artifacts hold, from the types, into docs/architecture.md
+format-page:
+    {{python}} -m tests.artifacts.format_page
+
 # what CI runs
 ci:
     bash .ci/run

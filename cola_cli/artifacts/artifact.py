@@ -36,8 +36,8 @@ class Artifact:
         kind = kind or cls.kind
         if kind is not None and manifest.kind != kind:
             raise InputError(
-                f"{directory} is a {manifest.kind} artifact, but one of kind {kind} is needed here.",
-                f"Name a {kind} artifact.",
+                f"{directory} is an artifact of kind {manifest.kind}, but one of kind {kind} is needed here.",
+                f"Name an artifact of kind {kind}.",
             )
         if manifest.status != "complete":
             raise InputError(

@@ -135,7 +135,7 @@ def open_judge(path: Path, device: torch.device) -> Judge:
         model = token_model(artifact.manifest.kind)
         if model is None or not model.next_token:
             raise InputError(
-                f"{path} is a {artifact.manifest.kind} artifact, not a model that gives likelihoods"
+                f"{path} is an artifact of kind {artifact.manifest.kind}, not a model that gives likelihoods"
                 " token by token.",
                 remedy,
             )

@@ -107,7 +107,7 @@ def model_fingerprint(path: Path) -> str:
         kind = folder.artifact.manifest.kind
         if kind not in FAMILIES or not FAMILIES[kind].writes:
             raise InputError(
-                f"{path} is a {kind} artifact, but a model is needed here.",
+                f"{path} is an artifact of kind {kind}, but a model is needed here.",
                 f"Name the output of {commands()}.",
             )
     return folder.fingerprint()

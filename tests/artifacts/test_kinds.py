@@ -22,6 +22,7 @@ from cola_cli.artifacts.kinds import (
 )
 from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.errors import DamagedArtifact, InputError
+from tests.artifacts import format_page
 from tests.conftest import Run
 
 MADE = Path(__file__).parent.parent / "format1" / "run"
@@ -74,7 +75,9 @@ def test_a_statistic_that_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
         writer.finish(Artifact.open(MADE / "tokens").manifest.statistics | {"seq_len": "long"})
     with pytest.raises(DamagedArtifact, match=r"seq_len: Input should be a valid integer"):
         Tokens.open(tmp_path).statistics.seq_len  # noqa: B018
-    with pytest.raises(InputError, match="is a tokens artifact, but one of kind latents is needed"):
+    with pytest.raises(
+        InputError, match="is an artifact of kind tokens, but one of kind latents is needed"
+    ):
         Latents.open(tmp_path)
 
 
@@ -84,3 +87,9 @@ def test_the_promise_is_printed(cola: Run, name: str) -> None:
     assert shown["description"] == KINDS[name].__doc__
     assert shown["statistics"]["properties"].keys() == KINDS[name].STATISTICS.model_fields.keys()
     assert shown["files"] == KINDS[name].FILES
+
+
+def test_the_page_on_the_format_is_that_of_the_types() -> None:
+    assert format_page.PAGE.read_text(encoding="utf-8") == format_page.page_with(
+        format_page.section()
+    ), "run: just format-page"

@@ -1,4 +1,4 @@
-"""Files as other programs write them: with a byte order mark, in UTF-16, packed; bytes that are no text."""
+"""Files as other programs write them: with a byte order mark, in UTF-16, packed; bytes that are not text."""
 
 from __future__ import annotations
 

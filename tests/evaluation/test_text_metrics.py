@@ -370,7 +370,7 @@ def test_the_command_tells_what_is_missing(tokens: Tokens, tmp_path: Path, cola:
 def test_what_is_no_judge_is_refused(
     tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match="is a tokens artifact"):
+    with pytest.raises(InputError, match="is an artifact of kind tokens"):
         open_judge(tokens.path, CPU)
     with pytest.raises(InputError, match="not a language model"):
         open_judge(tmp_path, CPU)

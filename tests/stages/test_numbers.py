@@ -1,4 +1,4 @@
-"""Numbers that are not numbers, and ids that are no tokens, are found where they enter."""
+"""Numbers that are not numbers, and ids without a token, are found where they enter."""
 
 from __future__ import annotations
 

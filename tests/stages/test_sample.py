@@ -287,7 +287,7 @@ def test_another_kind_of_artifact_is_refused(cola: Run, tmp_path: Path) -> None:
 
     make(tmp_path / "tokens")
     result = cola("sample", "tokens", "--prompt", "a", expect=4)
-    assert "is a tokens artifact, but one of kind prior is needed" in result.stderr
+    assert "is an artifact of kind tokens, but one of kind prior is needed" in result.stderr
 
 
 def test_the_plan_counts_parameters_passes_and_cache(cola: Run, model: Path) -> None:

@@ -167,4 +167,4 @@ def test_a_baseline_is_sampled_and_evaluated_like_any_model(
 
 def test_what_is_no_model_is_refused(made: Path, cola: Run) -> None:
     shown = cola("sample", made / "tokens", "--prompt", "Anna", "-o", "out", expect=4)
-    assert "is a tokens artifact, but a model is needed here" in shown.stderr
+    assert "is an artifact of kind tokens, but a model is needed here" in shown.stderr

@@ -98,7 +98,7 @@ def test_a_vae_that_did_not_make_the_latents_is_an_error(made: Path, tmp_path: P
 
 
 def test_tokens_where_latents_belong_are_an_error(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a tokens artifact, but one of kind latents"):
+    with pytest.raises(InputError, match="is an artifact of kind tokens, but one of kind latents"):
         train(PRIOR, made / "tokens", tmp_path / "out", prior_settings(), CPU)
 
 

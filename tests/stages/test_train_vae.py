@@ -80,7 +80,7 @@ def test_what_does_not_change_the_result_is_no_conflict(made: Path) -> None:
 
 
 def test_a_vae_where_tokens_belong_is_an_error(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a vae artifact, but one of kind tokens"):
+    with pytest.raises(InputError, match="is an artifact of kind vae, but one of kind tokens"):
         train(TEXT_VAE, made / "vae", tmp_path / "out", vae_settings(), CPU)
 
 

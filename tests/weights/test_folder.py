@@ -49,5 +49,7 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
         open_model_folder(tmp_path / "none")
     with pytest.raises(InputError, match="neither an artifact nor a released checkpoint"):
         open_model_folder(tmp_path)
-    with pytest.raises(InputError, match="is a autoregressive artifact, but one of kind prior"):
+    with pytest.raises(
+        InputError, match="is an artifact of kind autoregressive, but one of kind prior"
+    ):
         open_model_folder(MADE / "ar").configs()
