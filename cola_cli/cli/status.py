@@ -26,8 +26,8 @@ def status(
     if run.json:
         print_json({"artifacts": [row.__dict__ for row in rows]})
         return
-    table(
-        "",
-        ["artifact", "kind", "state", "progress", "made from", "next"],
-        [[r.path, r.kind, r.state, r.progress, ", ".join(r.inputs), r.next] for r in rows],
-    )
+    shown = []
+    for row in rows:
+        state = f"{row.state}; a new one {row.replacement}" if row.replacement else row.state
+        shown.append([row.path, row.kind, state, row.progress, ", ".join(row.inputs), row.next])
+    table("", ["artifact", "kind", "state", "progress", "made from", "next"], shown)

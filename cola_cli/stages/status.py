@@ -10,8 +10,9 @@ from typing import Any
 
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, committed
 from cola_cli.artifacts.lock import holder_of
-from cola_cli.artifacts.manifest import Manifest, read_manifest
+from cola_cli.artifacts.manifest import NEW, Identity, Manifest, read_manifest
 from cola_cli.artifacts.parts import PARTS
+from cola_cli.artifacts.replacement import replacement
 from cola_cli.artifacts.verify import find_artifacts
 from cola_cli.errors import ColaError
 from cola_cli.families import FAMILIES
@@ -29,7 +30,10 @@ _NAMED = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class State:
-    """One artifact as `cola status` shows it."""
+    """One artifact as `cola status` shows it.
+
+    replacement: state and progress of the new one that --overwrite makes to take its place; empty if none.
+    """
 
     path: str
     kind: str
@@ -37,6 +41,7 @@ class State:
     progress: str
     inputs: list[str]
     next: str
+    replacement: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,21 +84,27 @@ def _state(surveyed: _Surveyed, directory: Path) -> State:
     manifest = surveyed.manifests[directory]
     inputs = {name: surveyed.found.get(f) for name, f in manifest.identity.inputs.items()}
     named = [f"{name} {found or '(elsewhere)'}" for name, found in inputs.items()]
+    holder = holder_of(directory)
+    unfinished = f"running ({holder})" if holder else "abandoned"
     stale = _stale(surveyed, directory)
     if manifest.status == "complete":
         state = f"stale ({', '.join(stale)} changed)" if stale else "complete"
         size = sum(record.bytes for record in manifest.files)
         progress = f"{size:,} bytes"
         if stale:
-            step = _again(surveyed, directory) + " --overwrite"
+            step = _again(surveyed, directory, manifest.identity) + " --overwrite"
         else:
             step = _filled(_next(manifest.kind), inputs | {"path": directory})
     else:
-        holder = holder_of(directory)
-        state = f"running ({holder})" if holder else "abandoned"
-        progress = _progress(surveyed, directory)
-        step = "" if holder else _again(surveyed, directory)
-    return State(str(directory), manifest.kind, state, progress, named, step)
+        state = unfinished
+        progress = _progress(surveyed, directory, manifest)
+        step = "" if holder else _again(surveyed, directory, manifest.identity)
+    new = replacement(directory)
+    said = ""
+    if new is not None:
+        said = f"{unfinished}, {_progress(surveyed, directory / NEW, new)}"
+        step = "" if holder else _again(surveyed, directory, new.identity) + " --overwrite"
+    return State(str(directory), manifest.kind, state, progress, named, step, said)
 
 
 def _next(kind: str) -> str:
@@ -115,9 +126,8 @@ def _stale(surveyed: _Surveyed, directory: Path) -> list[str]:
     return stale
 
 
-def _again(surveyed: _Surveyed, directory: Path) -> str:
+def _again(surveyed: _Surveyed, directory: Path, identity: Identity) -> str:
     """The command that makes an artifact (again); its settings are in the manifest."""
-    identity = surveyed.manifests[directory].identity
     inputs = {name: surveyed.found.get(f) for name, f in identity.inputs.items()}
     commands = AGAIN | {f.stage: f"cola {f.stage} {{{f.reads}}}" for f in FAMILIES.values()}
     command = _filled(commands.get(identity.stage, f"cola {identity.stage} ..."), inputs)
@@ -134,9 +144,8 @@ def _filled(command: str, places: dict[str, Path | None]) -> str:
     return _NAMED.sub(place, command)
 
 
-def _progress(surveyed: _Surveyed, directory: Path) -> str:
+def _progress(surveyed: _Surveyed, directory: Path, manifest: Manifest) -> str:
     """How far an unfinished artifact is."""
-    manifest = surveyed.manifests[directory]
     train: Any = manifest.settings.get("train")
     if isinstance(train, dict) and isinstance(train.get("steps"), int):
         saved = [step for step, _ in committed(directory / CHECKPOINTS)]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from typer.testing import CliRunner
+
 from cola_cli.artifacts import Identity, Output
 from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.cli.main import app
 from cola_cli.stages.status import survey
 from tests.artifacts.test_promises import identity, make
 
@@ -60,6 +63,28 @@ def test_what_was_made_of_something_stale_is_stale_and_the_next_command_can_be_t
     assert (
         states["latents"].next == f"cola encode TOKENS --vae VAE -o {tmp_path}/latents --overwrite"
     )
+
+
+def test_a_replacement_in_progress_is_shown_with_the_old_artifact(tmp_path: Path) -> None:
+    make(tmp_path / "tokens")
+    new = Output.open(tmp_path / "tokens", "tokens", identity(seq_len=8), overwrite=True)
+    with new.writing() as writer:
+        with writer.part(0, suffix=".bin") as part:
+            part.path.write_bytes(b"new")
+        (state,) = survey(tmp_path)
+        assert state.state == "complete"
+        assert state.replacement.startswith("running (process ")
+        assert state.replacement.endswith("1 parts")
+        assert state.next == ""
+    (state,) = survey(tmp_path)
+    assert state.replacement == "abandoned, 1 parts"
+    assert state.next == f"cola tokenize ... -o {tmp_path}/tokens --overwrite"
+    shown = CliRunner().invoke(app, ["status", str(tmp_path)]).stdout
+    assert "complete; a new one abandoned, 1 parts" in shown
+    with new.writing() as writer:
+        writer.finish()
+    (state,) = survey(tmp_path)
+    assert (state.state, state.replacement) == ("complete", "")
 
 
 def test_a_damaged_manifest_is_listed(tmp_path: Path) -> None:
