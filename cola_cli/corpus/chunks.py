@@ -55,6 +55,12 @@ class Counts:
     read: int = 0  # bytes of the files as they lie there, packed or not
     before: int = 0  # documents before those of the file that is being read
 
+    def __str__(self) -> str:
+        return (
+            f"{self.documents:,} documents, {self.duplicates:,} duplicates,"
+            f" {self.rejects:,} empty or null"
+        )
+
     def advance(self, count: int) -> None:
         """`count` more bytes of the files were read."""
         self.read += count

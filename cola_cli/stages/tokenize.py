@@ -217,7 +217,7 @@ def _make_parts(
         raise
     report.stop()
     if not counts.documents:
-        raise InputError("the corpus holds no text.", "Give files with text in them.")
+        raise InputError(f"the corpus holds no text ({counts}).", "Give files with text in them.")
     return counts
 
 
@@ -272,7 +272,7 @@ def _statistics(
         )
     if splits["train"].tokens < settings.seq_len:
         raise InputError(
-            f"the corpus has {splits['train'].tokens} training tokens,"
+            f"the corpus has {splits['train'].tokens} training tokens ({counts}),"
             f" less than one sequence of {settings.seq_len}.",
             "Give more text or a smaller --seq-len.",
         )

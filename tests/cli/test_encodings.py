@@ -14,6 +14,7 @@ import zstandard
 
 from cola_cli.artifacts.reading import read_record
 from cola_cli.artifacts.rows import read_rows
+from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
 from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation.tasks import read_template
 from cola_cli.sampling.prompts import given_prompts, parse_prompts, read_prompts
@@ -52,6 +53,9 @@ def test_records_and_settings_are_read_behind_a_mark(tmp_path: Path) -> None:
     assert read_record(record, dict[str, int], "") == {"a": 1}
     (tmp_path / "t.toml").write_bytes(BOM + b'item = "{prompt}"')
     assert read_template(tmp_path / "t.toml").item == "{prompt}"
+    trained = train_tokenizer(["a text"], 300).to_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(BOM + trained)
+    assert load_tokenizer(tmp_path / "tokenizer.json").to_bytes() == trained
     (tmp_path / "r.jsonl").write_bytes(BOM + b'{"a": 1}\n{"a": 2}\n')
     assert [row["a"] for _, row in read_rows(tmp_path / "r.jsonl")] == [1, 2]
 
