@@ -138,18 +138,24 @@ def _print_text(samples: Iterator[Sample]) -> None:
     """Prompt and continuation; the first unfinished prompt streams block by block, the others wait."""
     latest: dict[int, Sample] = {}
     following, shown = 0, -1
-    for one in samples:
-        latest[one.item] = one
-        while current := latest.get(following):
-            if shown < 0:
-                print(current.prompt.text, end="")
-                shown = 0
-            # the last characters may change while a character is still split between two blocks
-            stable = current.text if current.finish != "running" else current.text.rstrip("\ufffd")
-            print(stable[shown:], end="", flush=True)
-            shown = max(shown, len(stable))
-            if current.finish == "running":
-                break
-            print("\n", flush=True)
-            del latest[following]
-            following, shown = following + 1, -1
+    try:
+        for one in samples:
+            latest[one.item] = one
+            while current := latest.get(following):
+                if shown < 0:
+                    print(current.prompt.text, end="")
+                    shown = 0
+                # the last characters may change while a character is still split between two blocks
+                running = current.finish == "running"
+                stable = current.text.rstrip("\ufffd") if running else current.text
+                print(stable[shown:], end="", flush=True)
+                shown = max(shown, len(stable))
+                if running:
+                    break
+                print("\n", flush=True)
+                del latest[following]
+                following, shown = following + 1, -1
+    except BaseException:
+        if shown >= 0:
+            print(flush=True)  # the message begins on a line of its own
+        raise

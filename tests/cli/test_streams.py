@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_closed_streams_are_as_good_as_none(tmp_path: Path) -> None:
     made = ["tokenize", str(corpus), "-o", str(tmp_path / "t"), "--vocab-size", "300"]
     assert run([*made, "--seq-len", "16"], "<&- >&- 2>&-")[0] == 0
     assert run(["verify", str(tmp_path / "t")])[0] == 0
+
+
+def test_a_message_follows_streamed_text_on_a_line_of_its_own() -> None:
+    command = cola_command("sample", "demo", "--prompt", "Tom was", "-n", 4000, "--quiet")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    read = os.read(process.stdout.fileno(), 7)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate()
+    assert process.returncode == 130
+    assert (read + rest).startswith(b"Tom was")
+    assert b"\ncola: interrupted" in rest, rest
 
 
 def test_json_is_always_json(capsys: pytest.CaptureFixture[str]) -> None:
