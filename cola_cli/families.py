@@ -8,7 +8,7 @@ they are called.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.errors import UsageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cola_cli.models.transformer import Transformer
     from cola_cli.sampling.requests import Sampler
     from cola_cli.settings.baseline import BaselineSettings
+    from cola_cli.settings.distill import DistillSettings
     from cola_cli.settings.prior import PriorSettings
     from cola_cli.settings.sample import SampleSettings, SamplingOptions
     from cola_cli.settings.vae import VAESettings
@@ -74,9 +75,10 @@ class Family:
     """A kind of model.
 
     kind: of its artifacts. command: `cola train COMMAND`, with `summary` as its help. title: in the report.
-    reads: the kind of artifact that it is trained on. table: of its settings, see `settings.TABLES`;
-    `ignored` are sections that matter to other kinds only. config: of the network; raises
-    ValueError or UsageError for impossible sizes. trained: names of the networks that the artifact holds.
+    reads: the kind of artifact that it is trained on. inputs: fingerprints of further ones. table: of its
+    settings, see `settings.TABLES`; `ignored` are sections that matter to other kinds only. config: of the
+    network; raises ValueError or UsageError for impossible sizes. trained: names of the networks that the
+    artifact holds.
     kept: statistics of the input that the artifact repeats. metrics: validation metrics to show after
     training, with their meaning. titles: title and unit of metrics that mean something else than in other
     kinds. writes: whether it continues text; token_model: how, None for a prior.
@@ -98,11 +100,13 @@ class Family:
     titles: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     writes: bool = True
     token_model: TokenModel | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    group: str = "train"
 
     @property
     def stage(self) -> str:
-        """The name of its stage in an artifact's identity."""
-        return f"train {self.command}"
+        """The command of its stage, which is its name in an artifact's identity."""
+        return f"{self.group} {self.command}".lstrip()
 
 
 # The Text VAE: stage 1 of the Cola DLM paper
@@ -273,6 +277,62 @@ PRIOR = Family(
         "validation_effective_rank": "effective rank of the latents",
     },
 )
+
+
+# A prior distilled from another one, which is of the prior's kind
+
+
+def student_of(teacher: Artifact) -> Family:
+    """The priors that are distilled from `teacher`, a prior artifact."""
+    from cola_cli.weights.configs import prior_config
+
+    shape = prior_config(teacher)
+
+    def config(data: Data, settings: DistillSettings) -> PriorConfig:
+        shape.require_guidance(settings.teacher.guidance)
+        positions = data.length // _vae_of(data).patch_size
+        if positions % shape.block_size:
+            raise UsageError(
+                f"distill: {positions} latents a sequence are not a multiple of the teacher's block size"
+                f" {shape.block_size}.",
+                "Encode tokens of another --seq-len.",
+            )
+        return shape.model_copy(update={"passes": settings.passes})
+
+    def cost(config: PriorConfig, data: Data, settings: DistillSettings) -> Cost:
+        from cola_cli.cost.training import distillation_cost
+
+        return distillation_cost(config, _vae_of(data), settings, data.length)
+
+    def build(config: PriorConfig, latents: Latents, settings: DistillSettings) -> Networks:
+        from cola_cli.training.objectives.distillation import Distillation
+        from cola_cli.weights.artifact import load_prior
+        from cola_cli.weights.configs import vae_config
+
+        student, length = load_prior(teacher), latents.statistics.seq_len
+        student.config = config
+        vae = vae_config(latents)
+        objective = Distillation(student, load_prior(teacher), settings, length, vae)
+        return Networks(objective, {"prior": (student, config)})
+
+    return replace(
+        PRIOR,
+        command="distill",
+        group="",
+        summary="Distil a prior into one that needs few passes a block.",
+        table="distill",
+        config=config,
+        cost=cost,
+        build=build,
+        trained=lambda settings: ("prior",),
+        metrics={
+            "validation_loss": "distance to the teacher's predictions",
+            "validation_gap": "squared distance of the latents to the teacher's",
+            "validation_gap_of_teacher": "that of the teacher in as few passes",
+            "validation_accuracy": "tokens equal to the teacher's",
+        },
+        inputs={PRIOR.kind: teacher.manifest.fingerprint},
+    )
 
 
 # The baselines: a transformer over tokens, matched to a prior

@@ -33,7 +33,7 @@ from cola_cli.version import __version__
 
 # The commands in the order in which they are met, as `cola --help` shows them.
 PANELS = {
-    "Stages": ("tokenize", "train", "encode", "sample"),
+    "Stages": ("tokenize", "train", "encode", "distill", "sample"),
     "Artifacts": ("status", "inspect", "sql", "verify", "schema"),
     "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
     "Exchange": ("import", "export"),
@@ -77,6 +77,7 @@ def cola(
 for name, body in {
     "tokenize": tokenize.tokenize,
     "encode": encode.encode,
+    "distill": train.distill,
     "sample": sample.sample,
     "status": status.status,
     "inspect": inspect.inspect,

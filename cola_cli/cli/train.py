@@ -70,11 +70,37 @@ def prior(
     _train(PRIOR, latents, run)
 
 
-def _train(family: Family, source: Path, run: Invocation, match: Path | None = None) -> None:
+@command(*STAGE, table="distill")
+@setting_flags("passes")
+def distill(
+    prior: Annotated[Path, typer.Argument(help="The teacher, a prior artifact.")],
+    latents: Annotated[Path, typer.Argument(help="Latents of its VAE, of `cola encode`.")],
+    run: Invocation,
+) -> None:
+    """Distil a prior into a student that needs few passes a block, with the guidance within.
+
+    Example: cola distill runs/demo/prior runs/demo/latents -o runs/demo/student --passes 4
+    """
+    from cola_cli.settings.distill import settings_of_teacher
+    from cola_cli.stages.sample import stored_settings
+    from cola_cli.stages.train import student_family
+
+    family = student_family(prior, latents)
+    source, stored = stored_settings(prior)
+    _train(family, latents, run, recorded=(source, settings_of_teacher(stored)))
+
+
+def _train(
+    family: Family,
+    source: Path,
+    run: Invocation,
+    match: Path | None = None,
+    recorded: tuple[str, dict[str, Any]] | None = None,
+) -> None:
     from cola_cli.stages.matching import match_report, matched_settings
     from cola_cli.stages.train import plan_training, train, training_cost
 
-    settings = run.settings((str(match), matched_settings(match)) if match else None)
+    settings = run.settings((str(match), matched_settings(match)) if match else recorded)
     matched = match_report(match, training_cost(family, source, settings)) if match else {}
     if run.dry_run:
         run.show_plan(settings, plan_training(family, source, settings, run.device) | matched)

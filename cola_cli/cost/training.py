@@ -17,6 +17,7 @@ from cola_cli.models.config import (
     TextVAEConfig,
     TransformerConfig,
 )
+from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.training import Mask, Optimizer, Train
 from cola_cli.settings.vae import VAESettings
@@ -108,6 +109,25 @@ def prior_cost(
     return Cost(parameters, core, operations, activations)
 
 
+def distillation_cost(
+    config: PriorConfig, vae: TextVAEConfig, settings: DistillSettings, length: int
+) -> Cost:
+    """Distilling a prior on sequences of `length` tokens: the teacher's steps forward, the student's passes
+    forward and backward, both behind clean histories of their own."""
+    train, teacher = settings.train, settings.teacher
+    rows, positions = train.batch_size, length // vae.patch_size
+    clean = prior_clean_copy(config, rows, positions)
+    noisy = prior_noisy_copy(config, rows, positions)
+    alone = prior_noisy_copy(config, rows, positions, alone=True) if teacher.guidance != 1.0 else 0
+    times = (teacher.steps * config.block_size if config.stagger else teacher.steps) + 1
+    both = clean + prior_conditioning(config, times)
+    operations = both + teacher.steps * (noisy + alone)
+    operations += BACKWARD_TOO * (both + settings.passes * noisy)
+    activations = prior_activations(config, train, positions, settings.passes)
+    parameters, core = config.parameter_count(), config.core_parameter_count()
+    return Cost(parameters, core, operations, activations)
+
+
 def next_token_cost(config: TransformerConfig, train: Train, length: int) -> Cost:
     """Training a causal transformer: every token but the last is passed, and predicts the one after it."""
     return _transformer_cost(config, train, length - 1, length - 1)
@@ -183,31 +203,52 @@ def text_vae_training(config: TextVAEConfig, rows: int, length: int, masked_shar
 def prior_training(config: PriorConfig, rows: int, length: int, copies: int = 1) -> float:
     """A training step of the prior on `rows` sequences of `length` latents, with so many noisy copies each.
 
-    [clean without its last block | noisy]; the clean copy of the last layer is needed as keys and values
-    only. A token head counts at every position, also where the stagger asks for none.
+    A token head counts at every position, also where the stagger asks for none.
     """
-    dim, inner = config.dim, config.heads * config.head_dim
+    noisy = copies * prior_noisy_copy(config, rows, length)
+    # timesteps: t = 0, and of every noisy block, or of every level
+    levels = LEVELS if config.stagger else rows * copies * length // config.block_size
+    passes = prior_clean_copy(config, rows, length) + noisy
+    passes += prior_conditioning(config, 1 + levels)
+    estimated = noisy if config.self_conditioning else 0  # without gradient
+    return BACKWARD_TOO * passes + estimated
+
+
+def prior_clean_copy(config: PriorConfig, rows: int, length: int) -> float:
+    """The pass of `rows` sequences, without their last block, as the history of noisy ones.
+
+    Of the last layer only keys and values are needed.
+    """
+    inner = config.heads * config.head_dim
     clean = length - config.block_size
-    keys_values = 2 * dim * inner
-    block = 4 * dim * inner + 2 * config.expand_ratio * dim * dim
-    conditioning = (
-        TIMESTEP_CHANNELS * dim + 2 * dim * dim + config.layers * 6 * dim * dim + 2 * dim * dim
+    block = _prior_block(config)
+    products = config.layers * block - block + 2 * config.dim * inner
+    products += config.latent_dim * config.dim
+    pairs = (config.layers - 1) * causal_pairs(clean, config.block_size)
+    return 2.0 * rows * (clean * products + 2 * inner * pairs)
+
+
+def prior_noisy_copy(config: PriorConfig, rows: int, length: int, alone: bool = False) -> float:
+    """The pass of noisy blocks that see the clean ones before them, unless `alone`, and themselves."""
+    inner, block = config.heads * config.head_dim, config.block_size
+    products = config.layers * _prior_block(config)
+    products += (config.latent_dim + config.out_dim) * config.dim
+    pairs = length * block if alone else causal_pairs(length, block)
+    return 2.0 * rows * (length * products + 2 * inner * config.layers * pairs)
+
+
+def prior_conditioning(config: PriorConfig, timesteps: int) -> float:
+    """The modulations of so many timesteps."""
+    dim = config.dim
+    return (
+        2.0 * timesteps * (TIMESTEP_CHANNELS * dim + 4 * dim * dim + config.layers * 6 * dim * dim)
     )
-    clean_pairs = (config.layers - 1) * causal_pairs(clean, config.block_size)
-    noisy_pairs = config.layers * causal_pairs(
-        length, config.block_size
-    )  # earlier clean, own noisy
-    remembered = clean * (config.layers * block - block + keys_values + config.latent_dim * dim)
-    remembered += 2 * inner * clean_pairs
-    noisy = length * (config.layers * block + (config.latent_dim + config.out_dim) * dim)
-    noisy += 2 * inner * noisy_pairs
-    passes = rows * (remembered + copies * noisy) + conditioning
-    if config.stagger:
-        passes += LEVELS * conditioning
-    else:  # one timestep a noisy block
-        passes += rows * copies * length // config.block_size * conditioning
-    estimated = rows * copies * noisy if config.self_conditioning else 0  # without gradient
-    return 2.0 * (BACKWARD_TOO * passes + estimated)
+
+
+def _prior_block(config: PriorConfig) -> int:
+    """Multiplications of one block of the network at a position, without those of its attention."""
+    dim, inner = config.dim, config.heads * config.head_dim
+    return 4 * dim * inner + 2 * config.expand_ratio * dim * dim
 
 
 def transformer_forward(

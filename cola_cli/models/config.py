@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cola_cli.errors import UsageError
+
 TIMESTEP_CHANNELS = 256  # width of the sinusoidal timestep embedding
 LEVELS = 64  # in training staggered positions have times that are multiples of 1 / LEVELS
 # Far above any real network: a damaged config may hold any number.
@@ -167,12 +169,24 @@ class PriorConfig(PriorShape):
     vocab_size: int = later(
         0, ge=0, le=SIZE_LIMIT, description="Tokens of the head of `prediction: tokens`."
     )
+    passes: int = later(
+        0, ge=0, description="Of a distilled prior: passes over a block it was made for. 0: any."
+    )
 
     @model_validator(mode="after")
     def _head_fits(self) -> PriorConfig:
         if (self.prediction == "tokens") != bool(self.vocab_size):
             raise ValueError("vocab_size goes with prediction 'tokens', and only with it")
         return self
+
+    def require_guidance(self, scale: float) -> None:
+        """Raise UsageError for guidance of a distilled prior, which has its teacher's within."""
+        if self.passes and scale != 1.0:
+            raise UsageError(
+                f"this prior is distilled for {self.passes} passes a block with guidance within; it cannot be"
+                f" given guidance {scale:g}.",
+                "Leave guidance at 1, or name its teacher.",
+            )
 
     @property
     def out_dim(self) -> int:

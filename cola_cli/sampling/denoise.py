@@ -44,6 +44,7 @@ class Trajectory:
 
     def __init__(self, options: SamplingOptions, config: PriorConfig) -> None:
         """Raises UsageError for options that do not go with a prior of this config."""
+        config.require_guidance(options.guidance)
         self.options = options
         self.grid = chosen_grid(options.steps, options.grid)
         self.times = evaluation_times(self.grid, options.solver)

@@ -28,8 +28,8 @@ class Timesteps(Settings):
     )
 
 
-class FlowData(Settings):
-    """What the prior is trained on."""
+class CleanData(Settings):
+    """The clean latents of training."""
 
     clean: Literal["sample", "mean"] = Field(
         default="sample", description="z_0: a sample of the posterior, or its mean."
@@ -41,6 +41,11 @@ class FlowData(Settings):
         description="Probability that a random left part of a noisy block is clean, at t = 0 and without"
         " loss.",
     )
+
+
+class FlowData(CleanData):
+    """What the prior is trained on."""
+
     block_sizes: tuple[int, ...] = Field(
         default=(),
         description="Each sequence takes one of these at random. Empty: always model.block_size.",

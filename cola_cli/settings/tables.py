@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cola_cli.settings.baseline import BaselineSettings
+from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.settings.fields import Settings
@@ -17,6 +18,7 @@ TABLES: dict[str, type[Settings]] = {
     "vae": VAESettings,
     "encode": EncodeSettings,
     "prior": PriorSettings,
+    "distill": DistillSettings,
     "baseline": BaselineSettings,
     "sample": SampleSettings,
     "eval": EvaluateSettings,

@@ -32,6 +32,11 @@ def open_scorer(path: Path, device: str) -> Cola:
             f"{path} is a baseline, and has no posterior, prior and decoder to score with.",
             "Name a prior artifact or a checkpoint folder.",
         )
+    if model.prior.config.passes:
+        raise InputError(
+            f"{path} is distilled for few passes: its steps are not those of a flow, and have no likelihood.",
+            "Name its teacher.",
+        )
     return model
 
 

@@ -24,7 +24,11 @@ NEXT = {
     "latents": "cola train prior {path} -o PRIOR",
 }
 NEXT_OF_WRITERS = 'cola sample {path} --prompt "..."'
-AGAIN = {"encode": "cola encode {tokens} --vae {vae}", "sample": "cola sample {model}"}
+AGAIN = {
+    "encode": "cola encode {tokens} --vae {vae}",
+    "distill": "cola distill {prior} {latents}",
+    "sample": "cola sample {model}",
+}
 _NAMED = re.compile(r"\{(\w+)\}")
 
 
@@ -116,7 +120,8 @@ def _next(kind: str) -> str:
 def _stale(surveyed: _Surveyed, directory: Path) -> list[str]:
     """The inputs that lie beside the artifact with another content than it was made from."""
     manifest = surveyed.manifests[directory]
-    kinds = {m.kind for m in surveyed.manifests.values() if m.status == "complete"}
+    others = (m for place, m in surveyed.manifests.items() if place != directory)
+    kinds = {other.kind for other in others if other.status == "complete"}
     stale = []
     for name, fingerprint in manifest.identity.inputs.items():
         found = surveyed.found.get(fingerprint)

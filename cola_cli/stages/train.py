@@ -13,13 +13,13 @@ from cola_cli.artifacts.kinds import PACKED, TOKENIZER, Latents, Packed
 from cola_cli.artifacts.reading import reason
 from cola_cli.cost.training import Cost, Place, training_plan
 from cola_cli.errors import Diverged, InputError, UsageError
-from cola_cli.families import Data, Family
+from cola_cli.families import Data, Family, student_of
 from cola_cli.machine.threads import describe_environment, peak_memory, prepare_torch
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import result_settings
 from cola_cli.stages.outcome import Outcome, up_to_date
 from cola_cli.stages.run import Run
-from cola_cli.weights.configs import network_files, vae_config
+from cola_cli.weights.configs import PRIOR, network_files, vae_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ def train(
     identity = Identity(
         stage=family.stage,
         settings={name: value for name, value in chosen.items() if name not in family.ignored},
-        inputs={family.reads: source.manifest.fingerprint},
+        inputs={family.reads: source.manifest.fingerprint, **family.inputs},
     )
     output = Output.open(
         output_path, family.kind, identity, settings.model_dump(), run.overwrite, (source_path,)
@@ -134,6 +134,22 @@ def require_maker(latents: Latents, vae_path: Path) -> None:
             f"{latents.path} was encoded by another VAE than {vae_path}.",
             "Name the VAE that `cola encode` used, or encode again with this one.",
         )
+
+
+def student_family(prior_path: Path, latents_path: Path) -> Family:
+    """The family of students of a prior. Raises InputError unless its VAE is the one of the latents."""
+    teacher, latents = Artifact.open(prior_path, PRIOR), Latents.open(latents_path)
+    digests = [
+        {record.path: record.sha256 for record in artifact.manifest.files}
+        for artifact in (teacher, latents)
+    ]
+    for name in network_files("vae"):
+        if digests[0].get(name) != digests[1].get(name):
+            raise InputError(
+                f"{prior_path} lives in another latent space than {latents_path}: their VAEs differ.",
+                "Name the latents that it was trained on, its VAE frozen, or others of the same VAE.",
+            )
+    return student_of(teacher)
 
 
 def _train(

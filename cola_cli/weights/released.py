@@ -275,8 +275,11 @@ def prior_from_released(tensors: dict[str, Tensor], prior: Prior, where: Path) -
 
 
 def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tuple[Any, Any]:
-    """The two config.json documents, VAE and prior. Raises InputError for a prior beyond them."""
-    if beyond := prior.document().keys() - set(prior.KEYS):
+    """The two config.json documents, VAE and prior. Raises InputError for a prior beyond them.
+
+    The passes that a prior was distilled for are left out: they change how it is sampled, not what it is.
+    """
+    if beyond := prior.document().keys() - {*prior.KEYS, "passes"}:
         named = ", ".join(f"{name} = {getattr(prior, name)}" for name in sorted(beyond))
         raise InputError(
             f"the released layout has no place for a prior with {named}.",

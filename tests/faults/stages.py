@@ -16,15 +16,18 @@ from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.training.metrics import TIMES
 
 ORDER = (
-    "tokenize", "train vae", "encode", "train prior", "sample", "train prior, joint", "train ar",
+    "tokenize", "train vae", "encode", "train prior", "sample", "train prior, joint", "distill",
+    "train ar",
 )  # fmt: skip
 FOLDER = {
     "tokenize": "tokens", "train vae": "vae", "encode": "latents", "train prior": "prior",
-    "sample": "samples", "train prior, joint": "joint", "train ar": "ar",
+    "sample": "samples", "train prior, joint": "joint", "distill": "student",
+    "train ar": "ar",
 }  # fmt: skip
 # Of the stages that run the same loop as others, these kinds of fault alone.
 SAME_LOOP = {
     "train prior, joint": ("killed before", "killed after", "killed within", "power cuts"),
+    "distill": ("killed before", "killed after", "killed within", "power cuts"),
     "train ar": ("killed before", "killed after", "killed within", "power cuts"),
 }
 KIND = {folder: stage for stage, folder in FOLDER.items()}
@@ -83,6 +86,10 @@ class Stages:
             ],
             "train prior": ["train", "prior", inputs["latents"], *network],
             "train prior, joint": ["train", "prior", inputs["latents"], "--mode", "joint", *network],
+            "distill": [
+                "distill", inputs["prior"], inputs["latents"], "--passes", 1, "--device", "cpu",
+                *_sets(train=TRAIN | settings, teacher={"steps": 2, "guidance": 1.0}),
+            ],
             "train ar": ["train", "ar", inputs["tokens"], *network],
             "sample": [
                 "sample", inputs["prior"], "--prompts", inputs["prompts"], "--max-new-tokens", 4,

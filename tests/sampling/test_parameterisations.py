@@ -79,6 +79,25 @@ def test_every_denoiser_gives_the_same_latents(
         assert one.ids == other.ids == single.ids
 
 
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+@pytest.mark.parametrize("passes", [1, 2, 4])
+def test_a_student_gives_the_same_tokens_alone_and_in_a_batch(
+    passes: int, fixed_shapes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, prior = networks("staggered tokens")
+    monkeypatch.setattr(prior, "config", prior.config.model_copy(update={"passes": passes}))
+    maker = functools.partial(best_denoiser, fixed_shapes=fixed_shapes)
+    options = {"steps": passes, "guidance": 1.0}
+    plain = generations("staggered tokens", 4, PlainDenoiser, **options)
+    for batch in (1, 3, 4):
+        found = generations("staggered tokens", batch, maker, **options)
+        for one, other in zip(plain, found, strict=True):
+            torch.testing.assert_close(other.latents, one.latents, atol=2e-4, rtol=2e-3)
+            assert one.ids == other.ids
+    with pytest.raises(UsageError, match=f"distilled for {passes} passes"):
+        generations("staggered tokens", 1, maker, steps=passes, guidance=2.0)
+
+
 def test_heun_is_refused_where_there_is_no_velocity_at_the_end() -> None:
     with pytest.raises(UsageError, match="needs the velocity at t = 0"):
         generations("tokens", 1, best_denoiser, solver="heun")

@@ -23,6 +23,7 @@ TABLE_OF = {
     "sample": "sample",
     "eval": "eval",
 }
+LATER = {"distill"}  # stages that the version before did not have
 MANIFESTS = {
     path.parent.name: json.loads(path.read_bytes()) for path in sorted(RUN.glob("*/manifest.json"))
 }
@@ -43,7 +44,7 @@ def test_every_setting_says_what_it_is(table: str) -> None:
 
 def test_artifacts_of_every_table_are_compared() -> None:
     seen = {TABLE_OF[manifest["identity"]["stage"]] for manifest in MANIFESTS.values()}
-    assert seen == set(TABLES)
+    assert seen == set(TABLES) - LATER
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

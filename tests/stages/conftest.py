@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cola_cli.families import TEXT_VAE
+from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.tokenize import TokenizeSettings
@@ -85,7 +86,21 @@ def prior_settings(mode: str = "frozen", **train: object) -> PriorSettings:
     )
 
 
-def assignments(settings: VAESettings | PriorSettings) -> list[str]:
+def distill_settings(
+    passes: int = 2, teacher: dict[str, float] | None = None, **train: object
+) -> DistillSettings:
+    """A student of a teacher of 8 steps, trained for a moment."""
+    return DistillSettings.model_validate(
+        {
+            "passes": passes,
+            "teacher": teacher or {"steps": 8, "guidance": 2.0},
+            "optim": OPTIM,
+            "train": TRAIN | train,
+        }
+    )
+
+
+def assignments(settings: VAESettings | PriorSettings | DistillSettings) -> list[str]:
     """The same as flags of the command line."""
     flags = []
     for section, values in settings.model_dump(exclude_unset=True).items():

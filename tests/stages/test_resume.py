@@ -11,12 +11,13 @@ import pytest
 from cola_cli.errors import Interrupted
 from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.machine import interruption
+from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.vae import VAESettings
-from cola_cli.stages.train import train
+from cola_cli.stages.train import student_family, train
 from cola_cli.training.loop import Training
 from tests.conftest import CPU, content
-from tests.stages.conftest import prior_settings, vae_settings
+from tests.stages.conftest import distill_settings, prior_settings, vae_settings
 from tests.stages.killing import assert_same_metrics
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,21 +54,35 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "joint",
         {"joint": {"from_scratch": True}, "mask": {"start": 8, "ramp": 8}},
     ),
+    "student, token head, staggered, self-conditioned": (
+        "student",
+        {"train": {"micro_batch": 3, "ema_decay": 0.9}},
+    ),
     "skipping spikes": ("vae", {"train": {"spike_factor": 1e-6, "on_bad_step": "skip"}}),
 }
 
 
-def changed(kind: str, changes: dict[str, Any]) -> VAESettings | PriorSettings:
+Changed = VAESettings | PriorSettings | DistillSettings
+
+
+def changed(kind: str, changes: dict[str, Any]) -> Changed:
     """Small settings of a kind with changes laid over them."""
-    settings = vae_settings() if kind == "vae" else prior_settings(kind)
+    own: dict[str, Changed] = {"vae": vae_settings(), "student": distill_settings(steps=24)}
+    settings = own.get(kind) or prior_settings(kind)
     values = settings.model_dump(exclude_unset=True)
     for section, some in changes.items():
         values[section] = values.get(section, {}) | some
     return type(settings).model_validate(values)
 
 
-def trained(made: Path, output: Path, settings: VAESettings | PriorSettings) -> dict[str, Any]:
+def trained(made: Path, output: Path, settings: Changed) -> dict[str, Any]:
     """Run the stage that these settings belong to."""
+    if isinstance(settings, DistillSettings):
+        teacher = output.parent / "teacher"
+        chosen = changed(*KINDS["frozen, token head, staggered, self-conditioned"])
+        train(PRIOR, made / "latents", teacher, chosen, CPU)
+        family = student_family(teacher, made / "latents")
+        return train(family, made / "latents", output, settings, CPU).statistics
     if isinstance(settings, VAESettings):
         return train(TEXT_VAE, made / "tokens", output, settings, CPU).statistics
     return train(PRIOR, made / "latents", output, settings, CPU).statistics

@@ -9,6 +9,7 @@ import pytest
 from cola_cli.models.config import PriorConfig, TextVAEConfig, matched_sizes
 from cola_cli.settings import resolve
 from cola_cli.settings.baseline import BaselineSettings
+from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.resolve import PRESETS
@@ -21,6 +22,7 @@ STAGES = {
     "vae": VAESettings,
     "encode": EncodeSettings,
     "prior": PriorSettings,
+    "distill": DistillSettings,
     "baseline": BaselineSettings,
 }
 
