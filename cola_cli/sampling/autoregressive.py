@@ -12,6 +12,9 @@ from torch import Tensor
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.cache import CausalAttention, KeyValueCache, stretches
 from cola_cli.sampling.engine import cut
+from cola_cli.sampling.fast.fused_prior import can_pack
+from cola_cli.sampling.fast.fused_transformer import FusedTransformer
+from cola_cli.sampling.fast.side_by_side import SideBySide
 from cola_cli.sampling.noise import TOKENS, generator
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.slots import Slots
@@ -41,7 +44,9 @@ class AutoregressiveSampler:
         if options.max_new_tokens is None:
             raise ValueError("an autoregressive model needs max_new_tokens")
         config = network.config
-        self.network, self.options, self.batch_size = network, options, batch_size
+        self.options, self.batch_size = options, batch_size
+        fast = can_pack(network.token_out.weight)
+        self.network = FusedTransformer(network) if fast else network
         self.budget = options.max_new_tokens
         self.device = network.token_out.weight.device
         self._cache = KeyValueCache(
@@ -51,6 +56,7 @@ class AutoregressiveSampler:
             network.token_out.weight.dtype,
             self.device,
         )
+        self._side_by_side = SideBySide()
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
@@ -89,21 +95,30 @@ class AutoregressiveSampler:
                 entries = stretches([row.slot for row in group], [0] * len(group))
                 ids = [list(row.request.prompt[:-1]) for row in group]
                 attend = CausalAttention(self._cache, entries, count, 1)
-                self.network.hidden(torch.tensor(ids, device=self.device), None, attend)
+                positions = torch.arange(count, device=self.device).expand(len(ids), count)
+                self.network.hidden(torch.tensor(ids, device=self.device), positions, attend)
         return rows
 
     def _next(self, rows: list[_Row]) -> list[int]:
         """The next token of every row."""
-        fills = [row.fill for row in rows]
-        ids = torch.tensor([[row.last] for row in rows], device=self.device)
-        positions = torch.tensor(fills, device=self.device).unsqueeze(1)
-        attend = CausalAttention(self._cache, stretches([row.slot for row in rows], fills), 1, 1)
-        logits = require_finite(self.network(ids, positions, attend)[:, 0].float())  # (rows, vocab)
+        last = torch.tensor([[row.last] for row in rows], device=self.device)
+        if self.device.type == "cpu":
+            logits = self._side_by_side.run(self._logits, rows, last)
+        else:
+            logits = self._logits(rows, last)
+        logits = require_finite(logits)
         options = self.options
         if options.temperature < GREEDY_BELOW and options.repetition_penalty == 1.0:
             found: list[int] = logits.argmax(-1).tolist()
             return found
         return [int(self._choose(row, own)) for row, own in zip(rows, logits, strict=True)]
+
+    def _logits(self, rows: list[_Row], last: Tensor) -> Tensor:
+        """(rows, vocab) float32 after the tokens `last` (rows, 1)."""
+        fills = [row.fill for row in rows]
+        positions = torch.tensor(fills, device=self.device).unsqueeze(1)
+        attend = CausalAttention(self._cache, stretches([row.slot for row in rows], fills), 1, 1)
+        return self.network(last, positions, attend)[:, 0].float()
 
     def _choose(self, row: _Row, logits: Tensor) -> Tensor:
         options = self.options

@@ -122,6 +122,8 @@ class CausalAttention:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _mask(new: int, keys: int, block_size: int, offset: int, device: torch.device) -> Tensor:
+def _mask(new: int, keys: int, block_size: int, offset: int, device: torch.device) -> Tensor | None:
+    if new == 1:  # it sees all
+        return None
     whole = block_causal_mask(new, offset + keys, block_size, device)
     return whole[:, offset:]

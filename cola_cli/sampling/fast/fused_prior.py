@@ -229,11 +229,16 @@ def _where(clean: Tensor, zero: Sequence[Tensor], own: Sequence[Tensor]) -> list
     return [torch.where(clean, a, b) for a, b in zip(zero, own, strict=True)]
 
 
-def _dense(linear: nn.Linear, pack: bool) -> Dense:
-    weight = linear.weight.detach()
+def dense(weight: Tensor, bias: Tensor | None, pack: bool) -> Dense:
+    """A linear layer with this weight (out, in), packed if asked."""
+    weight = weight.detach()
     if pack:
         weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return Dense(weight, None if linear.bias is None else linear.bias.detach(), pack)
+    return Dense(weight, None if bias is None else bias.detach(), pack)
+
+
+def _dense(linear: nn.Linear, pack: bool) -> Dense:
+    return dense(linear.weight, linear.bias, pack)
 
 
 def _layer(block: Block, pack: bool) -> Layer:

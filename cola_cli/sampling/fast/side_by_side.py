@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from cola_cli.sampling.requests import Generating
-
-Work = Callable[[list[Generating], Tensor], Tensor]  # (rows, noise (rows, ...)) -> (rows, ...)
+RowT = TypeVar("RowT")
+Work = Callable[[list[RowT], Tensor], Tensor]  # (rows, noise (rows, ...)) -> (rows, ...)
 
 
 class SideBySide:
@@ -25,7 +25,7 @@ class SideBySide:
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
 
-    def run(self, work: Work, rows: list[Generating], noise: Tensor) -> Tensor:
+    def run(self, work: Work[RowT], rows: list[RowT], noise: Tensor) -> Tensor:
         """What `work` makes of all rows. Raises what it raised, after all parts have ended."""
         threads = torch.get_num_threads()
         count = part_count(len(rows), threads)
