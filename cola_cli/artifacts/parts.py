@@ -52,7 +52,7 @@ def write_part(
     suffix: str = ".parquet",
     shared: bool = False,
 ) -> Iterator[PartWriter]:
-    """Write data part `index` of the artifact of that identity at `directory`; it exists once its record does.
+    """Write data part `index` of the artifact of that identity at `directory`; its record makes it exist.
 
     Needs no Writer: worker processes call it for the process that holds the lock. `shared`: several processes
     make parts of one artifact. Each takes the lock to add a part, and the part is not added when the artifact
