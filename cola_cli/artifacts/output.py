@@ -17,7 +17,7 @@ from cola_cli.artifacts.files import (
     remove_temporaries,
     sha256_file,
 )
-from cola_cli.artifacts.lock import LOCK_NAME, writer_lock
+from cola_cli.artifacts.lock import LOCK_NAME, locked, writer_lock
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
     NEW,
@@ -37,7 +37,7 @@ from cola_cli.artifacts.parts import (
     write_part,
 )
 from cola_cli.artifacts.places import require_apart
-from cola_cli.errors import DamagedArtifact, Interrupted, OutputConflict
+from cola_cli.errors import ColaError, DamagedArtifact, Interrupted, OutputConflict
 from cola_cli.version import __version__
 
 
@@ -85,6 +85,13 @@ class Output:
         for record in previous.files:
             check_size(self.path, record)
         return True
+
+    def tidy(self) -> None:
+        """Remove what is left of a move that was killed at its very end, unless somebody writes there."""
+        if (self.path / NEW).is_dir():
+            with contextlib.suppress(ColaError), locked(self.path):
+                if not (self.path / NEW / MANIFEST_NAME).exists():
+                    replacement.remove(self.path)
 
     @property
     def recorded_environment(self) -> dict[str, Any]:

@@ -21,4 +21,5 @@ class Outcome:
 
 def up_to_date(output: Output) -> Outcome:
     """The outcome of a stage with nothing to do."""
+    output.tidy()
     return Outcome(output.path, False, read_manifest(output.path).statistics)

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.artifacts.manifest import MANIFEST_NAME, NEW, read_manifest
+from cola_cli.artifacts.replacement import REPLACED
+from cola_cli.artifacts.verify import verify
 from cola_cli.errors import InputError
 from tests.faults.cases import CONFLICT, DONE, Case, Trial, Verdict, named_path
 from tests.faults.points import Point
@@ -17,6 +19,7 @@ from tests.faults.processes import ERRORS, SIGNALS, Running, run, run_with_fault
 from tests.faults.stages import FOLDER, Stages, differences, snapshot
 
 KILLS = ("before", "after", "within")
+OF_THE_MOVE = (MANIFEST_NAME, REPLACED)
 
 
 def kills(stages: Stages, stage: str, points: list[Point]) -> Iterator[Case]:
@@ -37,13 +40,20 @@ def _killed(stages: Stages, stage: str, point: Point, when: str, folder: Path) -
 
 
 def overwriting(stages: Stages, stage: str, points: list[Point]) -> Iterator[Case]:
-    """SIGKILL while --overwrite clears another artifact away, up to the first file of the new one."""
+    """SIGKILL while --overwrite replaces another artifact.
+
+    At every call that touches its place, or the manifest of what is to replace it; of the others, which make
+    the new artifact beside it, at the ends of each phase.
+    """
+    beside = f"{FOLDER[stage]}/{NEW}/"
+    ends = ends_of_phases(points)
     for point in points:
+        name = point.path.removeprefix(beside)
+        if point.path.startswith(beside) and not name.startswith(OF_THE_MOVE) and point not in ends:
+            continue
         for when in ("before", "after"):
             check = partial(_overwriting, stages, stage, point, when)
             yield Case(stage, "killed in --overwrite", f"{when} {point}", check)
-        if str(point) == f"rename {FOLDER[stage]}/manifest.json #2":
-            return
 
 
 def _overwriting(stages: Stages, stage: str, point: Point, when: str, folder: Path) -> Verdict:
@@ -54,6 +64,12 @@ def _overwriting(stages: Stages, stage: str, point: Point, when: str, folder: Pa
     if not outcome.reached or outcome.code != -9:
         trial.lost("it was not killed there", outcome)
     before = snapshot(trial.watched)
+    there = read_manifest(trial.output)
+    harmed = [found for found in verify(trial.output).findings if not found.foreign]
+    if there.status == "complete" and harmed:
+        trial.lost(f"the artifact there is not whole: {harmed[0].problem}")
+    if there.status == "incomplete" and not (trial.output / NEW / REPLACED).exists():
+        trial.lost("the old artifact is gone before the new one is whole")
     # without --overwrite: the old identity still stands and is not touched, or the new one goes on
     outcome = trial.run()
     if outcome.code == CONFLICT:

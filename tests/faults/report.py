@@ -14,7 +14,7 @@ TITLES = {
     "killed before": "SIGKILL before the call",
     "killed after": "SIGKILL after the call",
     "killed within": "SIGKILL with half of a write done",
-    "killed in --overwrite": "SIGKILL while `--overwrite` clears another artifact",
+    "killed in --overwrite": "SIGKILL while `--overwrite` replaces another artifact",
     "power cuts": "power cuts (distinct disks)",
     "EIO": "EIO returned by the call",
     "ENOSPC": "ENOSPC from the call on",
