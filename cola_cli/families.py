@@ -7,6 +7,7 @@ they are called.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from cola_cli.artifacts.kinds import Latents, Tokens
     from cola_cli.cost.training import Cost
     from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
-    from cola_cli.models.transformer import Transformer
     from cola_cli.sampling.requests import Sampler
     from cola_cli.settings.baseline import BaselineSettings
     from cola_cli.settings.distill import DistillSettings
@@ -109,6 +109,21 @@ class Family:
         return f"{self.group} {self.command}".lstrip()
 
 
+def lazy(module: str, name: str) -> Callable[..., Any]:
+    """A function or class of the package that is imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"cola_cli.{module}"), name)(*arguments)
+
+    return call
+
+
+_text_vae_cost = lazy("cost.training", "text_vae_cost")
+_prior_cost = lazy("cost.training", "prior_cost")
+_next_token_cost = lazy("cost.training", "next_token_cost")
+_masked_diffusion_cost = lazy("cost.training", "masked_diffusion_cost")
+
+
 # The Text VAE: stage 1 of the Cola DLM paper
 
 
@@ -124,12 +139,6 @@ def _vae_config(data: Data, settings: VAESettings) -> TextVAEConfig:
             "Choose other sizes, or tokenize with another --seq-len.",
         )
     return config
-
-
-def _vae_cost(config: TextVAEConfig, data: Data, settings: VAESettings) -> Cost:
-    from cola_cli.cost.training import text_vae_cost
-
-    return text_vae_cost(config, settings, data.length)
 
 
 def _build_vae(config: TextVAEConfig, tokens: Tokens, settings: VAESettings) -> Networks:
@@ -154,7 +163,7 @@ TEXT_VAE = Family(
     reads="tokens",
     table="vae",
     config=_vae_config,
-    cost=_vae_cost,
+    cost=lambda config, data, settings: _text_vae_cost(config, settings, data.length),
     build=_build_vae,
     trained=lambda settings: ("vae",),
     kept=("seq_len",),
@@ -219,23 +228,13 @@ def _require_head_fits(settings: PriorSettings, positions: int, length: int) -> 
         )
 
 
-def _prior_cost(config: PriorConfig, data: Data, settings: PriorSettings) -> Cost:
-    from cola_cli.cost.training import prior_cost
-
-    return prior_cost(config, _vae_of(data), settings, data.length)
-
-
 def _build_prior(config: PriorConfig, latents: Latents, settings: PriorSettings) -> Networks:
     import numpy as np
 
     from cola_cli.corpus.sequences import Sequences
     from cola_cli.models.prior import Prior
     from cola_cli.models.text_vae import TextVAE
-    from cola_cli.training.objectives.flow_matching import (
-        FlowMatching,
-        JointTraining,
-        token_codes,
-    )
+    from cola_cli.training.objectives.flow_matching import FlowMatching, JointTraining, token_codes
     from cola_cli.weights.artifact import load_vae
     from cola_cli.weights.configs import vae_config
 
@@ -263,7 +262,7 @@ PRIOR = Family(
     reads="latents",
     table="prior",
     config=_prior_config,
-    cost=_prior_cost,
+    cost=lambda config, data, settings: _prior_cost(config, _vae_of(data), settings, data.length),
     build=_build_prior,
     trained=lambda settings: ("vae", "prior") if settings.mode == "joint" else ("prior",),
     kept=("seq_len", "latent_shape", "end_of_text_id"),
@@ -345,24 +344,6 @@ def _transformer_config(data: Data, settings: BaselineSettings, causal: bool) ->
     return TransformerConfig(vocab_size=data.vocab_size, causal=causal, **shape)
 
 
-def _read_transformer_config(artifact: Artifact) -> TransformerConfig:
-    from cola_cli.weights.configs import transformer_config
-
-    return transformer_config(artifact)
-
-
-def _load_transformer(artifact: Artifact) -> Transformer:
-    from cola_cli.weights.artifact import load_transformer
-
-    return load_transformer(artifact)
-
-
-def _next_token_cost(config: TransformerConfig, data: Data, settings: BaselineSettings) -> Cost:
-    from cola_cli.cost.training import next_token_cost
-
-    return next_token_cost(config, settings.train, data.length)
-
-
 def _build_next_token(
     config: TransformerConfig, tokens: Tokens, settings: BaselineSettings
 ) -> Networks:
@@ -374,20 +355,6 @@ def _build_next_token(
     return Networks(objective, {"transformer": (network, config)})
 
 
-def _next_token_sampler(network: Transformer, options: SamplingOptions, batch: int) -> Sampler:
-    from cola_cli.sampling.autoregressive import AutoregressiveSampler
-
-    return AutoregressiveSampler(network, options, batch)
-
-
-def _next_token_flops(
-    config: TransformerConfig, options: SamplingOptions, prompt: int, new: int
-) -> float:
-    from cola_cli.cost.sampling import autoregressive_sampling
-
-    return autoregressive_sampling(config, options, prompt, new)
-
-
 AUTOREGRESSIVE = Family(
     kind="autoregressive",
     command="ar",
@@ -396,7 +363,7 @@ AUTOREGRESSIVE = Family(
     reads="tokens",
     table="baseline",
     config=lambda data, settings: _transformer_config(data, settings, causal=True),
-    cost=_next_token_cost,
+    cost=lambda config, data, settings: _next_token_cost(config, settings.train, data.length),
     build=_build_next_token,
     trained=lambda settings: ("transformer",),
     ignored=("masking",),
@@ -409,22 +376,14 @@ AUTOREGRESSIVE = Family(
         "accuracy": ("Next tokens predicted", "share of tokens"),
     },
     token_model=TokenModel(
-        read_config=_read_transformer_config,
-        load=_load_transformer,
-        sampler=_next_token_sampler,
-        flops=_next_token_flops,
+        read_config=lazy("weights.configs", "transformer_config"),
+        load=lazy("weights.artifact", "load_transformer"),
+        sampler=lazy("sampling.autoregressive", "AutoregressiveSampler"),
+        flops=lazy("cost.sampling", "autoregressive_sampling"),
         cached=lambda config: 2 * config.layers * config.heads * config.head_dim,
         next_token=True,
     ),
 )
-
-
-def _masked_diffusion_cost(
-    config: TransformerConfig, data: Data, settings: BaselineSettings
-) -> Cost:
-    from cola_cli.cost.training import masked_diffusion_cost
-
-    return masked_diffusion_cost(config, settings.train, data.length)
 
 
 def _build_masked_diffusion(
@@ -438,22 +397,6 @@ def _build_masked_diffusion(
     return Networks(objective, {"transformer": (network, config)})
 
 
-def _masked_diffusion_sampler(
-    network: Transformer, options: SamplingOptions, batch: int
-) -> Sampler:
-    from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
-
-    return MaskedDiffusionSampler(network, options, batch)
-
-
-def _masked_diffusion_flops(
-    config: TransformerConfig, options: SamplingOptions, prompt: int, new: int
-) -> float:
-    from cola_cli.cost.sampling import masked_diffusion_sampling
-
-    return masked_diffusion_sampling(config, options, prompt, new)
-
-
 LLADA = Family(
     kind="llada",
     command="llada",
@@ -462,7 +405,7 @@ LLADA = Family(
     reads="tokens",
     table="baseline",
     config=lambda data, settings: _transformer_config(data, settings, causal=False),
-    cost=_masked_diffusion_cost,
+    cost=lambda config, data, settings: _masked_diffusion_cost(config, settings.train, data.length),
     build=_build_masked_diffusion,
     trained=lambda settings: ("transformer",),
     metrics={
@@ -471,10 +414,10 @@ LLADA = Family(
     },
     titles={"loss": ("Loss, an upper bound", "nats a token")},
     token_model=TokenModel(
-        read_config=_read_transformer_config,
-        load=_load_transformer,
-        sampler=_masked_diffusion_sampler,
-        flops=_masked_diffusion_flops,
+        read_config=lazy("weights.configs", "transformer_config"),
+        load=lazy("weights.artifact", "load_transformer"),
+        sampler=lazy("sampling.masked_diffusion", "MaskedDiffusionSampler"),
+        flops=lazy("cost.sampling", "masked_diffusion_sampling"),
         passes=lambda settings: settings.unmask_steps or settings.max_new_tokens,
     ),
 )

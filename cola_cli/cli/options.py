@@ -25,11 +25,10 @@ from typer.core import TyperCommand
 from cola_cli.cli.console import errors_shown, print_json, print_result, reporter
 from cola_cli.machine import interruption
 from cola_cli.machine.launcher import leads
-from cola_cli.stages.run import Run
+from cola_cli.stages.run import Outcome, Run
 
 if TYPE_CHECKING:
     from cola_cli.settings import Settings
-    from cola_cli.stages.outcome import Outcome
 
 
 def on_disk(text: str) -> Path:

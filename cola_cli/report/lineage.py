@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cola_cli.report.collect import WRITERS, Shown
-from cola_cli.report.key_metrics import key_metric
 from cola_cli.report.markup import Markup, element, joined, shortened
-from cola_cli.report.quantities import size
+from cola_cli.report.quantities import count, number, percent, size
 
 COLUMNS = {"tokens": 0, "vae": 1, "latents": 2} | dict.fromkeys(WRITERS, 3)
 LAST_COLUMN = 4
@@ -48,12 +48,12 @@ class Node:
         """Lines below the title, each with a class."""
         if len(self.members) == 1:
             weight = "" if self.first.bytes is None else f" · {size(self.first.bytes)}"
-            lines = [(key_metric(self.first), "metric")]
+            lines = [(_key_metric(self.first), "metric")]
             return [
                 line for line in [*lines, (f"{self.first.short}{weight}", "fingerprint")] if line[0]
             ]
         lines = [
-            (f"{one.statistics.get('task', one.label)} {key_metric(one)}", "metric")
+            (f"{one.statistics.get('task', one.label)} {_key_metric(one)}", "metric")
             for one in self.members[:LISTED]
         ]
         if len(self.members) > LISTED:
@@ -260,3 +260,30 @@ def _state_mark(state: str, x: float, y: float, anchor: str) -> Markup:
 def _said(node: Node) -> str:
     lines = [f"{one.label}: {one.kind}, {one.state}, {one.fingerprint}" for one in node.members]
     return "\n".join(lines)
+
+
+def _key_metric(artifact: Shown) -> str:
+    """The one metric that says most about an artifact, in a few words; empty where there is none."""
+    found = artifact.statistics
+    if artifact.kind == "tokens":
+        return _with(found, "tokens", lambda value: f"{count(value)} tokens")
+    if artifact.kind == "vae":
+        return _with(found, "validation_accuracy", lambda value: f"{percent(value)} reconstructed")
+    if artifact.kind == "latents":
+        shape = found.get("latent_shape")
+        rows = found.get("rows")
+        if isinstance(shape, list) and len(shape) == 2 and isinstance(rows, int):
+            return f"{rows:,} × {shape[0]} × {shape[1]}"
+        return ""
+    if artifact.kind == "samples":
+        return _with(found, "prompts", lambda value: f"{count(value)} prompts")
+    if artifact.kind == "evaluation":
+        return _with(found, "accuracy", percent)
+    if "validation_flow" in found:
+        return _with(found, "validation_flow", lambda value: f"flow loss {number(value)}")
+    return _with(found, "validation_loss", lambda value: f"validation loss {number(value)}")
+
+
+def _with(found: dict[str, Any], name: str, say: Any) -> str:
+    value = found.get(name)
+    return say(value) if isinstance(value, int | float) else ""

@@ -43,19 +43,12 @@ class AutoregressiveSampler:
     def __init__(self, network: Transformer, options: SamplingOptions, batch_size: int) -> None:
         if options.max_new_tokens is None:
             raise ValueError("an autoregressive model needs max_new_tokens")
-        config = network.config
         self.options, self.batch_size = options, batch_size
         fast = can_pack(network.token_out.weight)
         self.network = FusedTransformer(network) if fast else network
         self.budget = options.max_new_tokens
         self.device = network.token_out.weight.device
-        self._cache = KeyValueCache(
-            config.layers,
-            config.heads,
-            config.head_dim,
-            network.token_out.weight.dtype,
-            self.device,
-        )
+        self._cache = KeyValueCache(network.config.layers, network.config, network.token_out.weight)
         self._side_by_side = SideBySide()
 
     @torch.inference_mode()
@@ -125,4 +118,4 @@ class AutoregressiveSampler:
         seen = torch.tensor(row.ids, dtype=torch.int64, device=self.device)
         logits = penalised(logits.unsqueeze(0), seen, options.repetition_penalty)
         source = generator(options.seed, row.request.item, len(row.ids), TOKENS)
-        return choose(logits, options.temperature, options.top_k, options.top_p, source)[0]
+        return choose(logits, options, source)[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +44,10 @@ def stretches(slots: Sequence[int], fills: Sequence[int], start: int = 0) -> lis
 class KeyValueCache:
     """Keys and values of one network: for each layer (rows, heads, length, head_dim)."""
 
-    def __init__(
-        self, layers: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.device = device
-        empty = torch.empty(0, heads, 0, head_dim, dtype=dtype, device=device)
+    def __init__(self, layers: int, config: Any, like: Tensor) -> None:
+        """config: of the network, with its heads and head_dim; like: one of its weights."""
+        self.device = like.device
+        empty = like.new_empty(0, config.heads, 0, config.head_dim)
         self.keys, self.values = [empty] * layers, [empty] * layers
 
     def reserve(self, rows: int, length: int) -> None:

@@ -52,19 +52,9 @@ class Engine:
         self.pad_id = vae.config.vocab_size - 1 if pad_id is None else pad_id
         self.device = prior.latent_in.weight.device
         self._released = options.compat == "released"
-        self._cache = KeyValueCache(
-            prior.config.layers,
-            prior.config.heads,
-            prior.config.head_dim,
-            prior.latent_in.weight.dtype,
-            self.device,
-        )
+        self._cache = KeyValueCache(prior.config.layers, prior.config, prior.latent_in.weight)
         self._decoder_cache = KeyValueCache(
-            vae.config.decoder_layers,
-            vae.config.heads,
-            vae.config.head_dim,
-            vae.latent_in.weight.dtype,
-            self.device,
+            vae.config.decoder_layers, vae.config, vae.latent_in.weight
         )
         with torch.inference_mode():
             self._zero = prior.modulation(torch.zeros(1, device=self.device))
@@ -249,7 +239,7 @@ class Engine:
         seen = torch.tensor(row.ids, dtype=torch.int64, device=logits.device)
         logits = penalised(logits, seen, options.repetition_penalty)
         source = generator(options.seed, row.request.item, len(row.latents), TOKENS)
-        return choose(logits, options.temperature, options.top_k, options.top_p, source)
+        return choose(logits, options, source)
 
     def _so_far(self, row: Generating) -> Generation:
         options = self.options

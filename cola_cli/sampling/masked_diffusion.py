@@ -76,17 +76,10 @@ class MaskedDiffusionSampler:
         options = self.options
         if options.temperature < GREEDY_BELOW:
             return logits.argmax(-1)
+        purpose = f"{TOKENS}/{index}"
+        sources = [generator(options.seed, r.item, start, purpose) for r in requests]
         return torch.stack(
-            [
-                choose(
-                    own,
-                    options.temperature,
-                    options.top_k,
-                    options.top_p,
-                    generator(options.seed, request.item, start, f"{TOKENS}/{index}"),
-                )
-                for own, request in zip(logits, requests, strict=True)
-            ]
+            [choose(own, options, one) for own, one in zip(logits, sources, strict=True)]
         )
 
 

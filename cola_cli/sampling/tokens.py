@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cola_cli.settings.sample import Sampling
+
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy, as in the released code
 
 
@@ -16,20 +18,16 @@ def require_finite(values: Tensor) -> Tensor:
     return values
 
 
-def choose(
-    logits: Tensor,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator | None,
-) -> Tensor:
+def choose(logits: Tensor, options: Sampling, generator: torch.Generator | None) -> Tensor:
     """Tokens (n,) from logits (n, vocab); the generator lives on the CPU.
 
     Raises FloatingPointError where there is no distribution to draw from.
     """
-    if temperature < GREEDY_BELOW:
+    if options.temperature < GREEDY_BELOW:
         return logits.argmax(-1)
-    chances = require_finite(probabilities(logits, temperature, top_k, top_p))
+    chances = require_finite(
+        probabilities(logits, options.temperature, options.top_k, options.top_p)
+    )
     return torch.multinomial(chances.cpu(), 1, generator=generator).squeeze(-1).to(logits.device)
 
 

@@ -20,8 +20,7 @@ from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings import result_settings
 from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
-from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.stages.run import Run
+from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.stages.sample import model_fingerprint as fingerprint_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.kinds import TOKENIZER
 from cola_cli.errors import InputError
-from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.stages.run import Run
+from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.weights.folder import open_model_folder
 
 STAGE = "import"

@@ -18,8 +18,7 @@ from cola_cli.sampling.prompts import Prompt, not_empty
 from cola_cli.settings import result_settings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
-from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.stages.run import Run
+from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.weights.folder import open_model_folder
 
 STAGE = "sample"

@@ -36,8 +36,7 @@ from cola_cli.machine.threads import available_cores
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
-from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.stages.run import Run
+from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
 
 if TYPE_CHECKING:

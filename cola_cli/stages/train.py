@@ -17,8 +17,7 @@ from cola_cli.families import Data, Family, student_of
 from cola_cli.machine.threads import describe_environment, peak_memory, prepare_torch
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import result_settings
-from cola_cli.stages.outcome import Outcome, up_to_date
-from cola_cli.stages.run import Run
+from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.weights.configs import PRIOR, network_files, vae_config
 
 if TYPE_CHECKING:

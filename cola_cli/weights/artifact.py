@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from cola_cli.artifacts import Artifact, Writer
 from cola_cli.artifacts.checks import RESTORE
@@ -37,11 +37,9 @@ def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: A
 
 def load_vae(artifact: Artifact) -> TextVAE:
     """The Text VAE of a vae, latents or prior artifact, on the CPU, in its stored precision."""
-    config = vae_config(artifact)
     with torch.device("meta"):
-        vae = TextVAE(config)
+        vae = TextVAE(vae_config(artifact))
     load_weights(artifact, VAE, vae)
-    vae.frequencies = rotary_frequencies(config.head_dim, config.rope_theta)
     return vae
 
 
@@ -55,18 +53,17 @@ def load_prior(artifact: Artifact) -> Prior:
 
 def load_transformer(artifact: Artifact) -> Transformer:
     """The transformer of a baseline's artifact, on the CPU, in its stored precision."""
-    config = transformer_config(artifact)
     with torch.device("meta"):
-        network = Transformer(config)
+        network = Transformer(transformer_config(artifact))
     load_weights(artifact, TRANSFORMER, network)
-    network.frequencies = rotary_frequencies(config.head_dim, config.rope_theta)
     return network
 
 
-def load_weights(artifact: Artifact, name: str, network: nn.Module) -> None:
+def load_weights(artifact: Artifact, name: str, network: Any) -> None:
     """Give a network, made on the meta device, the weights that the artifact holds under this name.
 
-    Raises DamagedArtifact when they do not fit the network.
+    Rotary frequencies that follow from its config are not among them. Raises DamagedArtifact when they do not
+    fit the network.
     """
     path = artifact.file(f"{name}/model.safetensors")
     try:
@@ -80,3 +77,6 @@ def load_weights(artifact: Artifact, name: str, network: nn.Module) -> None:
             f" ({' '.join(str(error).split())}).",
             RESTORE,
         ) from error
+    if any(name == "frequencies" and buffer.is_meta for name, buffer in network.named_buffers()):
+        config = network.config
+        network.frequencies = rotary_frequencies(config.head_dim, config.rope_theta)

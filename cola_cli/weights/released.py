@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from cola_cli.artifacts.reading import read_record, reason
 from cola_cli.errors import InputError
@@ -58,40 +58,29 @@ PRIOR_SETTINGS = {
     "rope_dim": "rope_dim",
     "block_size": "block_size",
 }
-# what else a released config may say, and the only values whose mathematics is the released model's
-VAE_FIXED: dict[str, tuple[Any, ...]] = {
-    "encoder_last_ln": (True,),
-    "layer_norm_type": ("layer_norm",),
-    "layer_norm_affine": (True,),
-    "post_norm": (True,),
-    "qk_norm": (True,),
-    "qk_norm_affine": (True,),
-    "clip_qkv": (None,),
-    "act": ("swiglu",),
-    "block_causal": (True,),
-    "shared_heads_kv": (1,),
-    "use_variation": (True,),
-}
-VAE_DEFAULTS = {
-    "act": "swiglu",
-    "attn_dropout": 0.0,
-    "block_causal": True,
-    "causal": False,
-    "clip_qkv": None,
-    "dropout": 0.0,
+# what else a released config may say, and the only value whose mathematics is the released model's
+VAE_FIXED: dict[str, Any] = {
     "encoder_last_ln": True,
-    "init_cutoff_factor": 3,
-    "init_fn": "normal",
-    "init_std": 0.02,
-    "layer_norm_affine": True,
     "layer_norm_type": "layer_norm",
+    "layer_norm_affine": True,
     "post_norm": True,
     "qk_norm": True,
     "qk_norm_affine": True,
-    "rope_full_precision": True,
+    "clip_qkv": None,
+    "act": "swiglu",
+    "block_causal": True,
     "shared_heads_kv": 1,
-    "use_emb": True,
     "use_variation": True,
+}
+VAE_DEFAULTS = VAE_FIXED | {
+    "attn_dropout": 0.0,
+    "causal": False,
+    "dropout": 0.0,
+    "init_cutoff_factor": 3,
+    "init_fn": "normal",
+    "init_std": 0.02,
+    "rope_full_precision": True,
+    "use_emb": True,
 }
 # defaults of the released config classes, for settings a config.json leaves out
 VAE_ABSENT = {
@@ -177,8 +166,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     vae_config, prior_config = read_configs(root)
     with torch.device("meta"):
         vae, prior = TextVAE(vae_config), Prior(prior_config)
-    _assign(vae, vae_from_released(read_tensors(root / VAE), vae, root / VAE))
-    _assign(prior, prior_from_released(read_tensors(root / PRIOR), prior, root / PRIOR))
+    own = vae_from_released(read_tensors(root / VAE), vae, root / VAE)
+    vae.load_state_dict(own, assign=True)
+    own = prior_from_released(read_tensors(root / PRIOR), prior, root / PRIOR)
+    prior.load_state_dict(own, assign=True)
     # not part of the checkpoint, so still without values
     vae.frequencies = rotary_frequencies(vae_config.head_dim, vae_config.rope_theta)
     return Checkpoint(vae, prior, tokenizer_file(root))
@@ -289,7 +280,7 @@ def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tupl
         theirs: getattr(vae, ours) for ours, theirs in VAE_SETTINGS.items()
     }
     prior_document = {theirs: getattr(prior, ours) for ours, theirs in PRIOR_SETTINGS.items()}
-    prior_document |= {name: allowed[0] for name, allowed in _prior_fixed(prior).items()}
+    prior_document |= _prior_fixed(prior)
     names = (("ColaTextVAEModel", "cola_text_vae"), ("ColaDiTModel", "cola_dit"))
     documents = [
         document | {"architectures": [architecture], "model_type": kind, "dtype": dtype}
@@ -306,7 +297,7 @@ def _config(
     kind: type[_Config],
     names: dict[str, str],
     absent: dict[str, Any],
-    fixed: Callable[[_Config], dict[str, tuple[Any, ...]]],
+    fixed: Callable[[_Config], dict[str, Any]],
 ) -> _Config:
     document = read_record(path, dict[str, Any], "Fetch the checkpoint again.")
     settings = {ours: document.get(theirs, absent[theirs]) for ours, theirs in names.items()}
@@ -319,22 +310,17 @@ def _config(
             why = f"{names[str(ours)]} = {settings[str(ours)]!r} is not possible ({why})"
         raise InputError(f"{path}: {why}.", "Correct it.") from error
     for name, allowed in fixed(config).items():
-        if name in document and document[name] not in allowed:
+        if document.get(name, allowed) != allowed:
             raise InputError(
-                f"{path}: {name} = {document[name]!r} is not supported"
-                f" (only {', '.join(map(repr, allowed))}).",
+                f"{path}: {name} = {document[name]!r} is not supported (only {allowed!r}).",
                 "cola computes the released model's mathematics; this config asks for another.",
             )
     return config
 
 
-def _prior_fixed(prior: PriorConfig) -> dict[str, tuple[Any, ...]]:
+def _prior_fixed(prior: PriorConfig) -> dict[str, Any]:
     """As VAE_FIXED: a released prior says some sizes twice."""
-    return {
-        "txt_out_channels": (prior.latent_dim,),
-        "emb_dim": (prior.dim,),
-        "patch_size": (1,),
-    }
+    return {"txt_out_channels": prior.latent_dim, "emb_dim": prior.dim, "patch_size": 1}
 
 
 def _check(tensors: dict[str, Tensor], expected: dict[str, Tensor], where: Path) -> None:
@@ -362,7 +348,3 @@ def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
         if prefix in names:
             renamed[f"{names[prefix]}.{end}"] = tensor
     return renamed
-
-
-def _assign(module: nn.Module, state: dict[str, Tensor]) -> None:
-    module.load_state_dict(state, assign=True)

@@ -23,6 +23,7 @@ from cola_cli.sampling.denoise import Trajectory
 from cola_cli.sampling.engine import Generation
 from cola_cli.sampling.noise import block_noise
 from cola_cli.sampling.tokens import choose, penalised, probabilities
+from cola_cli.settings.sample import SamplingOptions
 from cola_cli.training.objectives.flow_matching import clean_and_noisy_velocity
 from cola_cli.weights.released import prior_to_released
 from tests import golden
@@ -346,7 +347,7 @@ def chosen(index: str, part: str) -> Tensor:
         seen = held["sampling/context_ids"][row] if case["context"] else torch.tensor([])
         own = penalised(held["sampling/logits"][row], seen.long(), case["repetition_penalty"])
         if part == "argmax_ids":
-            found.append(choose(own, 0.0, None, None, None))
+            found.append(choose(own, SamplingOptions(), None))
         else:
             found.append(
                 probabilities(own, case["temperature"], case["top_k"] or None, case["top_p"])

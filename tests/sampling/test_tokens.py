@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_cli.sampling.tokens import choose, penalised, probabilities
+from cola_cli.settings.sample import SamplingOptions
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
 
@@ -40,7 +41,7 @@ def test_a_penalty_moves_seen_tokens_down_whatever_their_sign_and_changes_no_inp
 
 def test_draws_follow_the_probabilities() -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = choose(LOGITS.expand(20_000, -1), 1.0, None, None, generator)
+    drawn = choose(LOGITS.expand(20_000, -1), SamplingOptions(temperature=1.0), generator)
     shares = drawn.bincount(minlength=4) / len(drawn)
     assert torch.allclose(shares, LOGITS.exp()[0], atol=0.015)
 
@@ -58,4 +59,6 @@ def test_probabilities_sum_to_one_and_keep_the_likeliest(
     assert torch.equal(found.argmax(-1), logits.argmax(-1))
     if top_k is not None:
         assert ((found > 0).sum(-1) <= top_k).all()
-    assert torch.equal(choose(logits, 0.0, top_k, top_p, None), logits.argmax(-1))
+    assert torch.equal(
+        choose(logits, SamplingOptions(top_k=top_k, top_p=top_p), None), logits.argmax(-1)
+    )

@@ -260,8 +260,16 @@ def test_a_process_that_is_killed_for_its_memory_is_said(tmp_path: Path) -> None
         ("cut.txt.zst", zstandard.compress(b"text " * 999)[:-9], "cut.txt.zst is truncated"),
         ("cut.parquet", b"PAR1 and no more", "cut.parquet is not a whole Parquet file"),
         ("short.txt", "tiny", "less than one sequence of 32"),
-        ("null.jsonl", '{"text": "a"}\n{"text": null}\n', "1 documents, 0 duplicates, 1 empty or null"),
-        ("nulls.jsonl", '{"text": null}\n' * 3, "no text (0 documents, 0 duplicates, 3 empty or null)"),
+        (
+            "null.jsonl",
+            '{"text": "a"}\n{"text": null}\n',
+            "1 documents, 0 duplicates, 1 empty or null",
+        ),
+        (
+            "nulls.jsonl",
+            '{"text": null}\n' * 3,
+            "no text (0 documents, 0 duplicates, 3 empty or null)",
+        ),
         ("blank.txt", "\n \n\n", "the corpus holds no text"),
         ("bad.jsonl", '{"text": "a"}\n{"text"', "bad.jsonl, line 2 is not valid JSON"),
     ],

@@ -17,13 +17,20 @@ from cola_cli.training.objectives import objective as objectives
 from cola_cli.training.objectives.objective import Batch, Draws, Objective
 
 
-class NextToken(Objective):
-    """-E log p(x_i | x_1 ... x_{i-1}), over all tokens of a sequence but its first."""
+class _OverTokens(Objective):
+    """What the losses of a transformer over tokens have in common."""
 
     def __init__(self, network: Transformer, length: int) -> None:
         super().__init__()
-        self.network = network
-        self.length = length
+        self.network, self.length = network, length
+
+    def parts(self) -> list[tuple[nn.Module, float]]:
+        """The whole network."""
+        return [(self.network, 1.0)]
+
+
+class NextToken(_OverTokens):
+    """-E log p(x_i | x_1 ... x_{i-1}), over all tokens of a sequence but its first."""
 
     def draw(
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
@@ -40,21 +47,15 @@ class NextToken(Objective):
             terms["accuracy"] = ((logits.argmax(-1) == tokens[:, 1:]) * weight).sum()
         return terms
 
-    def parts(self) -> list[tuple[nn.Module, float]]:
-        """The whole network."""
-        return [(self.network, 1.0)]
 
-
-class MaskedDiffusion(Objective):
+class MaskedDiffusion(_OverTokens):
     """E_t (1/t) sum_i 1[x_i masked] (-log p(x_i | x_t)), t uniform in (0, 1], tokens masked with chance t.
 
     LLaDA's loss (Cola DLM paper, appendix on continuous latents), over the number of tokens.
     """
 
     def __init__(self, network: Transformer, length: int, least: float) -> None:
-        super().__init__()
-        self.network = network
-        self.length = length
+        super().__init__(network, length)
         self.least = least
 
     def draw(
@@ -96,7 +97,3 @@ class MaskedDiffusion(Objective):
             right, share = metrics.pop("masked_right"), metrics.pop("masked_share")
             metrics["accuracy_masked"] = right / max(share, 1e-12)
         return metrics
-
-    def parts(self) -> list[tuple[nn.Module, float]]:
-        """The whole network."""
-        return [(self.network, 1.0)]
