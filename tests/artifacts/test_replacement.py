@@ -16,7 +16,7 @@ from cola_cli.artifacts.files import TEMPORARY
 from cola_cli.artifacts.manifest import NEW, read_manifest
 from cola_cli.artifacts.verify import find_artifacts, verify
 from cola_cli.errors import OutputConflict
-from cola_cli.stages.outcome import up_to_date
+from cola_cli.stages.run import up_to_date
 from tests.artifacts.test_promises import identity, make
 
 
