@@ -1,4 +1,4 @@
-"""cola eval: the eight generative benchmarks."""
+"""cola eval: the eight generative benchmarks, and metrics of generated text."""
 
 from __future__ import annotations
 
@@ -161,3 +161,98 @@ def words(
             for name, f in found.items()
         ]
         table("found in the training text", ["text", "words", "word pairs", "words seen"], rows)
+
+
+@command()
+def cloze(
+    run: Invocation,
+    tokens: Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")],
+    output: Annotated[Path, output_option("The JSONL file to write.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="Passages.")] = 128,
+    context: Annotated[
+        int, typer.Option("--context", min=20, help="Characters before the word that is asked for.")
+    ] = 240,
+) -> None:
+    """Cut passages out of the validation text, in the manner of LAMBADA: the last word is the answer.
+
+    The file serves `cola eval run --task lambada --data` and, being prompts, `cola sample --prompts`.
+
+    Example: cola eval cloze runs/demo/tokens -o runs/demo/cloze.jsonl
+    """
+    from cola_cli.artifacts.files import write_atomic
+    from cola_cli.artifacts.kinds import Tokens
+    from cola_cli.artifacts.places import require_file_place
+    from cola_cli.evaluation.cloze import cloze_lines
+
+    require_file_place(output, "passages", reads=(tokens,))
+    lines = cloze_lines(Tokens.open(tokens), count, context)
+    write_atomic(output, lines)
+    made = lines.count(b"\n")
+    print_result([f"{output}: {made:,} passages"], {"path": str(output), "items": made}, run.json)
+
+
+ORDER = (
+    "perplexity",
+    "judged_tokens",
+    "entropy",
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+    "distinct_4",
+    "repeated_2",
+    "repeated_3",
+    "repeated_4",
+    "memorised",
+    "mauve",
+    "texts",
+    "empty",
+    "tokens",
+    "mean_length",
+)
+
+
+@command("device", "threads")
+def text(
+    run: Invocation,
+    samples: Annotated[
+        Path, typer.Argument(help="A samples artifact, or .jsonl(.zst) with text and prompt.")
+    ],
+    tokens: Annotated[
+        Path | None, typer.Option("--tokens", help="The tokens the model was trained on.")
+    ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option("--judge", help="Model of `cola train ar`, or a transformers model's folder."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", help="Held-out text or tokens; default: validation of --tokens."
+        ),
+    ] = None,
+    ngram: Annotated[
+        int,
+        typer.Option("--ngram", min=1, max=64, help="n of the n-grams sought in training text."),
+    ] = 8,
+) -> None:
+    """Perplexity under a judge, entropy, variety, repetition and memorisation; real text's beside them.
+
+    Example: cola eval text runs/demo/samples --tokens runs/demo/tokens --judge runs/demo/ar
+    """
+    from cola_cli.stages.eval_text import evaluate_text
+
+    found = evaluate_text(samples, tokens, judge, reference, ngram, run)
+    if run.json:
+        print_json(found)
+        return
+    for note in found["notes"]:
+        run.reporter.note(note)
+    columns = [found["samples"], found["held_out"] or {}]
+    shown = [[name, *(_shown(column.get(name)) for column in columns)] for name in ORDER]
+    table("generated text", ["metric", "samples", "held-out"], shown)
+
+
+def _shown(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

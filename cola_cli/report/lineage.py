@@ -263,7 +263,7 @@ def _said(node: Node) -> str:
 
 
 def _key_metric(artifact: Shown) -> str:
-    """The one metric that says most about an artifact, in a few words; empty where there is none."""
+    """The one metric that says most about an artifact, in a few words, or nothing."""
     found = artifact.statistics
     if artifact.kind == "tokens":
         return _with(found, "tokens", lambda value: f"{count(value)} tokens")

@@ -1,0 +1,214 @@
+"""cola status, inspect, sql, verify, schema: what artifacts hold and promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cola_cli.cli.console import print_json, print_result, table
+from cola_cli.cli.options import Invocation, command
+from cola_cli.errors import DamagedArtifact
+
+
+@command()
+def status(
+    run: Invocation,
+    path: Annotated[Path, typer.Argument(help="An artifact, or a directory that holds some.")],
+) -> None:
+    """List artifacts with their state, progress, inputs, and whether a newer input makes them stale.
+
+    Example: cola status runs/demo
+    """
+    from cola_cli.stages.status import survey
+
+    rows = survey(path)
+    if run.json:
+        print_json({"artifacts": [row.__dict__ for row in rows]})
+        return
+    shown = []
+    for row in rows:
+        state = f"{row.state}; a new one {row.replacement}" if row.replacement else row.state
+        shown.append([row.path, row.kind, state, row.progress, ", ".join(row.inputs), row.next])
+    table("", ["artifact", "kind", "state", "progress", "made from", "next"], shown)
+
+
+@command()
+def inspect(
+    run: Invocation,
+    artifact: Annotated[Path, typer.Argument(help="The artifact to look into.")],
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Decoded rows to show.")] = 3,
+) -> None:
+    """Show an artifact's schema, counts, statistics and a few decoded rows.
+
+    Example: cola inspect runs/demo/tokens --rows 5
+    """
+    from cola_cli.artifacts.manifest import flatten
+    from cola_cli.stages.inspect import inspect_artifact
+
+    found = inspect_artifact(artifact, rows)
+    manifest, columns, examples = found.manifest, found.columns, found.examples
+    if run.json:
+        print_json(
+            {
+                "path": str(artifact),
+                "kind": manifest.kind,
+                "status": manifest.status,
+                "fingerprint": manifest.fingerprint,
+                "rows": found.rows,
+                "schema": [{"column": name, "type": kind} for name, kind in columns],
+                "statistics": manifest.statistics,
+                "settings": manifest.settings,
+                "examples": examples,
+            }
+        )
+        return
+    about = [
+        ["kind", manifest.kind],
+        ["status", manifest.status],
+        ["fingerprint", manifest.fingerprint[:12]],
+        ["made by", f"cola {manifest.cola_version} in {manifest.seconds:.0f} s"],
+        ["files", str(len(manifest.files))],
+        *([["rows", str(found.rows)]] if columns else []),
+    ]
+    statistics = [[name, _short(value)] for name, value in flatten(manifest.statistics).items()]
+    shown = [[_short(value) for value in example.values()] for example in examples]
+    tables_of = [
+        (str(artifact), ["about", "value"], about),
+        ("columns", ["column", "type"], [list(row) for row in columns]),
+        ("statistics", ["statistic", "value"], statistics),
+        ("rows", list(examples[0]) if examples else [], shown),
+    ]
+    for number, (title, heads, cells) in enumerate(t for t in tables_of if t[2]):
+        if number:
+            print()
+        table(title, heads, cells)
+
+
+def _short(value: Any, limit: int = 100) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(part)}" for name, part in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@command()
+def sql(
+    run: Invocation,
+    query: Annotated[str, typer.Argument(help="One SQL query, in DuckDB's dialect.")],
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Artifacts; each is a schema named by its directory, run_NAME where DuckDB has a NAME."
+        ),
+    ] = None,
+) -> None:
+    """Query the shards, metrics and manifests of artifacts with DuckDB.
+
+    Example: cola sql "select step, loss from vae.metrics order by step desc limit 3" runs/demo/vae
+    """
+    from cola_cli.artifacts import catalog
+
+    columns, rows = catalog.query(artifacts or [], query)
+    if run.json:
+        print_json(
+            {"columns": columns, "rows": [[_json_value(cell) for cell in row] for row in rows]}
+        )
+    else:
+        table("", columns, [list(row) for row in rows])
+
+
+def _json_value(cell: object) -> object:
+    if isinstance(cell, bytes | bytearray | memoryview):
+        return bytes(cell).hex()
+    return cell if isinstance(cell, str | int | float | list | dict | None) else str(cell)
+
+
+@command()
+def verify(
+    run: Invocation,
+    paths: Annotated[list[Path], typer.Argument(help="Artifacts, or directories that hold some.")],
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Drop what is damaged, so that the next run makes it again."),
+    ] = False,
+) -> None:
+    """Re-read every byte of artifacts and name each damaged, missing or foreign file.
+
+    With --repair, what is damaged or missing is dropped, and the next run makes just that again; foreign
+    files are left where they are. Exit code 5 when anything is found; an unfinished artifact whose files are
+    whole is `incomplete` and no damage, so that the exit code is 0.
+
+    Example: cola verify runs/demo
+    """
+    from cola_cli.stages.verify import verify_artifacts
+
+    found = verify_artifacts(paths, repair, run.reporter)
+    damaged = [finding for result in found.results for finding in result.findings]
+    print_result(
+        [
+            f"{r.directory}: {'damaged' if r.findings else r.status}, {r.files} files, {r.bytes:,} bytes"
+            for r in found.results
+        ]
+        + [f"  {finding.problem}" for finding in damaged]
+        + [f"dropped {name}" for name in found.dropped]
+        + [f"run next: {command}" for command in found.again],
+        {
+            "artifacts": [
+                {
+                    "path": str(r.directory),
+                    "status": r.status,
+                    "files": r.files,
+                    "bytes": r.bytes,
+                    "findings": [{"path": f.path, "problem": f.problem} for f in r.findings],
+                }
+                for r in found.results
+            ],
+            "dropped": found.dropped,
+            "next": found.again,
+        },
+        run.json,
+    )
+    if damaged and not repair:
+        raise DamagedArtifact(
+            f"{len(damaged)} file(s) are damaged, missing or foreign: {damaged[0].problem}",
+            "Give --repair to drop them, then run the stage again.",
+        )
+
+
+@command()
+def schema(
+    run: Invocation,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="An artifact (tokens, latents, model, samples, evaluation), manifest, part, or the table of"
+            " settings of a stage (tokenize, vae, prior ...)."
+        ),
+    ],
+) -> None:
+    """Print what a kind of artifact promises, or the JSON schema of a manifest or of a stage's settings.
+
+    Example: cola schema tokens
+    """
+    from cola_cli.artifacts.kinds import KINDS
+    from cola_cli.artifacts.manifest import pretty_json
+    from cola_cli.errors import UsageError
+    from cola_cli.settings import nearest
+
+    schemas = _models() | KINDS
+    if name not in schemas:
+        raise UsageError(f"there is no schema {name!r}.", nearest(name, schemas))
+    found = KINDS[name].contract() if name in KINDS else _models()[name].model_json_schema()
+    print_result([pretty_json(found).decode().rstrip()], found, run.json)
+
+
+def _models() -> dict[str, Any]:
+    from cola_cli.artifacts import Manifest, PartRecord
+    from cola_cli.settings import TABLES
+
+    return {"manifest": Manifest, "part": PartRecord} | TABLES
