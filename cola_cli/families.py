@@ -243,7 +243,8 @@ def _build_prior(config: PriorConfig, latents: Latents, settings: PriorSettings)
     variance *= vae_shape.scaling_factor**2
     prior, length = Prior(config), statistics.seq_len
     if config.prediction == "tokens":
-        prior.codes = token_codes(Sequences(latents, "train"), vae_shape, config.vocab_size)
+        train = Sequences(latents, "train")
+        prior.codes, prior.code_variance = token_codes(train, vae_shape, config.vocab_size)
     if settings.mode == "frozen":
         objective = FlowMatching(prior, settings, variance, length, vae_shape)
         return Networks(objective, {"prior": (prior, config)})

@@ -12,7 +12,9 @@ from torch import Tensor
 from cola_cli.api import Cola
 from cola_cli.errors import InputError
 from cola_cli.flow import gaussian
-from cola_cli.flow.likelihood import Divergence, elbo, iwae, log_density
+from cola_cli.flow.likelihood import Divergence, diffusion_weight, elbo, iwae, log_density
+from cola_cli.flow.path import position_speeds, position_times
+from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior
 
 # Of draws that are worked off together: their positions, and the logits of these.
@@ -80,15 +82,70 @@ def prior_log_density(
     depends on its own noisy latents and on clean ones that do not move, so the Jacobian is block-diagonal.
     """
     prior, device = model.prior, model.device
+    block, stagger, length = prior.config.block_size, prior.config.stagger, z0.shape[1]
     with torch.no_grad():
-        attend = prior.teacher_forced(z0, prior.config.block_size)
-    table = prior.rotation(torch.arange(z0.shape[1], device=device))
+        attend = prior.teacher_forced(z0, block)
+    table = prior.rotation(torch.arange(length, device=device))
+    blocks = -(-length // block)
 
     def velocity(z: Tensor, t: float) -> Tensor:
-        return prior.velocity(z, torch.tensor([t], device=device), table, attend).float()
+        time = torch.tensor([t], device=device)
+        if not stagger:
+            return prior.velocity(z, time, table, attend).float()
+        times = position_times(time, stagger, block).repeat(1, blocks)[:, :length]
+        speeds = position_speeds(time, stagger, block).repeat(1, blocks)[:, :length]
+        return speeds.unsqueeze(-1) * prior.velocity(z, times, table, attend).float()
 
     probe = torch.randn(z0.shape, generator=generator).to(device)
-    return log_density(velocity, z0, steps, divergence, probe, prior.config.block_size)
+    return log_density(velocity, z0, steps, divergence, probe, block)
+
+
+@torch.no_grad()
+def token_bound(
+    prior: Prior, tokens: Tensor, z0: Tensor, draws: int, steps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A bound on log p(tokens) of a prior with a token head: two terms, each (draws, N), to be added.
+
+    tokens (N,), z0 (N, d) clean latents, which are the history. Generation seen as diffusion of the tokens'
+    codes c, about which latents vary with `code_variance`: noisy codes are denoised with the mean code under
+    the head, and a position becomes a token, drawn from the head, when its time has come down to 0. So
+
+        log p(x) >= -E int w(t) |c - E[c | z_t]|^2 dt + E log p(x | z at t = 0),  w: `diffusion_weight`,
+
+    along the times of the positions of a block. The integral takes one time in each of `steps` strata.
+    """
+    config, length, device = prior.config, len(tokens), z0.device
+    block, stagger, blocks = config.block_size, config.stagger, -(-length // config.block_size)
+    codes, variance = prior.codes[tokens], prior.code_variance
+    attend = prior.teacher_forced(z0.unsqueeze(0), block, draws)
+    table = prior.rotation(torch.arange(length, device=device))
+    place = (torch.arange(length, device=device) % block).expand(draws, -1)
+
+    def logits(times: Tensor) -> Tensor:
+        """The head at the times (block,) of the positions of every block."""
+        t = times.repeat(blocks)[:length, None]
+        noise = torch.randn(draws, *codes.shape, generator=generator).to(codes)
+        z = (1 - t) * codes + ((1 - t) ** 2 * variance + t**2).sqrt() * noise
+        output: Tensor = prior(z, prior.level_modulation(times, place), table, attend)
+        return output.float()
+
+    diffusion = torch.zeros(draws, length, device=device)
+    for stratum, offset in enumerate(torch.rand(steps, generator=generator).tolist()):
+        time = torch.tensor((stratum + offset) / steps, device=device)
+        times = position_times(time, stagger, block)
+        estimate = prior.clean_estimate(logits(times), codes, times)
+        weight = diffusion_weight(times[:, None], variance)  # (block, d)
+        weight = weight * position_speeds(time, stagger, block)[:, None]
+        errors = (codes - estimate).square() * weight.repeat(blocks, 1)[:length]
+        diffusion += errors.sum(-1) / steps
+    decoded = torch.zeros_like(diffusion)
+    for position in range(block):
+        time = torch.tensor(stagger * (1 - position / max(block - 1, 1)) / (1 + stagger))
+        if stagger or not position:  # else all positions come down at once
+            found = logits(position_times(time.to(device), stagger, block)).log_softmax(-1)
+        chosen = found.gather(-1, tokens.expand(draws, -1).unsqueeze(-1)).squeeze(-1)
+        decoded += torch.where(place == position, chosen, 0.0)
+    return -diffusion, decoded
 
 
 def likelihood(
@@ -128,7 +185,8 @@ def likelihood(
         for start in range(0, draws, at_a_time)
     ]
     posteriors, priors, decoders = (torch.cat(term) for term in zip(*pieces, strict=True))
-    return Likelihood(posteriors, priors, decoders, len(ids), divergence == "exact")
+    exact = divergence == "exact" and model.prior.config.prediction != "tokens"
+    return Likelihood(posteriors, priors, decoders, len(ids), exact)
 
 
 def _terms(
@@ -141,8 +199,16 @@ def _terms(
     noise: torch.Generator,
     probes: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log q(z|x), log p(z) and log p(x|z) of so many draws, each (draws, N)."""
+    """log q(z|x), log p(z) and log p(x|z) of so many draws, each (draws, N).
+
+    Of a prior with a token head, whose latents are codes without a posterior: 0 and the terms of
+    `token_bound`.
+    """
     config = model.vae.config
+    if model.prior.config.prediction == "tokens":
+        z0 = model.vae.to_prior(posterior.mean[0])
+        terms = token_bound(model.prior, tokens[0], z0, draws, steps, noise)
+        return torch.zeros_like(terms[0]), *terms
     with torch.no_grad():
         mean, logvar = (part.expand(draws, -1, -1) for part in posterior)
         sample = gaussian.sample(

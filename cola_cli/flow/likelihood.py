@@ -73,6 +73,15 @@ def velocity_and_divergence(
         return v.detach(), share.sum(-1)
 
 
+def diffusion_weight(t: Tensor, variance: Tensor) -> Tensor:
+    """The weight of |c - E[c | z_t]|^2 dt in the variational bound of a code c; broadcasts.
+
+    Of z_t = (1 - t) z_0 + t z_1 with z_0 ~ N(c, variance): -1/2 of the derivative of the signal-to-noise
+    ratio (1 - t)^2 / ((1 - t)^2 variance + t^2) (Variational Diffusion Models, Kingma et al. 2021, eq. 15).
+    """
+    return t * (1 - t) / ((1 - t) ** 2 * variance + t**2) ** 2
+
+
 def elbo(log_weights: Tensor) -> Tensor:
     """mean_k log w_k of (K, ...)."""
     return log_weights.mean(0)

@@ -42,6 +42,13 @@ def position_times(time: Any, stagger: float, block_size: int) -> Any:
     return ((1 + stagger) * time[..., None] - stagger * offset).clip(0, 1)
 
 
+def position_speeds(time: Tensor, stagger: float, block_size: int) -> Tensor:
+    """dt_i / dtime of the positions of a block, (..., block_size): 1 + S while a position moves, else 0."""
+    times = position_times(time, stagger, block_size)
+    later = position_times(time + 1e-6, stagger, block_size)  # the speed from here on towards noise
+    return torch.where((later > 0) & (times < 1), 1 + stagger, 0.0)
+
+
 def clean_estimate(z: Tensor, t: Tensor | float, velocity: Tensor) -> Tensor:
     """E[z_0 | z_t] = z_t - t v of the velocity at (z_t, t)."""
     return z - t * velocity

@@ -100,7 +100,10 @@ class Prior(nn.Module):
     """Velocity v(z_t, t; history) of the linear path z_t = (1 - t) z_0 + t z_1, v = z_1 - z_0."""
 
     frequencies: Tensor
-    codes: Tensor  # (vocab, d), of `prediction: tokens`: the mean latent of each token, on the prior's scale
+    # of `prediction: tokens`, on the prior's scale: the mean latent of each token (vocab, d), and the
+    # variance (d,) of latents about these means
+    codes: Tensor
+    code_variance: Tensor
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -120,6 +123,7 @@ class Prior(nn.Module):
             self.estimate_in = nn.Linear(config.latent_dim, dim, bias=False)
         if config.prediction == "tokens":
             self.register_buffer("codes", torch.zeros(config.vocab_size, config.latent_dim))
+            self.register_buffer("code_variance", torch.zeros(config.latent_dim))
         self.register_buffer("frequencies", rotary_frequencies(config.rope_dim, 10_000.0))
         self.initialise()
 

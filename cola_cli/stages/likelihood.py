@@ -10,7 +10,7 @@ from typing import Any
 from cola_cli.api import Cola
 from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import find_files
-from cola_cli.errors import InputError
+from cola_cli.errors import InputError, UsageError
 from cola_cli.flow.likelihood import Divergence
 from cola_cli.reporting import Reporter
 from cola_cli.settings.sample import SampleSettings
@@ -50,8 +50,15 @@ def likelihoods(
 ) -> dict[str, Any]:
     """Bounds and perplexities of all texts, each given with its place, and under `scores` those of each.
 
-    prefix: score each text as what follows this. options: draws, steps and seed of `likelihood`.
+    prefix: score each text as what follows this. options: draws, steps and seed of `likelihood`. Raises
+    UsageError when an exact divergence is asked of a model without a density.
     """
+    has_density = model.prior.config.prediction != "tokens"
+    if divergence == "exact" and not has_density:
+        raise UsageError(
+            "this prior predicts tokens: its latents have no density, and so no divergence.",
+            "Leave out --divergence; elbo is a bound on the probability of the tokens.",
+        )
     texts = list(texts)
     found = []
     reporter.start("score", len(texts), "texts")
@@ -65,7 +72,7 @@ def likelihoods(
         "elbo": sum(row["elbo"] for row in found),
         "iwae": sum(row["iwae"] for row in found) if exact else None,
     }
-    if not exact:
+    if not exact and has_density:
         reporter.note(
             "elbo is an estimate without bias; for iwae, a bound, give --divergence exact"
         )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from cola_cli.api import Cola
-from cola_cli.evaluation.likelihood import likelihood, prior_log_density, response_score
+from cola_cli.evaluation.likelihood import (
+    likelihood,
+    prior_log_density,
+    response_score,
+    token_bound,
+)
 from cola_cli.flow.gaussian import normal_log_density, standard_normal_log_density
 from cola_cli.flow.likelihood import (
     elbo,
@@ -230,3 +236,83 @@ def test_draws_in_pieces_are_the_draws_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("cola_cli.evaluation.likelihood.POSITIONS", 8)
     pieces = likelihood(model, ids, draws=6, steps=2)
     torch.testing.assert_close(pieces.log_weights, whole.log_weights)
+
+
+class PerfectPrior(Prior):
+    """A head that knows the joint probabilities of the two tokens of a block: Bayes' rule, written out."""
+
+    def __init__(self, joint: Tensor, codes: Tensor, stagger: float) -> None:
+        vocabulary, channels = codes.shape
+        super().__init__(
+            PriorConfig(
+                latent_dim=channels, dim=8, heads=1, head_dim=8, rope_dim=4, layers=1, block_size=2,
+                prediction="tokens", vocab_size=vocabulary, stagger=stagger,
+            )
+        )  # fmt: skip
+        self.joint = joint
+        self.codes, self.code_variance = codes, torch.tensor([0.1, 0.2, 0.3, 0.4])
+
+    def level_modulation(self, times: Tensor, levels: Tensor) -> Any:
+        self.times = times[levels].view(-1, 2)
+        return super().level_modulation(times, levels)
+
+    def forward(self, z: Tensor, *_: Any) -> Tensor:
+        z = z.view(-1, 2, z.shape[-1])  # (blocks, 2, d)
+        t = self.times[..., None, None]
+        variance = (1 - t) ** 2 * self.code_variance + t**2
+        far = (z[:, :, None] - (1 - t) * self.codes).square() / (2 * variance)
+        near = -far.sum(-1)  # log p(z_i | token), (blocks, 2, vocabulary)
+        both = self.joint.log() + near[:, 0, :, None] + near[:, 1, None, :]
+        marginals = torch.stack((both.logsumexp(2), both.logsumexp(1)), 1)
+        return marginals.view(len(z), 2, -1)
+
+
+@pytest.mark.parametrize("stagger", [1.0, 3.0])
+def test_the_bound_of_a_perfect_token_head_is_the_probability_of_the_tokens(stagger: float) -> None:
+    """Summed over all pairs of a tiny vocabulary the probabilities are enumerated, so known."""
+    torch.manual_seed(0)
+    joint = torch.rand(3, 3) ** 3
+    joint = joint / joint.sum()
+    prior = PerfectPrior(joint, torch.randn(3, 4), stagger)
+    source = torch.Generator().manual_seed(2)
+    total = 0.0
+    for first in range(3):
+        for second in range(3):
+            tokens = torch.tensor([first, second])
+            diffusion, decoded = token_bound(prior, tokens, prior.codes[tokens], 500, 400, source)
+            bound = (diffusion + decoded).sum(1)
+            error = (bound.std() / len(bound) ** 0.5).item()
+            assert bound.mean().item() == pytest.approx(
+                joint[first, second].log().item(), abs=4 * error + 0.01
+            )
+            assert error < 0.05
+            total += bound.mean().exp().item()
+    assert total == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("length", [2, 7])
+def test_a_staggered_flow_has_the_density_of_its_path(length: int) -> None:
+    """Gaussian latents: whatever the order of the positions, the optimal field gives their density."""
+
+    class Gaussian(Prior):
+        def velocity(self, z_t: Tensor, t: Tensor, *_: Any, **__: Any) -> Tensor:
+            t = t.unsqueeze(-1)
+            return (t - (1 - t) * 0.25) / ((1 - t) ** 2 * 0.25 + t**2) * z_t
+
+    prior = Gaussian(
+        PriorConfig(
+            latent_dim=3,
+            dim=8,
+            heads=1,
+            head_dim=8,
+            rope_dim=4,
+            layers=1,
+            block_size=4,
+            stagger=2.0,
+        )
+    )
+    model = Cola(golden.detail_model().vae, prior, None)
+    z0 = 0.5 * torch.randn(2, length, 3)
+    found = prior_log_density(model, z0, 600, "exact", torch.Generator())
+    expected = normal_log_density(z0, torch.zeros(3), torch.full((3,), math.log(0.25)))
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=1e-3)

@@ -362,24 +362,29 @@ def clean_and_noisy_velocity(
     return prior.velocity(z_t, t, table, attend)
 
 
-def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> Tensor:
-    """The mean latent (vocab, d) of each token on the prior's scale, over some CODE_TOKENS tokens.
+def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The mean latent (vocab, d) of each token on the prior's scale, and the variance (d,) about these means.
 
-    A token that does not occur there has the mean of all latents.
+    Over some CODE_TOKENS tokens; one that does not occur there has the mean of all latents.
     """
-    codes = np.zeros((vocab_size, vae.latent_dim))
+    sums = np.zeros((vocab_size, vae.latent_dim))
+    squares = np.zeros(vae.latent_dim)
     counts = np.zeros(vocab_size)
     for rows in sequences.batches(64):
         assert rows.mean is not None
+        assert rows.logvar is not None
         real = objectives.token_weights(rows) > 0
         tokens, mean = rows.tokens[real], rows.mean[real].astype(np.float64)
-        np.add.at(codes, tokens, mean)
+        np.add.at(sums, tokens, mean)
         np.add.at(counts, tokens, 1)
+        squares += (mean**2 + np.exp(rows.logvar[real].astype(np.float64))).sum(0)
         if counts.sum() >= CODE_TOKENS:
             break
-    mean = codes.sum(0) / max(counts.sum(), 1)
-    codes = np.where(counts[:, None] > 0, codes / np.maximum(counts, 1)[:, None], mean)
-    return torch.from_numpy(vae.to_prior(codes).astype(np.float32))
+    total = max(counts.sum(), 1)
+    own = sums / np.maximum(counts, 1)[:, None]
+    variance = (squares - (counts[:, None] * own**2).sum(0)) / total * vae.scaling_factor**2
+    codes = vae.to_prior(np.where(counts[:, None] > 0, own, sums.sum(0) / total))
+    return torch.from_numpy(codes.astype(np.float32)), torch.from_numpy(variance.astype(np.float32))
 
 
 def predictions_without_a_model(z0: Tensor, batch: Batch) -> dict[str, Tensor]:
