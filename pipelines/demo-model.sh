@@ -31,10 +31,5 @@ IFS=$'\n' read -r -d '' -a texts <<< "$CORPUS" || true # several names or patter
 "$cola" encode "$run/tokens" --vae "$run/vae" -o "$run/latents" --config "$settings"
 "$cola" train prior "$run/latents" -o "$run/prior" --config "$settings"
 
-# bf16 halves the size; the released layout is the way there
-if [ ! -f "$run/bf16/tokenizer.json" ]; then # written last
-    rm -rf "$run/bf16"
-    "$cola" export "$run/prior" -o "$run/bf16" --dtype bfloat16
-fi
-"$cola" import "$run/bf16" -o "$model"
+"$cola" import "$run/prior" -o "$model" --dtype bfloat16 # the weights alone, in half the size
 "$cola" sample "$model" --prompt "Once upon a time there was" --max-new-tokens 96

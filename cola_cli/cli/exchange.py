@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cola_cli.cli.console import print_result
 from cola_cli.cli.options import Invocation, command, output_option
+from cola_cli.weights.configs import Precision
 
 GIBIBYTE = 1 << 30
+DTYPE = typer.Option("--dtype", help="Precision of the written weights.")
 
 
 @command("output", "overwrite")
 def import_checkpoint(
-    folder: Annotated[Path, typer.Argument(help="The folder that holds cola_dlm, or that folder.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="The folder that holds cola_dlm, or that folder; or a prior artifact."),
+    ],
     run: Invocation,
+    dtype: Annotated[Precision, DTYPE] = "stored",
 ) -> None:
-    """Make a prior artifact of a released checkpoint, tensors byte for byte.
+    """Make a prior artifact of a released checkpoint, or of the weights alone of a trained prior.
 
     Example: cola import downloads/Cola-DLM -o runs/released
     """
     from cola_cli.stages.import_checkpoint import import_checkpoint as stage
 
-    outcome = stage(folder, run.output, run)
+    outcome = stage(source, run.output, dtype, run)
     run.show_outcome(outcome, lambda made: [f"{run.output}: {made['parameters']:,} parameters"])
 
 
@@ -36,10 +42,7 @@ def export(
     max_shard_gib: Annotated[
         float, typer.Option("--max-shard-gib", min=0.0, help="Split weights above this size.")
     ] = 5.0,
-    dtype: Annotated[
-        Literal["stored", "float32", "bfloat16"],
-        typer.Option("--dtype", help="Precision of the written weights."),
-    ] = "stored",
+    dtype: Annotated[Precision, DTYPE] = "stored",
 ) -> None:
     """Write a prior artifact in the authors' layout, cola_dlm/ and tokenizer.json, to publish or compare.
 

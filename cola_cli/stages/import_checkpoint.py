@@ -1,62 +1,80 @@
-"""Stage `import`: a released checkpoint folder to a prior artifact, tensors byte for byte."""
+"""Stage `import`: the weights of a checkpoint folder or of a trained prior as an artifact of their own."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cola_cli.artifacts import Identity, Output
 from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.kinds import TOKENIZER
-from cola_cli.errors import InputError
 from cola_cli.stages.run import Outcome, Run, up_to_date
-from cola_cli.weights.folder import open_model_folder
+from cola_cli.weights.configs import Precision
+from cola_cli.weights.folder import ModelFolder, open_model_folder
 
 STAGE = "import"
 
 
-def import_checkpoint(folder: Path, output_path: Path, run: Run | None = None) -> Outcome:
-    """Make a prior artifact of the checkpoint at `folder`, in its stored precision.
+def import_checkpoint(
+    source: Path, output_path: Path, dtype: Precision = "stored", run: Run | None = None
+) -> Outcome:
+    """Make a prior artifact of the released checkpoint, or of the weights of the prior artifact, at `source`.
 
-    Raises InputError naming a missing, surplus or misshapen tensor or a config that disagrees,
-    DamagedArtifact for a file that is not whole.
+    dtype: precision of the written weights; "stored" leaves them byte for byte. Raises InputError naming a
+    missing, surplus or misshapen tensor or a config that disagrees, DamagedArtifact for a file that is not
+    whole.
     """
-    from cola_cli.weights.released import find_root, tokenizer_file
+    from cola_cli.weights.released import find_root
 
     run = run or Run()
-    if is_artifact(folder):
-        raise InputError(f"{folder} is an artifact already.", "Name a released checkpoint folder.")
-    root = find_root(folder)
-    run.reporter.note(f"reading {root}")
-    inputs = {"checkpoint": open_model_folder(root).fingerprint()}
-    found = tokenizer_file(root)
-    if found is not None:
-        inputs["tokenizer"] = sha256_file(found)
-    else:
-        run.reporter.warn(
-            f"no tokenizer.json beside or in {root}: the artifact will not sample text."
-        )
+    model = open_model_folder(source if is_artifact(source) else find_root(source))
+    model.configs()  # a model of another kind is refused here
+    tokenizer = _tokenizer_file(source, model, run)
+    inputs = {"checkpoint": model.fingerprint()}
+    if tokenizer is not None:
+        inputs["tokenizer"] = sha256_file(tokenizer)
+    settings = {} if dtype == "stored" else {"dtype": dtype}
+    stored = {"sampling": model.sampling} if model.sampling else {}
     output = Output.open(
         output_path,
         "prior",
-        Identity(stage=STAGE, settings={}, inputs=inputs),
-        {},
+        Identity(stage=STAGE, settings=settings, inputs=inputs),
+        settings | stored,
         run.overwrite,
-        (folder, *filter(None, (found,))),
+        (source, *filter(None, (tokenizer,))),
     )
     if output.up_to_date:
         return up_to_date(output)
 
-    from cola_cli.weights.artifact import write_network
-    from cola_cli.weights.released import read_checkpoint
+    from cola_cli.weights.artifact import round_weights, write_network
 
-    checkpoint = read_checkpoint(folder)
+    vae, prior = model.load()
+    round_weights(dtype, vae, prior)
+    statistics: dict[str, Any] = {
+        "parameters": sum(network.config.parameter_count() for network in (vae, prior))
+    }
+    if model.context is not None:
+        statistics["seq_len"] = model.context
     with output.writing() as writer:
-        write_network(writer, "vae", checkpoint.vae.state_dict(), checkpoint.vae.config)
-        write_network(writer, "prior", checkpoint.prior.state_dict(), checkpoint.prior.config)
-        if checkpoint.tokenizer is not None:
-            writer.write(TOKENIZER, checkpoint.tokenizer.read_bytes())
-        configs = (checkpoint.vae.config, checkpoint.prior.config)
-        statistics = {"parameters": sum(config.parameter_count() for config in configs)}
+        write_network(writer, "vae", vae.state_dict(), vae.config)
+        write_network(writer, "prior", prior.state_dict(), prior.config)
+        if tokenizer is not None:
+            writer.write(TOKENIZER, tokenizer.read_bytes())
         writer.finish(statistics)
     return Outcome(output_path, True, statistics)
+
+
+def _tokenizer_file(source: Path, model: ModelFolder, run: Run) -> Path | None:
+    if model.artifact is not None:
+        return model.artifact.file(TOKENIZER) if model.artifact.has(TOKENIZER) else None
+    from cola_cli.weights.released import find_root, tokenizer_file
+
+    root = find_root(source)
+    run.reporter.note(f"reading {root}")
+    found = tokenizer_file(root)
+    if found is None:
+        run.reporter.warn(
+            f"no tokenizer.json beside or in {root}: the artifact will not sample text."
+        )
+    return found

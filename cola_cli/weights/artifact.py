@@ -22,6 +22,7 @@ from cola_cli.weights.configs import (
     PRIOR,
     TRANSFORMER,
     VAE,
+    Precision,
     prior_config,
     transformer_config,
     vae_config,
@@ -33,6 +34,14 @@ def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: A
     with writer.file(f"{name}/model.safetensors") as temporary:
         save_file({key: value.contiguous() for key, value in state.items()}, temporary)
     writer.write(f"{name}/config.json", pretty_json(config.document()))
+
+
+def round_weights(dtype: Precision, *networks: nn.Module) -> None:
+    """Bring the weights of networks to a precision, in place; buffers stay as they are."""
+    if dtype != "stored":
+        for network in networks:
+            for parameter in network.parameters():
+                parameter.data = parameter.data.to(getattr(torch, dtype))
 
 
 def load_vae(artifact: Artifact) -> TextVAE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.checks import RESTORE
@@ -13,6 +13,7 @@ from cola_cli.models.config import PriorConfig, Shape, TextVAEConfig, Transforme
 VAE, PRIOR, TRANSFORMER = "vae", "prior", "transformer"  # folders of networks in an artifact
 
 Config = TypeVar("Config", bound=Shape)
+Precision = Literal["stored", "float32", "bfloat16"]  # of written weights
 
 
 def network_files(*names: str) -> tuple[str, ...]:

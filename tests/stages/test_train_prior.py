@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cola_cli.api import load
 from cola_cli.artifacts import Artifact
 from cola_cli.errors import InputError, UsageError
 from cola_cli.families import PRIOR, TEXT_VAE
@@ -21,7 +23,7 @@ from cola_cli.training.objectives.flow_matching import FlowMatching, clean_and_n
 from cola_cli.training.objectives.objective import Batch
 from cola_cli.weights.artifact import load_prior, load_vae
 from tests.conftest import CPU, Run, content
-from tests.stages.conftest import assignments, prior_settings, vae_settings
+from tests.stages.conftest import SEQ_LEN, assignments, prior_settings, vae_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
 
 
@@ -180,3 +182,26 @@ def test_the_planned_memory_is_within_15_percent_of_what_then_happens(
     table = pq.read_table(tmp_path / "out" / "metrics.parquet")
     happened = max(value for value in table.column("memory_bytes").to_pylist() if value)
     assert plan["memory_bytes"] == pytest.approx(happened, rel=0.15)
+
+
+def test_the_weights_of_a_prior_become_an_artifact_of_half_the_size(
+    cola: Run, made: Path, tmp_path: Path
+) -> None:
+    changes = ["--set", "model.prediction=tokens", "--set", "sampling.guidance=1"]
+    flags = assignments(prior_settings(steps=2))
+    cola("train", "prior", made / "latents", "-o", "prior", *flags, *changes)
+    rounding = ("import", "prior", "-o", "small", "--dtype", "bfloat16")
+    cola(*rounding)
+    assert "up to date" in cola(*rounding).stdout
+    assert cola("verify", "small").stdout.startswith("small: complete")
+    given, small = load(tmp_path / "prior"), load(tmp_path / "small")
+    for name, value in given.prior.named_parameters():
+        assert torch.equal(small.prior.get_parameter(name), value.bfloat16()), name
+    for name, value in given.prior.named_buffers():
+        assert torch.equal(small.prior.get_buffer(name), value), name
+    assert small.context == given.context == SEQ_LEN
+    assert small.defaults == given.defaults == {"guidance": 1.0}
+    assert small.tokenizer is not None
+    cola("sample", "small", "--prompt", "Anna sees", "--max-new-tokens", 4)
+    refused = cola("import", made / "vae", "-o", "other", expect=4).stderr
+    assert "vae artifact" in refused

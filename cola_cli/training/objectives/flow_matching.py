@@ -167,7 +167,7 @@ class FlowMatching(Objective):
                 times = (levels / LEVELS).astype(np.float32)
                 noisy["linear"] = linear_prediction_loss(times, self.latent_variance)
         if config.self_conditioning:
-            noisy["estimated"] = randomness.uniform(randoms, copies, 1) < SELF_CONDITIONED
+            noisy["estimated"] = randomness.uniform(randoms, copies) < SELF_CONDITIONED
         drawn["clean_places"] = np.flatnonzero(clean)
         if config.prediction == "tokens":
             places = np.flatnonzero(noisy["flow_weight"])
