@@ -57,7 +57,8 @@ class Train(Settings):
     micro_batch: int = runtime(
         0,
         ge=0,
-        description="Sequences at once in one process, 0: all of its share. Smaller needs less memory.",
+        description="Sequences at once in one process, 0: all of its share. Smaller needs less memory."
+        " On a CPU one process computes at least 256 tokens at once.",
     )
     seed: int = Field(default=66, ge=0, description="Seed of initial weights and noise.")
     data_seed: int = Field(default=6198, ge=0, description="Seed of the order of the sequences.")

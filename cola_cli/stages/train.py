@@ -18,6 +18,7 @@ from cola_cli.machine.threads import describe_environment, peak_memory, prepare_
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import result_settings
 from cola_cli.stages.run import Outcome, Run, up_to_date
+from cola_cli.training.shares import Shares
 from cola_cli.weights.configs import PRIOR, network_files, vae_config
 
 if TYPE_CHECKING:
@@ -94,14 +95,22 @@ def train(
 
     from cola_cli.machine.processes import joined
 
-    # Bytes depend on the number of threads: an interrupted run goes on with the number it began with.
-    threads = prepare_torch(run.threads, output.recorded_environment.get("threads"))
+    # Where batches are not cut into shares, bytes depend on the number of threads: an interrupted run goes on
+    # with the number that it began with.
+    before = output.recorded_environment
+    threads = prepare_torch(
+        run.threads, None if before.get("share_tokens") else before.get("threads")
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     run.reporter.note(str(threads))
     cost = family.cost(config, data, settings)
     files = (METRICS, *network_files(*family.trained(settings)))
     with joined(run.device, settings.train.timeout) as world, ExitStack() as stack:
-        environment = describe_environment(threads) | {"device": str(world.device)}
+        shares = Shares.chosen(settings.train, threads.count, world.device.type, world.size, before)
+        environment = describe_environment(threads) | {
+            "device": str(world.device),
+            "share_tokens": shares.tokens,
+        }
         writer = stack.enter_context(output.writing(environment)) if world.leads else None
         world.wait()
         whole = writer is not None and writer.kept.keys() >= set(files)
@@ -109,7 +118,16 @@ def train(
             if writer is not None:
                 writer.discard(*files)
             _train(
-                family, config, source, output.place, settings, cost, run.reporter, world, writer
+                family,
+                config,
+                source,
+                output.place,
+                settings,
+                cost,
+                run.reporter,
+                world,
+                shares,
+                writer,
             )
         world.wait()
         if writer is None:
@@ -160,6 +178,7 @@ def _train(
     cost: Cost,
     reporter: Reporter,
     world: World,
+    shares: Shares,
     writer: Writer | None,
 ) -> None:
     import torch
@@ -181,6 +200,7 @@ def _train(
         world,
         reporter if world.leads else Silent(),
         cost.flops,
+        shares,
     )
     training.run()
     training.average.replace()

@@ -25,9 +25,10 @@ from cola_cli.training.average import MovingAverage
 from cola_cli.training.checkpoints import Progress
 from cola_cli.training.metrics import VALIDATION, Metrics
 from cola_cli.training.monitor import Monitor
-from cola_cli.training.objectives.objective import Objective
+from cola_cli.training.objectives.objective import Batch, Objective
 from cola_cli.training.parallelize import mark_dynamic, recompute_blocks, wrap
 from cola_cli.training.reader import Step, read_steps, scaled, to_device
+from cola_cli.training.shares import Shares, Workers
 from cola_cli.training.validation import Validation
 
 NORM_MEMORY = 0.98  # decay of the average gradient norm, against which a spike is judged
@@ -37,7 +38,8 @@ NORM_STEPS = 20  # steps before a spike can be told
 class Training:
     """One run: an objective trained on sequences, writing into the directory of an artifact.
 
-    flops: floating-point operations that a step needs, in all processes together.
+    flops: floating-point operations that a step needs, in all processes together. shares: how this process
+    cuts its batches.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Training:
         world: World,
         reporter: Reporter,
         flops: float,
+        shares: Shares,
     ) -> None:
         if world.size > 1 and train.batch_size % world.size:
             raise UsageError(
@@ -81,7 +84,9 @@ class Training:
         self.parameters: list[Tensor] = [p for p in objective.parameters() if p.requires_grad]
         self._names: dict[Tensor, str] = {p: n for n, p in objective.named_parameters()}
         self.average = MovingAverage(objective, self.parameters, train.ema_decay)
-        self.validation = Validation(objective, validation, train, world)
+        self.rows = shares.rows(train, world.size, objective.length)
+        self.workers = Workers(shares.at_once(train, objective.length))
+        self.validation = Validation(objective, validation, train, world, self.rows, self.workers)
         self.monitor = Monitor(self.metrics, train, optim, world, reporter, objective.length, flops)
 
     # --- the run ---
@@ -92,14 +97,14 @@ class Training:
         Raises Interrupted after a signal, with everything saved; Diverged at a bad step, or when all were.
         """
         self._restore()
-        with interruption.deferred():
+        with interruption.deferred(), self.workers:
             self._stop_if_asked()
             if not self.progress.validated:
                 self._validate()
                 self._save()
             if self.progress.step < self.train.steps:
                 width = max(min(p.shape) for p in self.parameters if p.ndim == 2)
-                self.monitor.measure_machine(width, self.bf16)
+                self.monitor.measure_machine(width, self.bf16, self.rows, self.workers)
                 self._train()
             self._saved()
         if self.progress.skipped >= self.train.steps:
@@ -112,7 +117,9 @@ class Training:
 
     def _train(self) -> None:
         train, progress = self.train, self.progress
-        steps = read_steps(self.objective, self.shuffled, self.world, train, progress.step)
+        steps = read_steps(
+            self.objective, self.shuffled, self.world, train, self.rows, progress.step
+        )
         self.reporter.start("train", train.steps, "steps", progress.step)
         begin = time.perf_counter()
         waited = 0.0
@@ -145,18 +152,7 @@ class Training:
         progress = self.progress
         rate = schedule.learning_rate(step.number, self.optim, self.train.steps)
         optimizers.set_learning_rate(self.optimizers, rate)
-        counts = self.world.total(step.counts)
-        terms: dict[str, Tensor] = {}
-        for index, batch in enumerate(step.batches):
-            batch = to_device(scaled(batch, counts, self.world.size), self.world.device)
-            if self.train.compile:
-                mark_dynamic(batch)
-            with self._compiling(step), self._gathering(index + 1 == len(step.batches)):
-                with self._autocast():
-                    sums = self.module(batch)
-                sums["loss"].backward()
-            for name, value in sums.items():
-                terms[name] = terms.get(name, 0) + value.detach()
+        terms = self._shared_out(step) if self.workers.count else self._one_by_one(step)
         norm = self._clip()
         if self.world.size > 1:
             for name in sorted(terms):  # each was scaled by the number of processes
@@ -175,6 +171,45 @@ class Training:
             progress.summed += 1
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+
+    def _one_by_one(self, step: Step) -> dict[str, Tensor]:
+        """The terms of the loss; adds the gradients of the micro-batches, one after the other."""
+        counts = self.world.total(step.counts)
+        terms: dict[str, Tensor] = {}
+        for index, batch in enumerate(step.batches):
+            batch = to_device(scaled(batch, counts, self.world.size), self.world.device)
+            if self.train.compile:
+                mark_dynamic(batch)
+            with self._compiling(step), self._gathering(index + 1 == len(step.batches)):
+                with self._autocast():
+                    sums = self.module(batch)
+                sums["loss"].backward()
+            for name, value in sums.items():
+                terms[name] = terms.get(name, 0) + value.detach()
+        return terms
+
+    def _shared_out(self, step: Step) -> dict[str, Tensor]:
+        """The same, computed side by side and added in the order of the batches."""
+        parameters: Any = self.parameters
+
+        def compute(batch: Batch) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
+            with self._autocast(cached=False):  # the threads have one cache
+                sums = self.module(scaled(batch, step.counts, 1))
+            gradients = torch.autograd.grad(sums["loss"], parameters, allow_unused=True)
+            return {name: value.detach() for name, value in sums.items()}, gradients
+
+        terms: dict[str, Tensor] = {}
+        for sums, gradients in self.workers.each(compute, step.batches):
+            for name, value in sums.items():
+                terms[name] = terms.get(name, 0) + value
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                if gradient is None:
+                    continue
+                if parameter.grad is None:  # a copy: two parameters may have one tensor as gradient
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
+                else:
+                    parameter.grad.add_(gradient)
+        return terms
 
     def _clip(self) -> float:
         limit = self.optim.clip or math.inf
@@ -212,8 +247,8 @@ class Training:
     # --- validation ---
 
     def _validate(self) -> None:
-        with self.average.in_place(), torch.no_grad(), self._autocast():
-            sums = self.validation.sums(self._asked)
+        with self.average.in_place():
+            sums = self.validation.sums(self._autocast, self._asked)
         self._stop_if_asked()  # not within: the averaged weights are in place there
         found = self.validation.metrics(sums, self.progress.step)
         self.metrics.add(
@@ -292,8 +327,9 @@ class Training:
 
     # --- devices ---
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
+    def _autocast(self, cached: bool = True) -> torch.autocast:
+        kind = self.world.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.bf16, cache_enabled=cached)
 
     def _compiling(self, step: Step) -> contextlib.AbstractContextManager[None]:
         """Compiling takes minutes: a signal stops it at once, as weights change only after the gradients.

@@ -14,6 +14,7 @@ from cola_cli.settings.training import Optimizer, Train
 from cola_cli.training import schedule
 from cola_cli.training.checkpoints import Progress
 from cola_cli.training.metrics import Metrics
+from cola_cli.training.shares import Workers
 
 FLUSH_SECONDS = 20.0
 
@@ -45,11 +46,17 @@ class Monitor:
         self._rate = 1.0
         self._flushed = time.monotonic()
 
-    def measure_machine(self, width: int, bf16: bool) -> None:
-        """Time plain matrix products of the model's width, the yardstick of `flops_use`."""
-        train = self._train
-        rows = min(8192, self._length * (train.micro_batch or train.batch_size))
-        self._rate = speed.matrix_rate(str(self._world.device), bf16, width, rows)
+    def measure_machine(self, width: int, bf16: bool, rows: int, workers: Workers) -> None:
+        """Time plain matrix products of the model's width, the yardstick of `flops_use`, on all workers.
+
+        rows: sequences that are computed together.
+        """
+        device, tokens = str(self._world.device), min(8192, self._length * rows)
+
+        def rate(worker: int) -> float:
+            return speed.matrix_rate(device, bf16, width, tokens)
+
+        self._rate = sum(workers.each(rate, range(workers.count or 1)))
         self._reporter.note(f"matrix products run at {self._rate / 1e9:,.0f} GFLOP/s here")
 
     def log(self, progress: Progress, seconds: float, waited: float) -> None:

@@ -90,14 +90,18 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def read_steps(
-    objective: Objective, shuffled: Shuffled, world: World, train: Train, first: int
+    objective: Objective,
+    shuffled: Shuffled,
+    world: World,
+    train: Train,
+    micro_batch: int,
+    first: int,
 ) -> Generator[Step]:
     """The steps from `first` to the last, prepared in a thread while earlier ones compute.
 
     Close the generator to stop the thread.
     """
     places = list(range(world.rank, train.batch_size, world.size))
-    micro_batch = train.micro_batch or len(places)
 
     def prepare(step: int) -> Step:
         rows = shuffled.read([step * train.batch_size + place for place in places])

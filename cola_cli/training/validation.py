@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from cola_cli.corpus.sequences import Sequences
@@ -12,23 +13,34 @@ from cola_cli.errors import Diverged
 from cola_cli.machine.processes import World
 from cola_cli.settings.training import Train
 from cola_cli.training import randomness
-from cola_cli.training.objectives.objective import Objective
+from cola_cli.training.objectives.objective import Batch, Objective
 from cola_cli.training.reader import Step, make_step, scaled, to_device
+from cola_cli.training.shares import Workers
 
 
 class Validation:
-    """The validation sequences of a run, shared out among its processes."""
+    """The validation sequences of a run, shared out among its processes, `rows` at a time by `workers`."""
 
     def __init__(
-        self, objective: Objective, sequences: Sequences, train: Train, world: World
+        self,
+        objective: Objective,
+        sequences: Sequences,
+        train: Train,
+        world: World,
+        rows: int,
+        workers: Workers,
     ) -> None:
         self._objective = objective
         self._sequences = sequences
         self._train = train
         self._world = world
+        self._rows = rows
+        self._workers = workers
         self._steps: list[Step] = []  # the same every time
 
-    def sums(self, asked: Callable[[], int]) -> dict[str, Tensor]:
+    def sums(
+        self, autocast: Callable[[], torch.autocast], asked: Callable[[], int]
+    ) -> dict[str, Tensor]:
         """Weighted sums over the sequences of this process, of the networks as they are.
 
         Stops between batches, with a part of the sums, once `asked` says so.
@@ -41,15 +53,19 @@ class Validation:
             for name, value in step.counts.items():
                 counts[name] = counts.get(name, 0.0) + value
         counts = world.total(counts)
+
+        def compute(batch: Batch) -> dict[str, Tensor]:
+            batch = to_device(scaled(batch, counts, 1), world.device)
+            with torch.no_grad(), autocast():
+                sums: dict[str, Tensor] = self._objective(batch, evaluate=True)
+            return sums
+
         totals: dict[str, Tensor] = {}
         self._objective.eval()
-        for step in self._steps:
-            for batch in step.batches:
-                sums = self._objective(
-                    to_device(scaled(batch, counts, 1), world.device), evaluate=True
-                )
-                for name, value in sums.items():
-                    totals[name] = totals.get(name, 0) + value.float()
+        batches = [batch for step in self._steps for batch in step.batches]
+        for sums in self._workers.each(compute, batches):
+            for name, term in sums.items():
+                totals[name] = totals.get(name, 0) + term.float()
             if asked():
                 break
         self._objective.train()
@@ -71,7 +87,7 @@ class Validation:
         """As many steps in every process; the last ones may have no weight."""
         train, world = self._train, self._world
         limit = min(train.validation_sequences, self._sequences.count)
-        size = train.micro_batch or -(-train.batch_size // world.size)
+        size = self._rows
         steps = []
         for start in range(0, limit, size * world.size):
             stop = min(start + size * world.size, limit)

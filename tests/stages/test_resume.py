@@ -21,30 +21,30 @@ from tests.stages.conftest import distill_settings, prior_settings, vae_settings
 from tests.stages.killing import assert_same_metrics
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "vae, fixed posterior, accumulation": (
+    "vae, fixed posterior, shares": (
         "vae",
-        {"loss": {"posterior": "fixed"}, "train": {"micro_batch": 3}},
+        {"loss": {"posterior": "fixed"}, "train": {"batch_size": 20}},
     ),
     "vae, muon, average": ("vae", {"optim": {"name": "muon"}, "train": {"ema_decay": 0.9}}),
     "frozen, muon, several block sizes": (
         "frozen",
         {"optim": {"name": "muon"}, "data": {"block_sizes": (4, 8, 16), "partly_clean": 0.5}},
     ),
-    "frozen, accumulation, bf16": (
+    "frozen, shares, bf16": (
         "frozen",
-        {"train": {"micro_batch": 1, "precision": "bf16", "activation_checkpointing": True}},
+        {"train": {"batch_size": 20, "precision": "bf16", "activation_checkpointing": True}},
     ),
     "frozen, token head, staggered, self-conditioned": (
         "frozen",
         {
             "model": {"prediction": "tokens", "stagger": 2.0, "self_conditioning": True},
-            "train": {"micro_batch": 3, "ema_decay": 0.9},
+            "train": {"batch_size": 20, "ema_decay": 0.9},
         },
     ),
     "frozen, clean latent": ("frozen", {"model": {"prediction": "latent"}}),
-    "joint, slower VAE, average, accumulation": (
+    "joint, slower VAE, average, shares": (
         "joint",
-        {"joint": {"vae_lr_ratio": 0.01}, "train": {"ema_decay": 0.95, "micro_batch": 3}},
+        {"joint": {"vae_lr_ratio": 0.01}, "train": {"ema_decay": 0.95, "batch_size": 20}},
     ),
     "joint, interval, flow gradient": (
         "joint",
