@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from cola_cli.cli.console import print_result
 from cola_cli.cli.options import Invocation, command, output_option
-from cola_cli.weights.configs import Precision
 
 GIBIBYTE = 1 << 30
+Precision = Literal["stored", "float32", "bfloat16"]
 DTYPE = typer.Option("--dtype", help="Precision of the written weights.")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cola_cli.artifacts import Artifact, Writer
 from cola_cli.artifacts.checks import RESTORE

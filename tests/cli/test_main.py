@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from cola_cli.cli import schema
+from cola_cli.cli import artifacts
 from cola_cli.cli.main import PANEL_OF, app
 from cola_cli.errors import InputError, OutputConflict
 from cola_cli.settings import TABLES
@@ -200,10 +200,10 @@ def test_sql_reads_manifests_as_tables(cola: Run, tmp_path: Path) -> None:
 
 
 def test_every_table_of_settings_has_a_schema() -> None:
-    assert set(schema._models()) == {"manifest", "part", *TABLES}
+    assert set(artifacts._models()) == {"manifest", "part", *TABLES}
 
 
-@pytest.mark.parametrize("name", sorted(schema._models()))
+@pytest.mark.parametrize("name", sorted(artifacts._models()))
 def test_schemas_are_json_schemas_of_closed_objects(cola: Run, name: str) -> None:
     shown = json.loads(cola("schema", name).stdout)
     assert shown["type"] == "object"

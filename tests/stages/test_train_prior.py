@@ -204,4 +204,4 @@ def test_the_weights_of_a_prior_become_an_artifact_of_half_the_size(
     assert small.tokenizer is not None
     cola("sample", "small", "--prompt", "Anna sees", "--max-new-tokens", 4)
     refused = cola("import", made / "vae", "-o", "other", expect=4).stderr
-    assert "vae artifact" in refused
+    assert "artifact of kind vae" in refused
