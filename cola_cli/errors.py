@@ -102,3 +102,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")
         or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
     )
+
+
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can hold a text: JSON may spell half of a surrogate pair, which no file may hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

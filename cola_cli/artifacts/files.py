@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts.reading import is_encodable
-from cola_cli.errors import ColaError, OutputConflict
+from cola_cli.errors import ColaError, OutputConflict, is_encodable
 
 # Our temporary files are named after the process; safetensors draws random names.
 TEMPORARY = re.compile(r"\.tmp-\d+$|^\.tmp\w{6}$")

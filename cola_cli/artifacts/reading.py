@@ -108,15 +108,6 @@ def require_few_values(data: bytes | str) -> None:
             raise ValueError(f"it holds more than {VALUES_LIMIT:,} values")
 
 
-def is_encodable(text: str) -> bool:
-    """Whether UTF-8 can hold a text: JSON may spell half of a surrogate pair, which no file may hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def reason(error: object) -> str:
     """The first line of the message of an error, to be put into a ColaError, which makes it printable."""
     if isinstance(error, ValidationError):  # its first wrong field

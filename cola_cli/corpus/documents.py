@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from cola_cli.artifacts.files import sha256_stream
-from cola_cli.artifacts.reading import VALUES_LIMIT, is_encodable, parse_json, reason, shown
+from cola_cli.artifacts.reading import VALUES_LIMIT, parse_json, reason, shown
 from cola_cli.artifacts.unpacking import unpacked
 from cola_cli.corpus.files import READ_BYTES, CorpusFile, file_format
 from cola_cli.corpus.parquet_footer import largest_page
-from cola_cli.errors import ColaError, InputError
+from cola_cli.errors import ColaError, InputError, is_encodable
 
 DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line
 PARQUET_ROWS = 256

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cola_cli.artifacts.files import sha256_stream
 from cola_cli.artifacts.manifest import MANIFEST_NAME
-from cola_cli.artifacts.reading import is_encodable, reason, shown
-from cola_cli.errors import InputError
+from cola_cli.artifacts.reading import reason, shown
+from cola_cli.errors import InputError, is_encodable
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cola_cli.artifacts.reading import is_encodable, shown
+from cola_cli.artifacts.reading import shown
 from cola_cli.artifacts.rows import read_rows, rows_of
-from cola_cli.errors import InputError
+from cola_cli.errors import InputError, is_encodable
 
 REMEDY = 'Write each prompt as {"id": ..., "prompt": "..."} on a line of its own.'
 
