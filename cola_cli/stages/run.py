@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Output
-from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.reporting import Reporter, Silent
+
+if TYPE_CHECKING:
+    from cola_cli.artifacts import Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,5 +37,7 @@ class Outcome:
 
 def up_to_date(output: Output) -> Outcome:
     """The outcome of a stage with nothing to do."""
+    from cola_cli.artifacts.manifest import read_manifest  # not for --help, which loads this module
+
     output.tidy()
     return Outcome(output.path, False, read_manifest(output.path).statistics)
