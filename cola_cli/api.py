@@ -281,7 +281,7 @@ class Cola(LanguageModel):
             times = torch.cat((times.new_zeros(batch, past), times), dim=1)
         positions = torch.arange(past + count, device=self.device)
         attend = BlockCausal(past + count, block, self.device)
-        return self.prior.velocity(z, times, self.prior.rotation(positions), attend)[:, past:]
+        return self.prior.velocity(z, times, self.prior.view(positions, attend))[:, past:]
 
 
 class Baseline(LanguageModel):

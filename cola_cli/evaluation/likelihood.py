@@ -84,17 +84,16 @@ def prior_log_density(
     prior, device = model.prior, model.device
     block, stagger, length = prior.config.block_size, prior.config.stagger, z0.shape[1]
     with torch.no_grad():
-        attend = prior.teacher_forced(z0, block)
-    table = prior.rotation(torch.arange(length, device=device))
+        view = prior.teacher_forced(z0, block)
     blocks = -(-length // block)
 
     def velocity(z: Tensor, t: float) -> Tensor:
         time = torch.tensor([t], device=device)
         if not stagger:
-            return prior.velocity(z, time, table, attend).float()
+            return prior.velocity(z, time, view).float()
         times = position_times(time, stagger, block).repeat(1, blocks)[:, :length]
         speeds = position_speeds(time, stagger, block).repeat(1, blocks)[:, :length]
-        return speeds.unsqueeze(-1) * prior.velocity(z, times, table, attend).float()
+        return speeds.unsqueeze(-1) * prior.velocity(z, times, view).float()
 
     probe = torch.randn(z0.shape, generator=generator).to(device)
     return log_density(velocity, z0, steps, divergence, probe, block)
@@ -117,8 +116,7 @@ def token_bound(
     config, length, device = prior.config, len(tokens), z0.device
     block, stagger, blocks = config.block_size, config.stagger, -(-length // config.block_size)
     codes, variance = prior.codes[tokens], prior.code_variance
-    attend = prior.teacher_forced(z0.unsqueeze(0), block, draws)
-    table = prior.rotation(torch.arange(length, device=device))
+    view = prior.teacher_forced(z0.unsqueeze(0), block, draws)
     place = (torch.arange(length, device=device) % block).expand(draws, -1)
 
     def logits(times: Tensor) -> Tensor:
@@ -126,7 +124,7 @@ def token_bound(
         t = times.repeat(blocks)[:length, None]
         noise = torch.randn(draws, *codes.shape, generator=generator).to(codes)
         z = (1 - t) * codes + ((1 - t) ** 2 * variance + t**2).sqrt() * noise
-        output: Tensor = prior(z, prior.level_modulation(times, place), table, attend)
+        output: Tensor = prior(z, prior.level_modulation(times, place), view)
         return output.float()
 
     diffusion = torch.zeros(draws, length, device=device)

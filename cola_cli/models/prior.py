@@ -8,7 +8,7 @@ depends on the timestep alone is computed once per distinct timestep, not per to
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,13 @@ from cola_cli.models.modulation import (
 from cola_cli.models.rotary import Rotation, rotary_frequencies, rotate_interleaved, rotation, wide
 
 TIMESTEP_SCALE = 1000.0  # t in [0, 1] is embedded as 1000 t
+
+
+class View(NamedTuple):
+    """The rotary table of some positions, and whom they see."""
+
+    table: Rotation
+    attend: Attend
 
 
 class WideLinear(nn.Linear):
@@ -58,14 +65,14 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulation: LayerModulation | LevelLayerModulation,
-        table: Rotation,
-        attend: Attend,
+        view: View,
         keys_only: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, n, D) -> (B, n, D), and the keys and values (B, H, n, head_dim).
 
-        With `keys_only` the block stops once `attend` has seen keys and values; x comes back as it was.
+        With `keys_only` the block stops once `view.attend` has seen keys and values; x comes back as it was.
         """
+        table, attend = view
         h = modulation.norm(self._normed(x), 0)
         if keys_only:
             k, v = self._keys_values(h, table)
@@ -183,6 +190,10 @@ class Prior(nn.Module):
         """The rotary table of positions (n,) or (B, n)."""
         return rotation(positions, self.frequencies)
 
+    def view(self, positions: Tensor, attend: Attend) -> View:
+        """Positions (n,) or (B, n), and whom they see."""
+        return View(self.rotation(positions), attend)
+
     def clean_estimate(
         self, output: Tensor, z_t: Tensor, t: Tensor, temperature: float = 1.0
     ) -> Tensor:
@@ -205,25 +216,20 @@ class Prior(nn.Module):
         return path.to_velocity(self.clean_estimate(output, z_t, t, temperature), z_t, t)
 
     def velocity(
-        self,
-        z_t: Tensor,
-        t: Tensor,
-        table: Rotation,
-        attend: Attend,
-        estimate: Tensor | None = None,
+        self, z_t: Tensor, t: Tensor, view: View, estimate: Tensor | None = None
     ) -> Tensor:
         """dz/dt of the flow at (z_t, t): z_t (B, n, d) -> (B, n, d).
 
-        t (groups,) or (B, groups), a group being n / groups consecutive positions; `attend` says who sees
-        whom; `estimate` (B, n, d) is the previous clean estimate of a self-conditioned prior.
+        t (groups,) or (B, groups), a group being n / groups consecutive positions; `estimate` (B, n, d) is
+        the previous clean estimate of a self-conditioned prior.
         """
-        output = self(z_t, self.modulation(t), table, attend, estimate)
+        output = self(z_t, self.modulation(t), view, estimate)
         times = (t.unsqueeze(0) if t.dim() == 1 else t).float()
         times = times.repeat_interleave(z_t.shape[1] // times.shape[1], 1).unsqueeze(-1)
         return self.to_velocity(output, z_t, times)
 
-    def teacher_forced(self, z0: Tensor, block_size: int, copies: int = 1) -> NoisyCopy:
-        """Attention of the noisy blocks of a whole sequence to themselves and to the clean latents before.
+    def teacher_forced(self, z0: Tensor, block_size: int, copies: int = 1) -> View:
+        """The noisy blocks of a whole sequence, which see themselves and the clean latents before.
 
         z0 (B, N, d), each sequence with so many noisy copies, one row after another. Cola DLM paper, figure
         1: positions [clean without its last block | noisy], shared numbers. The clean copy goes first, as a
@@ -234,32 +240,30 @@ class Prior(nn.Module):
         history = self.remember(
             z0[:, :clean],
             self.modulation(torch.zeros(1, device=device)),
-            self.rotation(torch.arange(clean, device=device)),
-            CleanCopy(clean, block_size, device),
+            self.view(torch.arange(clean, device=device), CleanCopy(clean, block_size, device)),
         )
         if copies > 1:
             history = [
                 (k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)) for k, v in history
             ]
-        return NoisyCopy(history, length, block_size, device)
+        attend = NoisyCopy(history, length, block_size, device)
+        return self.view(torch.arange(length, device=device), attend)
 
     def forward(
         self,
         z: Tensor,
         modulation: Modulation | LevelModulation,
-        table: Rotation,
-        attend: Attend,
+        view: View,
         estimate: Tensor | None = None,
     ) -> Tensor:
         """What the network predicts for z (B, n, d), see `prediction` of its config: (B, n, out_dim)."""
-        return self.latent_out(self.hidden(z, modulation, table, attend, estimate))
+        return self.latent_out(self.hidden(z, modulation, view, estimate))
 
     def hidden(
         self,
         z: Tensor,
         modulation: Modulation | LevelModulation,
-        table: Rotation,
-        attend: Attend,
+        view: View,
         estimate: Tensor | None = None,
     ) -> Tensor:
         """z (B, n, d) -> (B, n, D), what the last linear layer reads."""
@@ -267,21 +271,21 @@ class Prior(nn.Module):
         if self.estimate_in is not None and estimate is not None:
             x = x + self.estimate_in(estimate.to(x.dtype))
         for block in self.each_block():
-            x, _, _ = block(x, modulation.layer(block.layer), table, attend)
+            x, _, _ = block(x, modulation.layer(block.layer), view)
         return modulation.last().norm(self.out_norm(x), 0)
 
     def remember(
-        self, z: Tensor, modulation: Modulation, table: Rotation, attend: Attend
+        self, z: Tensor, modulation: Modulation, view: View
     ) -> list[tuple[Tensor, Tensor]]:
         """The keys and values of z (B, n, d) in every layer, (B, H, n, head_dim) each.
 
-        The last block computes nothing else, and `attend` gets no queries from it.
+        The last block computes nothing else, and attention gets no queries from it.
         """
         x = self.latent_in(z.to(self.latent_in.weight.dtype))
         kept = []
         for block in self.each_block():
             last = block.layer + 1 == self.config.layers
-            x, k, v = block(x, modulation.layer(block.layer), table, attend, last)
+            x, k, v = block(x, modulation.layer(block.layer), view, last)
             kept.append((k, v))
         return kept
 

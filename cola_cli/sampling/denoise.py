@@ -200,10 +200,10 @@ class PlainDenoiser:
         """Add the block that was generated last to the history."""
         if row.pending is None:
             return
-        table = self._prior.rotation(row.position - len(self._steps) + self._steps)
-        attend = OwnBlockAttention(self._cache, row.slot, row.fill)
+        before = row.position - len(self._steps) + self._steps
+        view = self._prior.view(before, OwnBlockAttention(self._cache, row.slot, row.fill))
         zero = self._prior.modulation(self._times.new_zeros(1))
-        self._prior.remember(rounded(row.pending[None], self._released), zero, table, attend)
+        self._prior.remember(rounded(row.pending[None], self._released), zero, view)
         row.fill += len(self._steps)
         row.pending = None
 
@@ -215,13 +215,14 @@ class PlainDenoiser:
         t = self._times[evaluation].expand(1, len(self._steps)).clone()
         if self.trajectory.clean_pins:
             t[:, : row.pins] = 0
-        table, modulation = prior.rotation(row.position + self._steps), prior.modulation(t)
-        z = rounded(z, self._released)
-        attend = OwnBlockAttention(self._cache, row.slot, row.fill)
-        output = prior(z, modulation, table, attend, estimate).float()
+        modulation, z = prior.modulation(t), rounded(z, self._released)
+        own = OwnBlockAttention(self._cache, row.slot, row.fill)
+        view = prior.view(row.position + self._steps, own)
+        output = prior(z, modulation, view, estimate).float()
         if row.fill and self.trajectory.guides(evaluation):
             alone = BlockCausal(len(self._steps), len(self._steps), z.device)
-            unconditional = prior(z, modulation, table, alone, estimate).float()
+            view = view._replace(attend=alone)
+            unconditional = prior(z, modulation, view, estimate).float()
             output = guided(output, unconditional, options.guidance)
         time = self._times[evaluation].view(1, -1, 1)
         velocity = prior.to_velocity(output, z, time, options.head_temperature)

@@ -184,8 +184,10 @@ class Engine:
         self.prior.remember(
             rounded(z, self._released),
             self._zero,
-            self.prior.rotation(torch.arange(offset, offset + count, device=self.device)),
-            CausalAttention(self._cache, entries, count, block, offset),
+            self.prior.view(
+                torch.arange(offset, offset + count, device=self.device),
+                CausalAttention(self._cache, entries, count, block, offset),
+            ),
         )
         attend = CausalAttention(self._decoder_cache, entries, count, self.vae.config.block_size)
         self.vae.decode_hidden(z, None, attend)

@@ -67,7 +67,7 @@ def test_hutchinsons_estimator_has_the_exact_divergence_as_its_mean() -> None:
         modulation = prior.modulation(torch.tensor([t]))
         from cola_cli.models.attention import BlockCausal
 
-        return prior(z, modulation, prior.rotation(torch.arange(4)), BlockCausal(4, 4))
+        return prior(z, modulation, prior.view(torch.arange(4), BlockCausal(4, 4)))
 
     exact = velocity_and_divergence(velocity, z, 0.5, "exact", None)[1].sum()
     probes = torch.randn(4000, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -90,10 +90,9 @@ def test_all_blocks_at_once_give_what_each_block_gives_alone() -> None:
 
             prior, past = model.prior, history.shape[1]
             times = torch.tensor([0.0] * past + [t] * 4)
-            attend = BlockCausal(past + 4, 4)
-            table = prior.rotation(torch.arange(past + 4))
+            view = prior.view(torch.arange(past + 4), BlockCausal(past + 4, 4))
             joined = torch.cat((history, z), 1)
-            return prior(joined, prior.modulation(times), table, attend)[:, past:]
+            return prior(joined, prior.modulation(times), view)[:, past:]
 
         places = slice(4 * block, 4 * block + 4)
         alone = log_density(velocity, z0[:, places], 6, "exact")

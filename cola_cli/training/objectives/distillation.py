@@ -194,10 +194,9 @@ class _Blocks:
     ) -> None:
         """z0 (B, N, d) is the history; at `clean` (B, N) t is 0; times (count,), 0 first."""
         self.prior, self._clean, self._guidance = prior, clean, guidance
-        self._attend = prior.teacher_forced(z0, prior.config.block_size)
-        self._table = prior.rotation(torch.arange(z0.shape[1], device=z0.device))
+        self._view = prior.teacher_forced(z0, prior.config.block_size)
         block = torch.arange(prior.config.block_size, device=z0.device)
-        self._alone = BlockCausal(len(block), len(block), z0.device), prior.rotation(block)
+        self._alone = prior.view(block, BlockCausal(len(block), len(block), z0.device))
         self._modulation = prior.level_modulation(times, clean.long())
 
     def __call__(self, z: Tensor, levels: Tensor, estimate: Tensor | None) -> Tensor:
@@ -205,15 +204,14 @@ class _Blocks:
         prior = self.prior
         own = levels.expand(self._clean.shape).masked_fill(self._clean, 0)
         modulation = self._modulation._replace(levels=own)
-        output = prior(z, modulation, self._table, self._attend, estimate)
+        output = prior(z, modulation, self._view, estimate)
         if self._guidance == 1.0:
             return output
-        attend, table = self._alone
         block = prior.config.block_size
         z, own = (part.unflatten(1, (-1, block)).flatten(0, 1) for part in (z, own))
         if estimate is not None:
             estimate = estimate.unflatten(1, (-1, block)).flatten(0, 1)
-        unconditional = prior(z, modulation._replace(levels=own), table, attend, estimate)
+        unconditional = prior(z, modulation._replace(levels=own), self._alone, estimate)
         return guided(output, unconditional.view_as(output), self._guidance)
 
 

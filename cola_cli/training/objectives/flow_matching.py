@@ -13,6 +13,7 @@ trained, and L = lambda_VAE (reconstruction + beta E log q + lambda_mask L_mask)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +86,15 @@ def _rows_of_copies(values: np.ndarray, copies: int) -> np.ndarray:
     return values.reshape(len(values) * copies, -1, *values.shape[2:])
 
 
+class _Asked(NamedTuple):
+    """The arguments of `Objective.draw`, of the sequences that share a block size."""
+
+    rows: Rows
+    randoms: Sequence[np.random.Generator]
+    step: int
+    validation: bool
+
+
 class FlowMatching(Objective):
     """The prior alone, on posteriors read from latent shards."""
 
@@ -112,25 +122,19 @@ class FlowMatching(Objective):
         """Posterior, noise, timesteps and weights; one micro-batch for each block size drawn."""
         sizes = self.settings.data.block_sizes
         if not sizes or validation:
-            return [self._draw(rows, randoms, step, self.prior.config.block_size, validation)]
+            asked = _Asked(rows, randoms, step, validation)
+            return [self._draw(asked, self.prior.config.block_size)]
         chosen = np.array([sizes[random.integers(len(sizes))] for random in randoms])
         drawn = []
         for size in sorted(set(sizes)):
             places = np.flatnonzero(chosen == size)
             if len(places):
                 few = [randoms[int(place)] for place in places]
-                drawn.append(self._draw(rows.take(places), few, step, size, False))
+                drawn.append(self._draw(_Asked(rows.take(places), few, step, False), size))
         return drawn
 
-    def _draw(
-        self,
-        rows: Rows,
-        randoms: Sequence[np.random.Generator],
-        step: int,
-        block_size: int,
-        validation: bool,
-    ) -> Draws:
-        settings = self.settings
+    def _draw(self, asked: _Asked, block_size: int) -> Draws:
+        settings, rows, randoms = self.settings, asked.rows, asked.randoms
         assert rows.mean is not None
         assert rows.logvar is not None
         positions, channels = rows.mean.shape[1:]
@@ -153,7 +157,7 @@ class FlowMatching(Objective):
             "t": t,
             "z1": randomness.normal(randoms, copies * positions, channels),
         }
-        if validation:
+        if asked.validation:
             linear = linear_prediction_loss(t, self.latent_variance)
             noisy["linear"] = linear.repeat(block_size, 1).astype(np.float32)
         config = self.prior.config
@@ -163,7 +167,7 @@ class FlowMatching(Objective):
             # positions that have not begun or are finished do not move, so their velocity is not asked for
             moving = (levels > 0) & (levels < LEVELS)
             noisy |= {"levels": levels, "flow_weight": np.where(moving, weight, np.float32(0))}
-            if validation:
+            if asked.validation:
                 times = (levels / LEVELS).astype(np.float32)
                 noisy["linear"] = linear_prediction_loss(times, self.latent_variance)
         if config.self_conditioning:
@@ -199,20 +203,19 @@ class FlowMatching(Objective):
         without gradient."""
         prior, z0 = self.prior, z0.detach()
         copies = len(batch["z1"]) // len(z0)
-        attend = prior.teacher_forced(z0, batch["block_size"], copies)
+        view = prior.teacher_forced(z0, batch["block_size"], copies)
         z0, noised = (z.repeat_interleave(copies, 0) for z in (z0, noised))
         t = self._times(batch)  # (B K, N, 1)
         z_t = interpolate(noised, batch["z1"], t)
-        table = prior.rotation(torch.arange(z0.shape[1], device=z0.device))
         modulation = self._modulation(batch)
         estimate = None
         if prior.config.self_conditioning:
             with torch.no_grad():
-                output = prior(z_t, modulation, table, attend)
+                output = prior(z_t, modulation, view)
                 estimate = prior.clean_estimate(output, z_t, t) * batch["estimated"].unsqueeze(-1)
         terms = {}
         if prior.config.prediction == "tokens":
-            hidden = prior.hidden(z_t, modulation, table, attend, estimate)
+            hidden = prior.hidden(z_t, modulation, view, estimate)
             logits = prior.latent_out(hidden.flatten(0, 1)[batch["target_places"]])
             terms["cross_entropy"] = objectives.reconstruction(
                 logits, batch["targets"], batch["target_weight"]
@@ -223,7 +226,7 @@ class FlowMatching(Objective):
             terms["accuracy"] = right.sum()
             output = prior.latent_out(hidden)
         else:
-            output = prior(z_t, modulation, table, attend, estimate)
+            output = prior(z_t, modulation, view, estimate)
         velocity = prior.to_velocity(output, z_t, t)
         errors = (wide(velocity) - target_velocity(z0, batch["z1"])).square().mean(-1)
         return terms | {"flow": (errors * batch["flow_weight"]).sum()}
@@ -271,24 +274,17 @@ class JointTraining(FlowMatching):
         super().__init__(prior, settings, latent_variance, length, vae.config)
         self.vae = vae
 
-    def _draw(
-        self,
-        rows: Rows,
-        randoms: Sequence[np.random.Generator],
-        step: int,
-        block_size: int,
-        validation: bool,
-    ) -> Draws:
-        mask = self.settings.mask
-        weight = mask.weight if validation else schedule.mask_weight(step, mask)
-        drawn = super()._draw(rows, randoms, step, block_size, validation) | {
+    def _draw(self, asked: _Asked, block_size: int) -> Draws:
+        mask, rows, step = self.settings.mask, asked.rows, asked.step
+        weight = mask.weight if asked.validation else schedule.mask_weight(step, mask)
+        drawn = super()._draw(asked, block_size) | {
             "tokens": rows.tokens,
             "token_weight": objectives.token_weights(rows),
             "vae_moves": vae_moves(step, self.settings.joint),
         }
-        drawn |= draw_masks(rows, randoms, mask, self.vae.config.mask_token_id, weight)
+        drawn |= draw_masks(rows, asked.randoms, mask, self.vae.config.mask_token_id, weight)
         if "masked_tokens" in drawn:
-            drawn["masked_noise"] = randomness.normal(randoms, *drawn["noise"].shape[1:])
+            drawn["masked_noise"] = randomness.normal(asked.randoms, *drawn["noise"].shape[1:])
         return drawn
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
@@ -357,9 +353,7 @@ def clean_and_noisy_velocity(
 
     Block b of z_t sees z0 of earlier blocks and itself.
     """
-    attend = prior.teacher_forced(z0, block_size)
-    table = prior.rotation(torch.arange(z0.shape[1], device=z0.device))
-    return prior.velocity(z_t, t, table, attend)
+    return prior.velocity(z_t, t, prior.teacher_forced(z0, block_size))
 
 
 def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> tuple[Tensor, Tensor]:
