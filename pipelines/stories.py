@@ -2,6 +2,9 @@
 
     python pipelines/stories.py COUNT SEED > stories.txt
     python pipelines/stories.py check < text            the share of sentences that the grammar can write
+    python pipelines/stories.py openings COUNT SEED > prompts.jsonl         the first words of so many stories
+    python pipelines/stories.py judge SAMPLES           of `cola sample` of these: sentences, whole stories,
+                                                        names and things that stay the same
 
 A story has a hero, a friend, a thing and a place that stay the same throughout, so that what a model
 continues can be held against what went before. Stories are separated by blank lines.
@@ -9,11 +12,15 @@ continues can be held against what went before. Stories are separated by blank l
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
+OPENING = 13  # words of a story that a model is given
 NAMES = {
     "she": ["Anna", "Clara", "Emma", "Greta", "Ida", "Lucy", "Mary", "Nora", "Rosa", "Sara"],
     "he": ["Adam", "Ben", "David", "Felix", "Henry", "Jack", "Leo", "Max", "Oscar", "Tom"],
@@ -171,16 +178,50 @@ def sentences(text: str) -> list[str]:
     return re.split(r"(?<=\.)\s+", text.strip())
 
 
+def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Shares of what a model wrote after openings; rows as a samples artifact has them.
+
+    sentences: whole new sentences that the grammar can write; stories: samples in which all are; names and
+    things: mentions that agree with the first name and the first thing of their text.
+    """
+    rule, names = grammar(), {name for some in NAMES.values() for name in some}
+    marks: dict[str, list[bool]] = {"sentences": [], "stories": [], "names": [], "things": []}
+    for row in rows:
+        text = row["prompt"] + row["text"]
+        written = sentences(text)[len(sentences(row["prompt"])) - 1 :]
+        if row["finish"] != "stop" and not text.rstrip().endswith("."):
+            written.pop()  # cut off in the middle
+        right = [bool(rule.fullmatch(one)) for one in written]
+        marks["sentences"] += right
+        marks["stories"].append(all(right))
+        words = re.findall(r"[A-Za-z]+", text)
+        for kind, known in (("names", names), ("things", set(THINGS))):
+            mentioned = [word for word in words if word in known]
+            marks[kind] += [word == mentioned[0] for word in mentioned[1:]]
+    return {name: sum(found) / max(1, len(found)) for name, found in marks.items()}
+
+
 def main() -> None:
     if sys.argv[1:] == ["check"]:
         rule = grammar()
         found = [bool(rule.fullmatch(one)) for one in sentences(sys.stdin.read())]
         print(f"{sum(found)} of {len(found)} sentences ({sum(found) / len(found):.1%})")
         return
-    count, seed = int(sys.argv[1]), int(sys.argv[2])
+    if sys.argv[1:2] == ["judge"]:
+        from cola_cli.stages.sample import read_samples
+
+        shares = judge(read_samples(Path(sys.argv[2])))
+        print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+        return
+    opening = sys.argv[1:2] == ["openings"]
+    count, seed = map(int, sys.argv[1 + opening : 3 + opening])
     source = random.Random(seed)
     for _ in range(count):
-        print(story(source) + "\n")
+        text = story(source)
+        if opening:
+            print(json.dumps({"prompt": " ".join(text.split()[:OPENING])}))
+        else:
+            print(text + "\n")
 
 
 if __name__ == "__main__":

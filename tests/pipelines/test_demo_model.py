@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -42,6 +43,52 @@ def test_the_demo_model_is_made_rounded_and_sampled(tmp_path: Path) -> None:
     assert rounded < 0.6 * whole
     again = subprocess.run(make, env=environment, capture_output=True, text=True)
     assert again.stdout.count("up to date") == 5
+
+
+@pytest.mark.slow
+def test_the_candidates_of_the_recipe_are_trained_and_judged(tmp_path: Path) -> None:
+    (tmp_path / "mini.toml").write_text(SETTINGS.replace("seq_len = 32", "seq_len = 96"))
+    environment = os.environ | {
+        "COLA": str(Path(sys.executable).with_name("cola")),
+        "PYTHON": sys.executable,
+        "STORIES": "100",
+        "STEPS": "2",
+        "TOKENS": "16",
+        "SETTINGS": str(tmp_path / "mini.toml"),
+        "OMP_NUM_THREADS": "1",
+    }
+    every = ["paper", "tokens", "stagger", "copies", "block16", "self-conditioning", "ar"]
+    command = ["bash", str(PIPELINES / "recipe.sh"), str(tmp_path / "run"), *every]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for candidate in every:
+        assert f"{candidate}, seed 66, 2 steps: sentences " in done.stdout
+
+
+def test_stories_are_judged_by_their_sentences_names_and_things() -> None:
+    specification = importlib.util.spec_from_file_location("stories", PIPELINES / "stories.py")
+    assert specification is not None
+    assert specification.loader is not None
+    stories = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(stories)
+    good = {
+        "prompt": "Leo was a kind painter who lived by a river. Most of all",
+        "text": " he loved his green boat. There he played all day and forgot the boat. Leo was",
+        "finish": "length",
+    }
+    bad = {
+        "prompt": "Leo was a kind painter who lived by a river. Most of all",
+        "text": ' he loved his green boat. "Where is my lamp?" said Anna. Leo was cry.',
+        "finish": "stop",
+    }
+    assert stories.judge([good]) == {"sentences": 1, "stories": 1, "names": 1, "things": 1}
+    shares = stories.judge([good, bad])
+    assert shares == {
+        "sentences": 4 / 5,  # the quotation ends in a question mark, so it is one with what follows
+        "stories": 1 / 2,
+        "names": 2 / 3,
+        "things": 1 / 2,
+    }
 
 
 def test_every_story_is_by_the_grammar_and_a_wrong_word_is_not() -> None:

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# What makes the prior learn: candidates trained on the same rows of stories from a grammar, with the same steps, width and
+# optimiser, and a matched autoregressive model; then how many of the sentences that each writes the grammar can write,
+# and whether names and things stay the same. Five to fifteen minutes of one core each (docs/results.md has the table).
+#
+#   bash pipelines/recipe.sh [RUN] [CANDIDATE ...]     runs/recipe and all candidates by default; SEED=7, STEPS=3000
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+run=${1:-runs/recipe}
+shift $(($# > 0))
+cola=${COLA:-$root/.venv/bin/cola} # the command to run
+python=${PYTHON:-$root/.venv/bin/python}
+seed=${SEED:-66}
+steps=${STEPS:-1500}
+[ -n "${COLA:-}" ] || bash "$root/pipelines/setup.sh"
+[ $# -gt 0 ] || set -- paper tokens stagger copies block16 ar
+
+settings() { # the flags of a candidate
+    case $1 in
+    paper) echo "model.prediction=velocity model.stagger=0" ;;
+    tokens) echo "model.stagger=0" ;;
+    stagger) echo "" ;; # the preset's own
+    copies) echo "data.noisy_copies=3" ;;
+    block16) echo "model.block_size=16 model.stagger=5 data.noisy_copies=2 sampling.steps=32" ;;
+    self-conditioning) echo "model.self_conditioning=true" ;;
+    *)
+        echo "recipe: unknown candidate $1" >&2
+        exit 2
+        ;;
+    esac
+}
+
+mkdir -p "$run"
+if [ ! -f "$run/stories.txt" ]; then
+    "$python" "$root/pipelines/stories.py" "${STORIES:-30000}" 1 > "$run/stories.txt.new"
+    mv "$run/stories.txt.new" "$run/stories.txt"
+    "$python" "$root/pipelines/stories.py" openings 64 2 > "$run/openings.jsonl"
+fi
+common=(--preset tiny --config "${SETTINGS:-$root/pipelines/recipe.toml}")
+"$cola" tokenize "$run/stories.txt" -o "$run/tokens" "${common[@]}"
+"$cola" train vae "$run/tokens" -o "$run/vae" "${common[@]}"
+"$cola" encode "$run/tokens" --vae "$run/vae" -o "$run/latents" "${common[@]}"
+for candidate in "$@"; do
+    model=$run/$candidate-$seed-$steps
+    train=(--set "train.seed=$seed" --set "train.steps=$steps")
+    if [ "$candidate" = ar ]; then
+        "$cola" train ar "$run/tokens" -o "$model" "${common[@]}" "${train[@]}"
+    else
+        for assignment in $(settings "$candidate"); do train+=(--set "$assignment"); done
+        "$cola" train prior "$run/latents" -o "$model" "${common[@]}" "${train[@]}"
+    fi
+    "$cola" sample "$model" --prompts "$run/openings.jsonl" -o "$model-samples" --max-new-tokens "${TOKENS:-112}"
+    echo "$candidate, seed $seed, $steps steps: $("$python" "$root/pipelines/stories.py" judge "$model-samples")"
+done
