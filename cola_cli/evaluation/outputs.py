@@ -11,7 +11,7 @@ from typing import Any
 
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.errors import InputError
-from cola_cli.evaluation.scoring import Item
+from cola_cli.evaluation.scoring import Item, require_choices
 
 
 def read_items(path: Path) -> list[Item]:
@@ -26,13 +26,9 @@ def read_items(path: Path) -> list[Item]:
                     "Each line needs generate, ground_truth and, for multiple choice, choices.",
                 )
         choices = row.get("choices") or []
-        texts: list[Any] = list(map(_text, choices)) if isinstance(choices, list) else [None]
-        if not all(isinstance(one, str) for one in texts):
-            raise InputError(
-                f"{path}, line {number}: the field 'choices' is not a list of texts.",
-                "Give the options as a list of strings.",
-            )
-        items.append(Item(answer["generate"], answer["ground_truth"], tuple(texts)))
+        texts = list(map(_text, choices)) if isinstance(choices, list) else choices
+        options = require_choices(texts, f"{path}, line {number}")
+        items.append(Item(answer["generate"], answer["ground_truth"], options))
     if not items:
         raise InputError(f"{path} holds no items.", "Name a file of generated answers.")
     return items

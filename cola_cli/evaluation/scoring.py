@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Any
 
-from cola_cli.errors import UsageError
+from cola_cli.errors import InputError, UsageError
 
 _NOT_WORD_OR_SPACE = re.compile(r"[^\w\s]")
 _WHOLE_LETTER = re.compile(r"[\(\[]?\s*([A-Za-z])\s*[\)\]]?\.?")
@@ -162,3 +163,13 @@ def require_task(task: str) -> None:
     """Raise UsageError, with the names of all tasks, when there is no such task."""
     if task not in SCORERS:
         raise UsageError(f"there is no task {task!r}.", f"Known: {', '.join(sorted(SCORERS))}.")
+
+
+def require_choices(choices: Any, place: str) -> tuple[str, ...]:
+    """The options of an item at `place`. Raises InputError unless they are a list of texts."""
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise InputError(
+            f"{place}: the field 'choices' is not a list of texts.",
+            "Give the options as a list of strings.",
+        )
+    return tuple(choices)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cola_cli.artifacts.reading import read_record
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.errors import InputError
-from cola_cli.evaluation.scoring import nth_letter
+from cola_cli.evaluation.scoring import nth_letter, require_choices
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _OPTIONS = "options"  # the field of a template that stands for the lettered options
@@ -99,9 +99,7 @@ def check_row(
                 f"{place}: the field {field!r} is missing or empty.",
                 f"Each item needs {', '.join(needed)} as text.",
             )
-    choices = row.get("choices") or []
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise InputError(f"{place}: 'choices' is not a list of texts.", "Give a list of strings.")
+    choices = require_choices(row.get("choices") or [], place)
     if template.has_options and not 2 <= len(choices) <= 26:
         raise InputError(f"{place}: has {len(choices)} choices.", "Give it 2 to 26 choices.")
     # the right answer of a ready-made prompt may be a letter

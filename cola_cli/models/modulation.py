@@ -68,12 +68,6 @@ class Modulation(NamedTuple):
         """The modulation of the last norm: shift, scale."""
         return LayerModulation(self.output, self.clean_output, self.places)
 
-    def step(self, index: int) -> Modulation:
-        """Entry `index` of a table made from timesteps (steps,), for all rows and positions."""
-        return Modulation(
-            self.blocks[:, :, :, index : index + 1], self.output[:, :, index : index + 1]
-        )
-
 
 class LevelModulation(NamedTuple):
     """Shifts, scales and gates where each position has a timestep of its own, out of few.

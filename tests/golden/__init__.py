@@ -62,3 +62,13 @@ def lay_stale_rotary_table(patch: pytest.MonkeyPatch) -> None:
         return correct(prior, STALE_POSITIONS[positions])
 
     patch.setattr(Prior, "rotation", stale)
+
+
+def clean_and_noisy_velocity(
+    prior: Prior, z0: torch.Tensor, z_t: torch.Tensor, t: torch.Tensor, block_size: int
+) -> torch.Tensor:
+    """The velocities of all blocks at once: z0, z_t (B, N, d), t (B, N / b) or (B, N) -> (B, N, d).
+
+    Block b of z_t sees z0 of earlier blocks and itself.
+    """
+    return prior.velocity(z_t, t, prior.teacher_forced(z0, block_size))

@@ -24,7 +24,6 @@ from cola_cli.sampling.engine import Generation
 from cola_cli.sampling.noise import block_noise
 from cola_cli.sampling.tokens import choose, penalised, probabilities
 from cola_cli.settings.sample import SamplingOptions
-from cola_cli.training.objectives.flow_matching import clean_and_noisy_velocity
 from cola_cli.weights.released import prior_to_released
 from tests import golden
 
@@ -108,7 +107,7 @@ def first_training_velocity(index: str) -> Tensor:
     time = golden.document()["train_t"][int(index)]
     t = torch.full((1, z0.shape[1] // BLOCK), time)
     z_t = interpolate(z0, z1, torch.tensor(time))
-    return clean_and_noisy_velocity(golden.model().prior, z0, z_t, t, BLOCK)[0]
+    return golden.clean_and_noisy_velocity(golden.model().prior, z0, z_t, t, BLOCK)[0]
 
 
 @computes("golden", r"mask\.(\d)", EXACT)
@@ -272,7 +271,7 @@ def noisy_velocity(prior: Prior, tag: str, index: int) -> Tensor:
     """Of sequence `index` through our training layout, also where known positions are at t = 0."""
     held, block = golden.detail(), flow_case(tag)["block_sizes"][index]
     times = held[f"fm/{tag}/timestep/{index}"] / 1000
-    return clean_and_noisy_velocity(
+    return golden.clean_and_noisy_velocity(
         prior,
         held[f"fm/z0/{index}"][None],
         held[f"fm/{tag}/z_noisy/{index}"][None],

@@ -19,9 +19,10 @@ from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train import plan_training, require_maker, train
-from cola_cli.training.objectives.flow_matching import FlowMatching, clean_and_noisy_velocity
+from cola_cli.training.objectives.flow_matching import FlowMatching
 from cola_cli.training.objectives.objective import Batch
 from cola_cli.weights.artifact import load_prior, load_vae
+from tests import golden
 from tests.conftest import CPU, Run, content
 from tests.stages.conftest import SEQ_LEN, assignments, prior_settings, vae_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
@@ -124,7 +125,7 @@ def flow_without_stops(
         .masked_fill(batch["clean"], 0)[..., None]
     )
     z_t = (1 - t) * z0 + t * batch["z1"]
-    velocity = clean_and_noisy_velocity(self.prior, z0, z_t, t[..., 0], batch["block_size"])
+    velocity = golden.clean_and_noisy_velocity(self.prior, z0, z_t, t[..., 0], batch["block_size"])
     errors = (velocity - (batch["z1"] - z0)).square().mean(-1)
     return {"flow": (errors * batch["flow_weight"]).sum()}
 

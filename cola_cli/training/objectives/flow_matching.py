@@ -346,16 +346,6 @@ def vae_moves(step: int, joint: Joint) -> bool:
     return not joint.cycle or step % joint.cycle < joint.moving
 
 
-def clean_and_noisy_velocity(
-    prior: Prior, z0: Tensor, z_t: Tensor, t: Tensor, block_size: int
-) -> Tensor:
-    """The velocities of all blocks at once: z0, z_t (B, N, d), t (B, N / b) or (B, N) -> (B, N, d).
-
-    Block b of z_t sees z0 of earlier blocks and itself.
-    """
-    return prior.velocity(z_t, t, prior.teacher_forced(z0, block_size))
-
-
 def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> tuple[Tensor, Tensor]:
     """The mean latent (vocab, d) of each token on the prior's scale, and the variance (d,) about these means.
 
