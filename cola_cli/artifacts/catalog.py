@@ -70,6 +70,10 @@ def query(artifacts: list[Path], sql: str) -> tuple[list[str], list[tuple[Any, .
     """Column names and rows of a query over the artifacts' tables. Raises UsageError on wrong SQL."""
     try:
         result = open_catalog(artifacts).execute(sql)
+        if result is None:  # nothing but spaces and comments
+            raise UsageError(
+                "the query is empty.", 'Such as: cola sql "select * from metrics" VAE.'
+            )
         columns = [column[0] for column in result.description or []]
         return columns, result.fetchall()
     except (duckdb.Error, UnicodeDecodeError) as error:

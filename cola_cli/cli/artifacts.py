@@ -39,7 +39,9 @@ def status(
 def inspect(
     run: Invocation,
     artifact: Annotated[Path, typer.Argument(help="The artifact to look into.")],
-    rows: Annotated[int, typer.Option("--rows", min=0, help="Decoded rows to show.")] = 3,
+    rows: Annotated[
+        int, typer.Option("--rows", min=0, max=10**6, help="Decoded rows to show.")
+    ] = 3,
 ) -> None:
     """Show an artifact's schema, counts, statistics and a few decoded rows.
 

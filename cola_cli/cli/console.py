@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from cola_cli.errors import ColaError, Interrupted, is_out_of_memory
+from cola_cli.errors import ColaError, InputError, Interrupted, is_out_of_memory
 from cola_cli.reporting import Reporter, Silent
 
 LINE_SECONDS = 10.0  # between progress lines when stderr is not a terminal
@@ -202,6 +202,13 @@ NO_MEMORY = ColaError(
 )
 
 
+# what a path that the user gave can be the reason of
+OF_THE_PATH = (
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV,
+)  # fmt: skip
+
+
 def _of_the_system(error: OSError) -> ColaError:
     # stages say which file they write; what is left is removing, and our own output
     named = error.filename if isinstance(error.filename, str) else ""
@@ -212,6 +219,8 @@ def _of_the_system(error: OSError) -> ColaError:
         return ColaError(problem, "Free some space and run the same command again.")
     if not named:
         return _fault(error)
+    if error.errno in OF_THE_PATH:
+        return InputError(f"{named} cannot be used ({error.strerror}).", "Check the path.")
     return ColaError(
         f"{named}: {error.strerror}.",
         "Check the file and its disk, and run the same command again; what is finished is kept.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ import typer
 
 from cola_cli.cli.console import print_result
 from cola_cli.cli.options import Invocation, command, output_option
+from cola_cli.errors import UsageError
 
 GIBIBYTE = 1 << 30
 Precision = Literal["stored", "float32", "bfloat16"]
@@ -40,7 +42,7 @@ def export(
     output: Annotated[Path, output_option("A new folder.")],
     run: Invocation,
     max_shard_gib: Annotated[
-        float, typer.Option("--max-shard-gib", min=0.0, help="Split weights above this size.")
+        float, typer.Option("--max-shard-gib", help="Split weights above this size.")
     ] = 5.0,
     dtype: Annotated[Precision, DTYPE] = "stored",
 ) -> None:
@@ -50,5 +52,7 @@ def export(
     """
     from cola_cli.stages.export import export as stage
 
+    if not 0 <= max_shard_gib < math.inf:
+        raise UsageError(f"--max-shard-gib {max_shard_gib} is not a size.", "Give a number of GiB.")
     stage(artifact, output, dtype, int(max_shard_gib * GIBIBYTE))
     print_result([f"{output}: written"], {"path": str(output)}, run.json)

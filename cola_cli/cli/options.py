@@ -25,6 +25,7 @@ from typer.core import TyperCommand
 from cola_cli.cli.console import errors_shown, print_json, print_result, reporter
 from cola_cli.machine import interruption
 from cola_cli.machine.launcher import leads
+from cola_cli.machine.threads import MOST
 from cola_cli.stages.run import Outcome, Run
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ Shard = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of the matrix library. Default: by itself."),
+    typer.Option(
+        "--threads", min=1, max=MOST, help="Threads of the matrix library. Default: by itself."
+    ),
 ]
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1 ... or auto: a GPU if there is one.")

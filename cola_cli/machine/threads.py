@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from cola_cli.errors import UsageError
 
+MOST = 4096
 SPIN_COUNT = "1000"  # short spinning: threads meet quickly, and yield when a neighbour has the core
 # Same rounding whatever the memory alignment of the operands.
 REPEATABLE = {"MKL_CBWR": "AUTO,STRICT", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -53,9 +54,10 @@ def choose_threads(requested: int | None = None, recorded: int | None = None) ->
     if recorded is not None:
         return Threads(recorded, "as the interrupted run had")
     if text := os.environ.get("COLA_THREADS"):
-        if not text.isdecimal() or int(text) < 1:
+        if not text.isdecimal() or not 1 <= int(text) <= MOST:
             raise UsageError(
-                f"variable COLA_THREADS: {text!r} is not a number of threads.", "Give 1 or more."
+                f"variable COLA_THREADS: {text!r} is not a number of threads.",
+                f"Give 1 to {MOST}.",
             )
         return Threads(int(text), "COLA_THREADS")
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number a nesting level

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cola_cli.settings.sample import SampleSettings
+from cola_cli.settings.sample import MOST_TOKENS, SampleSettings
 
 
 class EvaluateSettings(SampleSettings):
     """How benchmark prompts are answered: the sampling settings, 32 new tokens unless said otherwise."""
 
-    max_new_tokens: int = Field(default=32, ge=1, description="Tokens of an answer.")
+    max_new_tokens: int = Field(
+        default=32, ge=1, le=MOST_TOKENS, description="Tokens of an answer."
+    )
     cut_prompts: bool = Field(
         default=False,
         description="Keep the end of a prompt that is longer than the model's context leaves room for, and"

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from cola_cli.models.config import later
 from cola_cli.settings.fields import Settings, runtime
 
+MOST_TOKENS = 2**31 - 1  # of a continuation
 FirstBlock = Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"]
 
 
@@ -111,7 +112,9 @@ class SamplingOptions(Sampling):
 class SampleSettings(Sampling):
     """Everything that `cola sample` can be told."""
 
-    max_new_tokens: int = Field(default=64, ge=1, description="Tokens of a continuation.")
+    max_new_tokens: int = Field(
+        default=64, ge=1, le=MOST_TOKENS, description="Tokens of a continuation."
+    )
     dtype: Literal["auto", "stored", "float32", "bfloat16"] = Field(
         default="auto",
         description="Of the weights. auto: float32 on a CPU, where bf16 products are emulated, else stored.",

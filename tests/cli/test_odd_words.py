@@ -1,0 +1,75 @@
+"""Whatever a user types, reads or closes is no "fault in cola": command lines drawn by the commit."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.odd_words import LINES, commands, prepare
+from tests.conftest import cola_command, drawn_seed
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT = 4  # lines of each command
+
+
+def test_every_command_has_a_line() -> None:
+    assert commands().keys() == LINES.keys()
+
+
+def test_odd_command_lines_end_in_a_result_or_a_sentence() -> None:
+    command = [sys.executable, "-m", "tests.cli.odd_words", "--count", str(COUNT)]
+    result = subprocess.run(
+        [*command, "--seed", str(drawn_seed())],
+        cwd=ROOT, env=os.environ | {"COLA_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 faults" in result.stdout
+
+
+FOUND = (
+    ("verify tokens " + "x" * 300, 4, "cannot be used (File name too long)"),
+    ("inspect latents --rows 9223372036854775808", 2, "--rows"),
+    ("sql '\n'", 2, "the query is empty"),
+    ("sql ' -- nothing'", 2, "the query is empty"),
+    ("export prior -o out --max-shard-gib inf", 2, "--max-shard-gib inf"),
+    ("export prior -o out --max-shard-gib nan", 2, "--max-shard-gib nan"),
+    ("train vae tokens -o out --preset tiny --threads 18446744073709551616", 2, "--threads"),
+    ("sample prior --prompt Anna -n 18446744073709551616", 2, "max_new_tokens"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("odd")
+    prepare(path)
+    return path
+
+
+@pytest.mark.parametrize(("line", "code", "said"), FOUND)
+def test_lines_that_were_faults_are_told(folder: Path, line: str, code: int, said: str) -> None:
+    result = subprocess.run(
+        cola_command(*shlex.split(line)), cwd=folder, capture_output=True, text=True
+    )
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINES)
+def test_streams_and_surroundings_that_are_odd_are_no_fault(folder: Path, name: str) -> None:
+    """Streams that are closed, an encoding that lacks everything, a terminal that is none."""
+    line = shlex.join(cola_command(*name.split(), *shlex.split(LINES[name])))
+    variables = {"PYTHONIOENCODING": "ascii", "TERM": "", "COLUMNS": "x", "CXX": "none"}
+    for redirections in ("<&- >&- 2>&-", ">&-", "2>&-"):
+        result = subprocess.run(
+            ["bash", "-c", f"{line} {redirections}"],
+            cwd=folder, env=os.environ | variables, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode in (0, 2, 3, 4, 5), (redirections, result.stderr)
+        assert "a fault in cola" not in result.stderr
+        assert "Traceback" not in result.stderr
