@@ -93,16 +93,19 @@ class TextVAE(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def encode(self, ids: Tensor, attend: Attend | None = None) -> Posterior:
+    def encode(
+        self, ids: Tensor, positions: Tensor | None = None, attend: Attend | None = None
+    ) -> Posterior:
         """ids (B, L) int64 -> posterior (B, N, d), N = L / patch_size, before scaling.
 
         The mean has zero mean and unit variance over the channels. L must be a multiple of patch_size;
-        the mask token is `config.mask_token_id`. Raises ValueError otherwise.
+        the mask token is `config.mask_token_id`. Raises ValueError otherwise. With a cache, `positions` and
+        `attend` are as in `decode`.
         """
         if ids.shape[1] % self.config.patch_size:
             raise ValueError(f"length {ids.shape[1]} is not a multiple of {self.config.patch_size}")
         x = self.patch_in(self.embedding(ids).transpose(1, 2)).transpose(1, 2)  # (B, N, D)
-        x = self._run(self.encoder, x, None, attend)
+        x = self._run(self.encoder, x, positions, attend)
         mean, logvar = self.posterior_out(x).chunk(2, dim=-1)
         # in float32, as everything that touches latents
         mean = F.layer_norm(wide(mean), mean.shape[-1:], eps=1e-6)

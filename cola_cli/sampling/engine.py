@@ -56,6 +56,11 @@ class Engine:
         self._decoder_cache = KeyValueCache(
             vae.config.decoder_layers, vae.config, vae.latent_in.weight
         )
+        self._encoder_cache: KeyValueCache | None = None
+        if options.history == "re-encoded":
+            self._encoder_cache = KeyValueCache(
+                vae.config.encoder_layers, vae.config, vae.latent_in.weight
+            )
         with torch.inference_mode():
             self._zero = prior.modulation(torch.zeros(1, device=self.device))
         self.denoiser = make_denoiser(prior, self._cache, options)
@@ -80,8 +85,9 @@ class Engine:
                 return
             z = self._denoise(active)
             ids = self._read(active, z)
-            for row, block, tokens in zip(list(active), z, ids, strict=True):
-                row.pending = block
+            history = z if self._encoder_cache is None else self._encoded_again(active, ids)
+            for row, block, seen, tokens in zip(list(active), z, history, ids, strict=True):
+                row.pending = seen
                 row.position += self.prior.config.block_size
                 row.latents.append(block)
                 row.ids.extend(tokens)
@@ -106,6 +112,8 @@ class Engine:
         length = max(len(r.prefix) + r.blocks * self.prior.config.block_size for r in rows)
         self.denoiser.reserve(places, length)
         self._decoder_cache.reserve(places, length)
+        if self._encoder_cache is not None:
+            self._encoder_cache.reserve(places, length)
         for count, group in groupby(rows, key=lambda row: len(row.prefix)):
             if count:
                 for portion in portions(list(group), count):
@@ -191,6 +199,12 @@ class Engine:
         )
         attend = CausalAttention(self._decoder_cache, entries, count, self.vae.config.block_size)
         self.vae.decode_hidden(z, None, attend)
+        if self._encoder_cache is not None:
+            prompts = [row.request.prompt[: count * self.vae.config.patch_size] for row in rows]
+            attend = CausalAttention(
+                self._encoder_cache, entries, count, self.vae.config.block_size
+            )
+            self.vae.encode(torch.tensor(prompts, device=self.device), None, attend)
         for row in rows:
             row.fill = row.decoded = count
 
@@ -230,6 +244,28 @@ class Engine:
         attend = CausalAttention(self._decoder_cache, entries, block, self.vae.config.block_size)
         positions = decoded.unsqueeze(1) + torch.arange(block, device=self.device)
         return require_finite(self.vae.decode(z, positions, attend).float())
+
+    def _encoded_again(self, rows: list[Generating], ids: list[list[int]]) -> Tensor:
+        """The posterior means of the blocks' tokens (rows, block_size, d), prompts as they were given."""
+        assert self._encoder_cache is not None
+        block, patch = self.prior.config.block_size, self.vae.config.patch_size
+        starts = [row.decoded - block for row in rows]
+        given = [
+            row.request.prompt[start * patch :] for row, start in zip(rows, starts, strict=True)
+        ]
+        tokens = [
+            [*prompt, *own[len(prompt) :]] for prompt, own in zip(given, ids, strict=True)
+        ]  # a prompt ends in the first block at the latest
+        attend = CausalAttention(
+            self._encoder_cache,
+            stretches([row.slot for row in rows], starts),
+            block,
+            self.vae.config.block_size,
+        )
+        positions = torch.tensor(starts, device=self.device).unsqueeze(1)
+        positions = positions + torch.arange(block, device=self.device)
+        posterior = self.vae.encode(torch.tensor(tokens, device=self.device), positions, attend)
+        return self.vae.to_prior(posterior.mean)
 
     def _preview(self, rows: list[Generating], z: Tensor) -> list[list[int]]:
         """The new tokens that the blocks would read as now."""

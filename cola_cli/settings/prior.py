@@ -101,6 +101,9 @@ class SamplingDefaults(Settings):
     guidance: float | None = runtime(
         None, ge=0, description="Scale of classifier-free guidance; 1 is off."
     )
+    history: Literal["generated", "re-encoded"] | None = runtime(
+        None, description="What later blocks see of a finished one."
+    )
     head_temperature: float | None = runtime(
         None, gt=0, description="Of the token head: below 1 is bolder."
     )

@@ -69,6 +69,11 @@ class Sampling(Settings):
         gt=0,
         description="Of the token head of a prior that predicts tokens: below 1 is bolder.",
     )
+    history: Literal["generated", "re-encoded"] = later(
+        "generated",
+        description="What later blocks see of a finished one: its latents, or the posterior means of its"
+        " tokens.",
+    )
     compat: Literal["none", "released"] = Field(
         default="none",
         description="released: as the authors' loop, with timesteps rounded to bf16, the budget counted in"
@@ -88,6 +93,8 @@ class Sampling(Settings):
                 raise ValueError(f"grid must fall from 1 to 0, not {self.grid}")
         if self.first_block == "partial-repaint" and self.solver != "euler":
             raise ValueError("partial repaint is defined for the Euler solver")
+        if self.history == "re-encoded" and self.first_block in ("left-pad", "right-pad"):
+            raise ValueError("a re-encoded history needs whole blocks; choose another first_block")
         return self
 
 

@@ -31,6 +31,7 @@ OPTIONS = st.fixed_dictionaries(
         "top_p": st.sampled_from([None, 0.8]),
         "repetition_penalty": st.sampled_from([1.0, 1.2]),
         "compat": st.sampled_from(["none", "released"]),
+        "history": st.sampled_from(["generated", "re-encoded"]),
         "seed": st.integers(0, 3),
     }
 )  # fmt: skip
@@ -49,6 +50,8 @@ def generations(
 def chosen(options: dict[str, Any]) -> SamplingOptions:
     if options["first_block"] == "partial-repaint":
         options = options | {"solver": "euler"}
+    if options["first_block"].endswith("pad"):
+        options = options | {"history": "generated"}
     return SamplingOptions(max_new_tokens=9, **options)
 
 
@@ -62,6 +65,35 @@ def test_a_batch_gives_what_its_rows_give_alone(
     alone = generations(prompts, chosen(options), 1)
     assert generations(prompts, chosen(options), len(prompts)) == alone
     assert generations(prompts, chosen(options), 2) == alone
+
+
+@pytest.mark.parametrize("prompt", [3, 4, 9])
+def test_a_re_encoded_history_is_what_the_same_tokens_would_be_as_a_prompt(prompt: int) -> None:
+    model = golden.detail_model()
+    block, channels = model.prior.config.block_size, model.prior.config.latent_dim
+    source = torch.Generator().manual_seed(prompt)
+    ids = torch.randint(0, 500, (prompt,), generator=source).tolist()
+    noise = torch.randn(4, block, channels, generator=source)
+    options = SamplingOptions(max_new_tokens=None, steps=3, guidance=2.0, history="re-encoded")
+
+    def latents(prompt: list[int], noise: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+        engine = Engine(model.vae, model.prior, options, 1, 511)
+        *_, (_, generation) = engine.run([Request(0, prompt, noise)])
+        return generation.ids, generation.latents
+
+    new, whole = latents(ids, noise)
+    text = ids + new
+    for number in range(1, 4):
+        known = text[: (prompt // block + number) * block]
+        again = latents(known, noise[number:])[1]
+        torch.testing.assert_close(again[0], whole[number], atol=1e-4, rtol=1e-4)
+    options = options.model_copy(update={"history": "generated"})
+    assert not torch.allclose(latents(ids, noise)[1][1:], whole[1:], atol=1e-2)
+
+
+def test_a_re_encoded_history_is_refused_where_blocks_are_not_whole() -> None:
+    with pytest.raises(ValueError, match="whole blocks"):
+        SamplingOptions(history="re-encoded", first_block="left-pad")
 
 
 @settings(max_examples=10)
