@@ -168,7 +168,7 @@ def find_files(
             if not file_format(match):
                 suffixes = "".join(PurePosixPath(match.name).suffixes) or "no suffix"
                 raise InputError(
-                    f"{match} is of no known kind ({suffixes}).",
+                    f"{match} is not of a known kind ({suffixes}).",
                     f"Rename or convert it to one of {' '.join(FORMATS)}.",
                 )
             found[match] = None

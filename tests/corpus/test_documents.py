@@ -163,5 +163,5 @@ def test_unknown_names_and_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names no corpus file"):
         find_files([str(tmp_path / "*.txt")])
     (tmp_path / "a.docx").touch()
-    with pytest.raises(InputError, match=r"a\.docx is of no known kind"):
+    with pytest.raises(InputError, match=r"a\.docx is not of a known kind"):
         find_files([str(tmp_path / "a.docx")])

@@ -80,7 +80,7 @@ def test_patterns_choose_among_the_files_of_a_url(
     [
         ("memory://nothing/there.txt", "names no corpus file"),
         ("memory://corpus/*.docx", "names no corpus file"),
-        ("memory://corpus/sub/image.png", "is of no known kind"),
+        ("memory://corpus/sub/image.png", "is not of a known kind"),
         ("nosuch://place/a.txt", "cannot be opened"),
     ],
 )
