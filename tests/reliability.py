@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
-FAULTS, HISTORIES, FLIPPED, HOSTILE = "", "Histories", "A flipped byte", "Hostile files"
-ORDER = (FAULTS, HISTORIES, FLIPPED, HOSTILE)
+FAULTS, RANKS, HISTORIES = "", "Several processes", "Histories"
+FLIPPED, HOSTILE = "A flipped byte", "Hostile files"
+ORDER = (FAULTS, RANKS, HISTORIES, FLIPPED, HOSTILE)
 _HEADINGS = re.compile(rf"^## ({'|'.join(ORDER[1:])})\n", re.MULTILINE)
 
 
