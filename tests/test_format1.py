@@ -10,8 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.conftest import Run, content
+from tests.conftest import Run
 
 HERE = Path(__file__).parent / "format1"
 SETTINGS = ("--config", HERE / "settings.toml")
@@ -56,11 +58,18 @@ def test_a_model_of_format_1_is_sampled(run: Path, cola: Run, model: str) -> Non
     cola("sample", model, "--prompt", "Anna sees", "-n", "4", cwd=run)
 
 
-def test_a_training_interrupted_by_format_1_ends_in_the_bytes_of_a_quiet_run(
+def test_a_training_interrupted_by_format_1_ends_where_a_quiet_run_does(
     run: Path, cola: Run
 ) -> None:
+    """Not in its bytes: its first half was computed on another machine, whose sums may end in other digits,
+    and before batches were cut into shares."""
     command = ("train", "vae", "tokens", *SETTINGS, "--set", "train.steps=120", "--threads", "1")
     resumed = cola(*command, "-o", "interrupted", cwd=run)
     assert "goes on" in resumed.stderr or "step" in resumed.stderr
     cola(*command, "-o", "quiet", cwd=run)
-    assert content(run / "interrupted") == content(run / "quiet")
+    ours, quiet = (
+        load_file(run / name / "vae/model.safetensors") for name in ("interrupted", "quiet")
+    )
+    assert ours.keys() == quiet.keys()
+    for name, value in quiet.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-4, rtol=0, msg=name)
