@@ -69,6 +69,10 @@ bench-quality *arguments:
 bench-train *arguments:
     {{python}} tests/bench/train.py {{arguments}}
 
+# what a busy neighbour costs a training
+bench-neighbour *arguments:
+    {{python}} tests/bench/neighbour.py {{arguments}}
+
 # the layout of latent parts against others that Parquet offers
 bench-latents *arguments:
     {{python}} tests/bench/latents.py {{arguments}}

@@ -12,7 +12,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.models.config import PriorConfig, TextVAEConfig
-from cola_cli.reporting import Silent
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.tokenize import TokenizeSettings
@@ -51,7 +50,11 @@ def read_and_encode(
         for turn in ("first", "second"):
             begin = time.perf_counter()
             made = encode(
-                folder / "tokens", folder / "vae", folder / turn, EncodeSettings(), Silent(), device
+                folder / "tokens",
+                folder / "vae",
+                folder / turn,
+                EncodeSettings(),
+                Run(device=device),
             )
             seconds = time.perf_counter() - begin
         model = {name: getattr(prior, name) for name in vars(prior) if name != "latent_dim"}
