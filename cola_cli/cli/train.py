@@ -103,7 +103,9 @@ def _train(
     settings = run.settings((str(match), matched_settings(match)) if match else recorded)
     matched = match_report(match, training_cost(family, source, settings)) if match else {}
     if run.dry_run:
-        run.show_plan(settings, plan_training(family, source, settings, run.device) | matched)
+        run.show_plan(
+            settings, plan_training(family, source, settings, run.device, run.threads) | matched
+        )
         return
     if matched:
         run.reporter.note(

@@ -48,11 +48,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run is planned for: the device, its precision, and the bytes in use before training begins."""
+    """Where a run is planned for.
+
+    bf16: its precision. held_bytes: in use before training begins. gradients: of shares of a batch, held at
+    once beside their sum.
+    """
 
     device: str
     bf16: bool
     held_bytes: float
+    gradients: int = 0
 
 
 def training_plan(
@@ -60,7 +65,7 @@ def training_plan(
 ) -> dict[str, Any]:
     """Steps, tokens, operations and memory of a run on one process, `length` tokens a sequence."""
     # weight, gradient and moments; Muon keeps one moment of the matrices, which are nearly everything
-    copies = (3 if optim.name == "muon" else 4) + (1 if train.ema_decay else 0)
+    copies = (3 if optim.name == "muon" else 4) + (1 if train.ema_decay else 0) + place.gradients
     state = cost.parameters * FLOAT * copies
     held = cost.activations * (BF16_SHARE if place.bf16 else 1.0)
     held *= CPU_SLACK if place.device == "cpu" else 1.0

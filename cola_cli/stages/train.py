@@ -14,7 +14,12 @@ from cola_cli.artifacts.reading import reason
 from cola_cli.cost.training import Cost, Place, training_plan
 from cola_cli.errors import Diverged, InputError, UsageError
 from cola_cli.families import Data, Family, student_of
-from cola_cli.machine.threads import describe_environment, peak_memory, prepare_torch
+from cola_cli.machine.threads import (
+    choose_threads,
+    describe_environment,
+    peak_memory,
+    prepare_torch,
+)
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import result_settings
 from cola_cli.stages.run import Outcome, Run, up_to_date
@@ -54,17 +59,29 @@ def training_cost(family: Family, source_path: Path, settings: Any) -> Cost:
 
 
 def plan_training(
-    family: Family, source_path: Path, settings: Any, device: str = "auto"
+    family: Family,
+    source_path: Path,
+    settings: Any,
+    device: str = "auto",
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """What training would take: parameters, memory, operations, steps. Touches nothing."""
+    # what training imports is in use before it begins; the first optimiser imports the compiler
+    import torch._dynamo  # noqa: F401
+
+    import cola_cli.training.loop  # noqa: F401
     from cola_cli.machine.processes import pick_device
 
     train = settings.train
     length = PACKED[family.reads].open(source_path).statistics.seq_len
-    cost = training_cost(family, source_path, settings)
     chosen = pick_device(device)
+    shares = Shares.chosen(train, choose_threads(threads).count, chosen.type, 1, {})
+    if at_once := shares.at_once(train, length):
+        held = {"micro_batch": at_once * shares.rows(train, 1, length)}
+        settings = settings.model_copy(update={"train": train.model_copy(update=held)})
+    cost = training_cost(family, source_path, settings)
     bf16 = train.precision == "bf16" or (train.precision == "auto" and chosen.type == "cuda")
-    here = Place(str(chosen), bf16, 0.0 if chosen.type == "cuda" else peak_memory())
+    here = Place(str(chosen), bf16, 0.0 if chosen.type == "cuda" else peak_memory(), at_once)
     return training_plan(cost, train, settings.optim, here, length)
 
 

@@ -209,6 +209,7 @@ class Training:
                     parameter.grad = torch.empty_like(parameter).copy_(gradient)
                 else:
                     parameter.grad.add_(gradient)
+            del gradients, gradient  # before those of the next share are made
         return terms
 
     def _clip(self) -> float:

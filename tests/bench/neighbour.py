@@ -2,9 +2,9 @@
 
     python tests/bench/neighbour.py [--rounds 3] [--seconds 8] [--kinds vae prior ar] [--json]
 
-The `tiny` preset trains on made-up words, alone and beside a process that never rests. The ways take turns, each
-time in a new process. `kept` is the speed beside the neighbour over that alone, `gain` that of shares over that
-of torch's threads, both within a round: the median and, in brackets, the least of all rounds.
+The `tiny` preset trains on made-up words, alone and beside a process that never rests. The ways take turns,
+each time in a new process. `kept` is the speed beside the neighbour over that alone, `gain` that of shares
+over that of torch's threads, both within a round: the median and, in brackets, the least of all rounds.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from cola_cli.machine import interruption
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.training import Train
 from cola_cli.stages.run import Run
-from cola_cli.stages.train import train
+from cola_cli.stages.train import plan_training, train
 from cola_cli.training import shares
 from cola_cli.training.loop import Training
 from cola_cli.training.objectives.text_vae import TextVAEObjective
@@ -267,3 +267,11 @@ def test_an_error_is_raised_when_what_was_begun_has_ended() -> None:
         count = len(ended)
         time.sleep(0.5)
         assert 1 <= count == len(ended)
+
+
+def test_a_plan_counts_what_the_threads_hold_at_once(made: Path) -> None:
+    family, source, settings = KINDS["vae"]
+    one, two = (plan_training(family, made / source, settings, "cpu", n) for n in (1, 2))
+    assert two["activation_bytes"] == pytest.approx(2 * one["activation_bytes"])
+    assert two["state_bytes"] - one["state_bytes"] == 4 * one["parameters"]
+    assert two["flops_per_step"] == one["flops_per_step"]
