@@ -138,12 +138,13 @@ class Peers:
         """The failure of another process that is behind `error`, if there is one; takes some seconds."""
         if not isinstance(error, RuntimeError):
             return None
-        end = time.monotonic() + SILENT_SECONDS + 2 * BEAT_SECONDS
+        end = time.monotonic() + 2 * SILENT_SECONDS
         while time.monotonic() < end:
             if found := self._known():
                 return found
-            if lost := self._lost(SILENT_SECONDS):
-                return lost
+            if lost := self._lost(SILENT_SECONDS, after=0.0):
+                time.sleep(2 * BEAT_SECONDS)  # its reason may be on the way
+                return self._known() or lost
             time.sleep(0.05)
         text = str(error)
         if isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
@@ -166,8 +167,8 @@ class Peers:
         found.exit_code = failure.exit_code
         return found
 
-    def _lost(self, silence: float) -> PeerFailed | None:
-        """The error when a process is dead, or silent for `silence` seconds."""
+    def _lost(self, silence: float, after: float = SILENT_SECONDS) -> PeerFailed | None:
+        """The error when a process is dead (looked at `after` so many seconds), or silent for `silence`."""
         now, size = time.monotonic(), self._launch.size
         if self._launch.hosts_store and self._launch.rank:
             if self._store_lost or now - self._round_at > silence:
@@ -176,7 +177,7 @@ class Peers:
         elif self._store_lost or now - self._round_at > SILENT_SECONDS:
             return None  # nothing is known of the others
         for rank, (beat, since) in self._beats.items():
-            if rank == self._launch.rank or beat == LEFT or now - since < SILENT_SECONDS:
+            if rank == self._launch.rank or beat == LEFT or now - since < after:
                 continue
             state = _state(beat)
             if state == "dead":
