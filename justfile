@@ -57,6 +57,10 @@ ci:
 bench-sample *arguments:
     {{python}} tests/bench/sample.py {{arguments}}
 
+# a prior of few passes against an autoregressive transformer of its size: ratio of tokens a second
+bench-against-ar *arguments:
+    {{python}} tests/bench/against_autoregressive.py {{arguments}}
+
 # generation at the paper's size on a GPU, against an autoregressive transformer of its size
 bench-sample-gpu *arguments:
     {{python}} tests/bench/sample_gpu.py {{arguments}}

@@ -151,7 +151,10 @@ def workspace_bytes(vae: TextVAEConfig, prior: PriorConfig, load: Load) -> int:
     """The modulation table and packed weights, and what the largest of the phases holds at its peak."""
     dim, inner, hidden = prior.dim, prior.heads * prior.head_dim, prior.expand_ratio * prior.dim
     table = (load.evaluations + 1) * (6 * prior.layers + 2) * dim
-    packed = prior.layers * (4 * dim * inner + 2 * dim * hidden) if load.packed else 0
+    layers = prior.layers * (4 * dim * inner + 2 * dim * hidden)
+    decoder = vae.decoder_layers * (4 * vae.dim**2 + 3 * vae.dim * vae.ffn_dim // 2)
+    decoder += vae.dim * (vae.vocab_size + vae.patch_size * vae.dim)
+    packed = layers + decoder if load.packed else 0
     prompts = min(load.rows * load.prompt, max(PORTION, load.prompt))
     encode = prompts * max(2 * vae.dim + 2 * vae.ffn_dim, 11 * vae.dim)
     kept = 2 * inner * prior.layers  # keys and values beside the cache

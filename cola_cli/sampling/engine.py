@@ -21,6 +21,7 @@ from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.cache import CausalAttention, KeyValueCache, stretches
 from cola_cli.sampling.denoise import Denoiser, rounded
 from cola_cli.sampling.fast import best_denoiser
+from cola_cli.sampling.fast.packed import packed
 from cola_cli.sampling.noise import TOKENS, block_noise, generator
 from cola_cli.sampling.requests import Generating, Generation, Request
 from cola_cli.sampling.slots import Slots
@@ -48,6 +49,7 @@ class Engine:
     ) -> None:
         """make_denoiser: what takes a block from noise to latents."""
         self.vae, self.prior, self.options = vae, prior, options
+        self._decoder = packed(vae, "latent_in", "decoder", "patch_out", "token_out")
         self.batch_size = batch_size
         self.pad_id = vae.config.vocab_size - 1 if pad_id is None else pad_id
         self.device = prior.latent_in.weight.device
@@ -198,7 +200,7 @@ class Engine:
             ),
         )
         attend = CausalAttention(self._decoder_cache, entries, count, self.vae.config.block_size)
-        self.vae.decode_hidden(z, None, attend)
+        self._decoder.decode_hidden(z, None, attend)
         if self._encoder_cache is not None:
             prompts = [row.request.prompt[: count * self.vae.config.patch_size] for row in rows]
             attend = CausalAttention(
@@ -243,7 +245,7 @@ class Engine:
         entries = stretches([row.slot for row in rows], [row.decoded for row in rows])
         attend = CausalAttention(self._decoder_cache, entries, block, self.vae.config.block_size)
         positions = decoded.unsqueeze(1) + torch.arange(block, device=self.device)
-        return require_finite(self.vae.decode(z, positions, attend).float())
+        return require_finite(self._decoder.decode(z, positions, attend).float())
 
     def _encoded_again(self, rows: list[Generating], ids: list[list[int]]) -> Tensor:
         """The posterior means of the blocks' tokens (rows, block_size, d), prompts as they were given."""

@@ -51,7 +51,7 @@ class Layer(NamedTuple):
     mlp_out: Dense
 
 
-# shift, 1 + scale, gate of attention, then of the MLP; (D,) or (E, n, D)
+# shift, 1 + scale, gate of attention, then of the MLP; (D,), (n, D), (E, 1, D) or (E, n, D)
 Modulations = Sequence[Tensor]
 
 
@@ -124,8 +124,8 @@ class FusedPrior:
     ) -> Tensor:
         """z (E, n, d) -> the network's output (E - commits, n, out_dim), float32.
 
-        At `clean` (E, n, 1) bool, t is 0 instead of the evaluation's time. Without a rotary table `attend`
-        normalises and rotates. `again` (A,) are entries that come a second time behind the others: what is
+        At `clean` (E, n or 1, 1) bool, t is 0 instead of the evaluation's time. Without a rotary table,
+        `attend` normalises and rotates. `again` (A,) are entries that come a second time behind the others: what is
         before the first attention is computed once, then there are E + A entries, in the result too.
         The first `commits` entries are only remembered.
         """
@@ -191,7 +191,7 @@ def after_attention(
 
 
 def modulated(x: Tensor, shift: Tensor, factor: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) * factor + shift; x (E, n, D), shift and factor (D,) or (E, n, D)."""
+    """LayerNorm(x) * factor + shift; x (E, n, D), shift and factor as in Modulations."""
     if shift.dim() == 1:
         return torch.layer_norm(x, x.shape[-1:], factor, shift, eps)
     return torch.addcmul(shift, torch.layer_norm(x, x.shape[-1:], eps=eps), factor)

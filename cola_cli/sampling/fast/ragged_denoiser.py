@@ -93,7 +93,7 @@ class _Pass:
     again: Tensor | None  # the places of their conditional entries
     table: Tensor | None  # of the committed and noisy entries; none where `attend` has it
     attend: RaggedAttention | CompiledAttention
-    clean: Tensor | None  # (committed + noisy, block_size, 1): positions at t = 0
+    clean: Tensor | None  # (committed + noisy, block_size or 1, 1): positions at t = 0
 
 
 class RaggedDenoiser:
@@ -163,9 +163,11 @@ class RaggedDenoiser:
                 clean_fills + fills,
                 turns if again is None else repeated(turns, again),
             )
-        clean = torch.zeros(len(starts), block, 1, dtype=torch.bool, device=self._device)
-        clean[:count] = True
         pinned = pins is not None and self.trajectory.clean_pins
+        # whole entries unless there are pins: modulations are made of few rows then
+        size = block if pinned else 1
+        clean = torch.zeros(len(starts), size, 1, dtype=torch.bool, device=self._device)
+        clean[:count] = True
         if pins and pinned:
             clean[count:] = pins.where
         any_clean = clean if commits or pinned else None
