@@ -69,6 +69,10 @@ bench-sample-gpu *arguments:
 bench-quality *arguments:
     {{python}} tests/bench/quality.py {{arguments}}
 
+# quality against speed, with students and baselines beside: just bench-frontier MODEL --tokens TOKENS --beside STUDENT AR
+bench-frontier *arguments:
+    {{python}} tests/bench/frontier.py {{arguments}}
+
 # one training step of the prior against a plain one
 bench-train *arguments:
     {{python}} tests/bench/train.py {{arguments}}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cola_cli.errors import UsageError
 from cola_cli.flow.guidance import guided, is_guided
-from cola_cli.flow.path import interpolate, position_times, renoise
+from cola_cli.flow.path import interpolate, position_times, renoise, to_velocity
 from cola_cli.flow.solvers import chosen_grid, evaluation_times, evaluations_per_step, step
 from cola_cli.models.attention import BlockCausal
 from cola_cli.models.config import PriorConfig
@@ -29,6 +29,43 @@ from cola_cli.settings.sample import SamplingOptions
 Velocity = Callable[[Tensor, int], Tensor]
 # shown(t, z): called with the blocks as they are before each step
 Shown = Callable[[float, Tensor], None]
+
+
+class Estimates:
+    """The clean estimates of rows' blocks, carried from pass to pass.
+
+    With `settle` a row whose estimate has read as the same tokens for so many passes after another moves no
+    more: it keeps that estimate for the rest of its way, and needs no further pass.
+    """
+
+    def __init__(self, prior: Prior, options: SamplingOptions, like: Tensor) -> None:
+        """like (rows, block_size, d): the blocks."""
+        self.moving = list(range(len(like)))
+        self.clean = torch.zeros_like(like)
+        self._prior, self._temperature = prior, options.head_temperature
+        self._settle = options.settle
+        self._tokens = torch.full(like.shape[:2], -1, device=like.device)
+        self._same = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+
+    def velocity(self, output: Tensor | None, z: Tensor, t: Tensor) -> Tensor:
+        """dz/dt of all blocks z (rows, block_size, d) from the network's output for the moving ones.
+
+        t is broadcast to (rows, block_size, 1); output is None where no row moves.
+        """
+        prior, moving = self._prior, self.moving
+        if not self._settle:
+            assert output is not None
+            if prior.config.self_conditioning:
+                self.clean = prior.clean_estimate(output, z, t, self._temperature)
+            return prior.to_velocity(output, z, t, self._temperature)
+        if output is not None:
+            self.clean[moving] = prior.clean_estimate(output, z[moving], t, self._temperature)
+            tokens = output.argmax(-1)
+            same = (tokens == self._tokens[moving]).all(1)
+            self._tokens[moving] = tokens
+            self._same[moving] = torch.where(same, self._same[moving] + 1, 0)
+            self.moving = [i for i in moving if self._same[i] < self._settle]
+        return to_velocity(self.clean, z, t)
 
 
 @dataclass(frozen=True)
@@ -54,6 +91,12 @@ class Trajectory:
             raise UsageError(
                 f"heun needs the velocity at t = 0; a prior that predicts {config.prediction} has none.",
                 "Choose euler or midpoint.",
+            )
+        if options.settle and config.prediction != "tokens":
+            raise UsageError(
+                f"settle looks at the tokens of a token head; a prior that predicts {config.prediction} has"
+                " none.",
+                "Leave settle at 0.",
             )
         if config.stagger and options.first_block == "partial-repaint":
             raise UsageError(
@@ -185,14 +228,15 @@ class PlainDenoiser:
         noise = noise.to(self._steps.device)
         pins = find_pins(rows, *self._shape, noise.device)
 
-        estimates = [torch.zeros_like(noise[:1])] * len(rows)
+        estimates = Estimates(self._prior, self.trajectory.options, noise)
 
         def velocity(z: Tensor, evaluation: int) -> Tensor:
-            each = []
-            for i, row in enumerate(rows):
-                v, estimates[i] = self._velocity(row, z[i : i + 1], evaluation, estimates[i])
-                each.append(v)
-            return torch.cat(each)
+            each = [
+                self._output(rows[i], z[i : i + 1], evaluation, estimates.clean[i : i + 1])
+                for i in estimates.moving
+            ]
+            t = self._times[evaluation].view(1, -1, 1)
+            return estimates.velocity(torch.cat(each) if each else None, z, t)
 
         return self.trajectory.follow(rows, noise, pins, velocity, self.shown)
 
@@ -207,10 +251,8 @@ class PlainDenoiser:
         row.fill += len(self._steps)
         row.pending = None
 
-    def _velocity(
-        self, row: Generating, z: Tensor, evaluation: int, estimate: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The guided velocity (1, block_size, d) of one row's block, and its clean estimate."""
+    def _output(self, row: Generating, z: Tensor, evaluation: int, estimate: Tensor) -> Tensor:
+        """The network's guided output (1, block_size, out_dim) for one row's block z."""
         prior, options = self._prior, self.trajectory.options
         t = self._times[evaluation].expand(1, len(self._steps)).clone()
         if self.trajectory.clean_pins:
@@ -224,9 +266,7 @@ class PlainDenoiser:
             view = view._replace(attend=alone)
             unconditional = prior(z, modulation, view, estimate).float()
             output = guided(output, unconditional, options.guidance)
-        time = self._times[evaluation].view(1, -1, 1)
-        velocity = prior.to_velocity(output, z, time, options.head_temperature)
-        return velocity, prior.clean_estimate(output, z, time, options.head_temperature)
+        return output
 
 
 def rounded(z: Tensor, released: bool) -> Tensor:

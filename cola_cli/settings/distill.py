@@ -67,5 +67,5 @@ def settings_of_teacher(stored: Mapping[str, Any]) -> dict[str, Any]:
     known = Teacher.model_fields
     return {
         "teacher": {name: value for name, value in stored.items() if name in known},
-        "sampling": {name: value for name, value in stored.items() if name == "temperature"},
+        "sampling": {k: v for k, v in stored.items() if k in ("temperature", "history")},
     }

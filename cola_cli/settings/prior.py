@@ -104,6 +104,14 @@ class SamplingDefaults(Settings):
     history: Literal["generated", "re-encoded"] | None = runtime(
         None, description="What later blocks see of a finished one."
     )
+    guidance_interval: tuple[float, float] | None = runtime(
+        None, description="Times t in [0, 1] at which guidance acts."
+    )
+    settle: int | None = runtime(
+        None,
+        ge=0,
+        description="Passes with the same tokens after which a block is finished; 0: off.",
+    )
     head_temperature: float | None = runtime(
         None, gt=0, description="Of the token head: below 1 is bolder."
     )

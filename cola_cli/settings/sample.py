@@ -31,6 +31,12 @@ class Sampling(Settings):
     guidance_interval: tuple[float, float] = Field(
         default=(0.0, 1.0), description="Times t in [0, 1] at which guidance acts."
     )
+    settle: int = later(
+        0,
+        ge=0,
+        description="Of a prior with a token head: a block is finished once its tokens have stayed the same"
+        " for so many passes. 0: all passes are taken.",
+    )
     temperature: float = Field(default=0.0, ge=0, description="Of the token choice; 0 is greedy.")
     top_k: int | None = Field(default=None, ge=1, description="Sample from the k likeliest tokens.")
     top_p: float | None = Field(

@@ -4,8 +4,8 @@
         [--batches 1 16] [--rounds 5] [--guidance 1] [--threads 2] [--processor-time]
 
 Random weights: what is timed does not depend on them. The prior has blocks of 16, 6 layers of width 256 and
-the decoder of its VAE; the transformer is matched to its parameters as the paper does, has the same vocabulary,
-a static cache of keys and values, and one pass a token. Prompts of 64 tokens, 128 new ones, greedy. The two
+the decoder of its VAE; the transformer is matched to its parameters as the paper does, has the same tokens, a
+static cache of keys and values, and one pass a token. Prompts of 64 tokens, 128 new ones, greedy. The two
 take turns, 16 tokens of every row at a time, so that both meet the same machine; of several rounds every such
 stretch counts with its shortest time. The last line with --json is one object: `ratio` maps each batch size
 to the prior's tokens a second over the transformer's. --processor-time counts the processor's seconds, which

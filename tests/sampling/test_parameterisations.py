@@ -12,7 +12,7 @@ from cola_cli.errors import UsageError
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
-from cola_cli.sampling.denoise import PlainDenoiser
+from cola_cli.sampling.denoise import Estimates, PlainDenoiser
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.fast import best_denoiser
 from cola_cli.sampling.requests import Generation, Request
@@ -96,6 +96,40 @@ def test_a_student_gives_the_same_tokens_alone_and_in_a_batch(
             assert one.ids == other.ids
     with pytest.raises(UsageError, match=f"distilled for {passes} passes"):
         generations("staggered tokens", 1, maker, steps=passes, guidance=2.0)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("name", ["tokens", "staggered tokens", "self-conditioned"])
+def test_rows_whose_tokens_have_settled_take_no_more_passes_and_the_others_go_on(
+    name: str, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    velocity = Estimates.velocity
+
+    def counting(self: Estimates, output: Any, z: Any, t: Any) -> Any:
+        seen.append(0 if output is None else len(output))
+        return velocity(self, output, z, t)
+
+    monkeypatch.setattr(Estimates, "velocity", counting)
+    options = {"steps": 24, "guidance": guidance}
+    passes, ids = {}, {}
+    for settle in (0, 1, 99):
+        for maker in (PlainDenoiser, best_denoiser):
+            for batch in (1, 4):
+                seen.clear()
+                found = generations(name, batch, maker, **options, settle=settle)
+                passes.setdefault(settle, set()).add(sum(seen))
+                own = [one.ids for one in found]
+                assert ids.setdefault(settle, own) == own
+    assert ids[99] == ids[0]
+    assert passes[99] == passes[0]
+    (few,), (all_,) = passes[1], passes[0]
+    assert few < 0.8 * all_
+
+
+def test_blocks_without_a_token_head_do_not_settle() -> None:
+    with pytest.raises(UsageError, match="settle looks at the tokens"):
+        generations("latent", 1, best_denoiser, settle=1)
 
 
 def test_heun_is_refused_where_there_is_no_velocity_at_the_end() -> None:

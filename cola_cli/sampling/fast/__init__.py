@@ -29,7 +29,7 @@ def best_denoiser(
     ragged = RaggedDenoiser(prior, cache, options)
     if fixed_shapes is None:
         fixed_shapes = prior.latent_in.weight.is_cuda
-    # partial repaint draws noise inside a block, which no graph can hold
-    if fixed_shapes and options.first_block != "partial-repaint":
+    # partial repaint draws noise inside a block, and rows that settle leave it: no graph can hold that
+    if fixed_shapes and options.first_block != "partial-repaint" and not options.settle:
         return GraphDenoiser(ragged, cache)
     return ragged

@@ -125,8 +125,8 @@ class FusedPrior:
         """z (E, n, d) -> the network's output (E - commits, n, out_dim), float32.
 
         At `clean` (E, n or 1, 1) bool, t is 0 instead of the evaluation's time. Without a rotary table,
-        `attend` normalises and rotates. `again` (A,) are entries that come a second time behind the others: what is
-        before the first attention is computed once, then there are E + A entries, in the result too.
+        `attend` normalises and rotates. `again` (A,) are entries that come a second time behind the others:
+        what is before the first attention is computed once, then there are E + A entries, in the result too.
         The first `commits` entries are only remembered.
         """
         config = self.config

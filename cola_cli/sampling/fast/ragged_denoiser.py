@@ -16,7 +16,14 @@ from torch import Tensor
 from cola_cli.flow.guidance import guided
 from cola_cli.models.prior import Prior
 from cola_cli.sampling.cache import KeyValueCache, Stretch, stretches
-from cola_cli.sampling.denoise import Pins, Shown, Trajectory, find_pins, rounded
+from cola_cli.sampling.denoise import (
+    Estimates,
+    Pins,
+    Shown,
+    Trajectory,
+    find_pins,
+    rounded,
+)
 from cola_cli.sampling.fast.cpu_attention import BlockAttention
 from cola_cli.sampling.fast.fused_prior import FusedPrior, repeated
 from cola_cli.sampling.fast.side_by_side import SideBySide
@@ -121,17 +128,29 @@ class RaggedDenoiser:
         return self._side_by_side.run(self._denoise, rows, noise)
 
     def _denoise(self, rows: list[Generating], noise: Tensor) -> Tensor:
+        noise = noise.to(self._device)
         pins = find_pins(rows, self._block, self._channels, self._device)
-        passes: dict[tuple[bool, bool], _Pass] = {}
+        estimates = Estimates(self.prior, self.trajectory.options, noise)
+        passes: dict[tuple[bool, bool, int], _Pass] = {}
 
         def velocity(z: Tensor, evaluation: int) -> Tensor:
-            guides = self.trajectory.guides(evaluation)
-            key = (any(row.pending is not None for row in rows), guides)
-            if key not in passes:
-                passes[key] = self._pass(rows, guides, pins)
-            return self._velocity(rows, z, evaluation, passes[key])
+            guides, moving = self.trajectory.guides(evaluation), estimates.moving
+            output = None
+            if moving:
+                whole = len(moving) == len(rows)
+                chosen = rows if whole else [rows[i] for i in moving]
+                # rows that have settled do not come back: their number says which they are
+                key = (any(row.pending is not None for row in chosen), guides, len(moving))
+                if key not in passes:
+                    own = pins
+                    if pins is not None and not whole:
+                        own = Pins(pins.where[moving], pins.latents[moving])
+                    passes[key] = self._pass(chosen, guides, own)
+                at = z if whole else z[moving]
+                output = self._output(chosen, at, evaluation, passes[key])
+            return estimates.velocity(output, z, self._times[evaluation].view(1, -1, 1))
 
-        return self.trajectory.follow(rows, noise.to(self._device), pins, velocity, self.shown)
+        return self.trajectory.follow(rows, noise, pins, velocity, self.shown)
 
     def _pass(self, rows: list[Generating], guides: bool, pins: Pins | None) -> _Pass:
         block = self._block
@@ -174,10 +193,8 @@ class RaggedDenoiser:
         table = turns if self.fused.kernel is None else None
         return _Pass(commits, alone, again, table, attend, any_clean)
 
-    def _velocity(
-        self, rows: list[Generating], z: Tensor, evaluation: int, entries: _Pass
-    ) -> Tensor:
-        """The guided velocity of the rows' blocks; commits what is pending on the way."""
+    def _output(self, rows: list[Generating], z: Tensor, evaluation: int, entries: _Pass) -> Tensor:
+        """The network's guided output for the rows' blocks; commits what is pending on the way."""
         committed = [row.pending for row in entries.commits if row.pending is not None]
         x = torch.cat((torch.stack(committed), z)) if committed else z
         output = self.fused(
@@ -192,12 +209,7 @@ class RaggedDenoiser:
         for row in entries.commits:
             row.fill += self._block
             row.pending = None
-        return self.prior.to_velocity(
-            self._guided(output, len(rows), entries.alone),
-            z,
-            self._times[evaluation].view(1, -1, 1),
-            self.trajectory.options.head_temperature,
-        )
+        return self._guided(output, len(rows), entries.alone)
 
     def _guided(self, output: Tensor, rows: int, alone: list[int]) -> Tensor:
         """The network's output of the rows, guided where a row has an unconditional entry behind them."""
