@@ -19,6 +19,9 @@ class Teacher(Settings):
     guidance: float = Field(
         default=7.0, ge=0, le=1_000, description="Scale of guidance, which the student has within."
     )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="Times t in [0, 1] at which guidance acts."
+    )
     head_temperature: float = Field(default=1.0, gt=0, description="Of a teacher's token head.")
 
 

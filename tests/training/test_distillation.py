@@ -72,8 +72,9 @@ def way(
 @pytest.mark.parametrize("name", TEACHERS)
 def test_the_teachers_way_is_that_of_the_sampler(name: str, guidance: float, pinned: int) -> None:
     vae, prior, made = objective(
-        name, 2, steps=8, guidance=guidance, head_temperature=0.8 if "tokens" in name else 1.0
-    )
+        name, 2, steps=8, guidance=guidance, guidance_interval=(0.2, 0.8),
+        head_temperature=0.8 if "tokens" in name else 1.0,
+    )  # fmt: skip
     source = torch.Generator().manual_seed(5)
     ids = torch.randint(0, VOCABULARY, (2, LENGTH), generator=source)
     z1 = torch.randn(2, LENGTH, 8, generator=source)
@@ -83,7 +84,7 @@ def test_the_teachers_way_is_that_of_the_sampler(name: str, guidance: float, pin
     clean[:, begin : begin + pinned] = True
     found = way(made, prior, z0, clean, z1)[-1].moved[:, begin:]
     options = SamplingOptions(
-        max_new_tokens=BLOCK - pinned, steps=8, guidance=guidance,
+        max_new_tokens=BLOCK - pinned, steps=8, guidance=guidance, guidance_interval=(0.2, 0.8),
         head_temperature=made.settings.teacher.head_temperature,
     )  # fmt: skip
     engine = Engine(vae, prior, options, 2, make_denoiser=PlainDenoiser)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cola_cli.corpus.sequences import Rows
 from cola_cli.flow import gaussian
-from cola_cli.flow.guidance import guided
+from cola_cli.flow.guidance import guided, is_guided
 from cola_cli.flow.path import T_MIN, position_times
 from cola_cli.flow.solvers import uniform_grid
 from cola_cli.models.attention import BlockCausal
@@ -138,10 +138,13 @@ class Distillation(Objective):
         self, network: _Blocks, z: Tensor, clean: Tensor, stride: int, temperature: float
     ) -> Iterator[Step]:
         """The way of all blocks from z at t = 1 to t = 0, `stride` of the teacher's steps at a time."""
-        prior, estimate = network.prior, None
-        for first in range(0, self.settings.teacher.steps, stride):
+        prior, estimate, options = network.prior, None, self.settings.teacher
+        for first in range(0, options.steps, stride):
             t, end = self.times[first], self.times[first + stride]
-            output = network(z, self.levels[first], estimate)
+            guides = is_guided(
+                1 - first / options.steps, network.guidance, options.guidance_interval
+            )
+            output = network(z, self.levels[first], estimate, guides)
             velocity = prior.to_velocity(output, z, t, temperature)
             moved = torch.where(clean, z, z + (end - t) * velocity)
             if prior.config.self_conditioning:
@@ -193,26 +196,28 @@ class _Blocks:
         self, prior: Prior, z0: Tensor, clean: Tensor, times: Tensor, guidance: float = 1.0
     ) -> None:
         """z0 (B, N, d) is the history; at `clean` (B, N) t is 0; times (count,), 0 first."""
-        self.prior, self._clean, self._guidance = prior, clean, guidance
+        self.prior, self._clean, self.guidance = prior, clean, guidance
         self._view = prior.teacher_forced(z0, prior.config.block_size)
         block = torch.arange(prior.config.block_size, device=z0.device)
         self._alone = prior.view(block, BlockCausal(len(block), len(block), z0.device))
         self._modulation = prior.level_modulation(times, clean.long())
 
-    def __call__(self, z: Tensor, levels: Tensor, estimate: Tensor | None) -> Tensor:
-        """z (B, N, d) at the times of `levels` (N,) -> the network's guided output (B, N, out_dim)."""
+    def __call__(
+        self, z: Tensor, levels: Tensor, estimate: Tensor | None, guides: bool = False
+    ) -> Tensor:
+        """z (B, N, d) at the times of `levels` (N,) -> (B, N, out_dim), guided if asked."""
         prior = self.prior
         own = levels.expand(self._clean.shape).masked_fill(self._clean, 0)
         modulation = self._modulation._replace(levels=own)
         output = prior(z, modulation, self._view, estimate)
-        if self._guidance == 1.0:
+        if not guides:
             return output
         block = prior.config.block_size
         z, own = (part.unflatten(1, (-1, block)).flatten(0, 1) for part in (z, own))
         if estimate is not None:
             estimate = estimate.unflatten(1, (-1, block)).flatten(0, 1)
         unconditional = prior(z, modulation._replace(levels=own), self._alone, estimate)
-        return guided(output, unconditional.view_as(output), self._guidance)
+        return guided(output, unconditional.view_as(output), self.guidance)
 
 
 def merged(steps: Iterable[Step], prior: Prior, temperature: float) -> Step:
