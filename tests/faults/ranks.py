@@ -193,7 +193,8 @@ def section(
 ) -> str:
     """The section of docs/reliability.md."""
     text = (
-        f"`python -m tests.faults.ranks {' '.join(sys.argv[1:])}` wrote this section. Two processes (DDP over gloo) train;"
+        f"`python -m tests.faults.ranks {' '.join(sys.argv[1:])}` wrote this section."
+        " Two processes (DDP over gloo) train;"
         "\nrank 0 is held at a write point, rank 1 meets its fate there. Rank 0 must end within"
         "\n`train.timeout`, naming rank 1, and both, run again, must end in every byte of an undisturbed"
         "\nrun of two.\n\n"
