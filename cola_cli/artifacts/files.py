@@ -169,7 +169,7 @@ def writing_failed(path: Path, error: OSError) -> ColaError:
             f"the disk is full: {path} could not be written.",
             "Free some space and run the same command again; what is finished is kept.",
         )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT):
         return OutputConflict(
             f"{path} cannot be written ({os.strerror(error.errno)}).",
             "Choose another output directory or change its permissions.",

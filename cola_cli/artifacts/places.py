@@ -47,6 +47,7 @@ def require_file_place(path: Path, what: str, mark: str = "", reads: Iterable[Pa
     UsageError: `path` is a directory, lies in an artifact or harms one of `reads`, as in `require_apart`.
     OutputConflict: a link or device lies there, or a file that does not begin with `mark`, as `what` does.
     """
+    require_apart(path, reads)
     if path.is_dir():
         raise UsageError(f"{path} is a directory.", f"Name a file for {what}.")
     for above in Path(os.path.realpath(path.parent), path.name).parents:
@@ -55,7 +56,6 @@ def require_file_place(path: Path, what: str, mark: str = "", reads: Iterable[Pa
                 f"{path} lies in the artifact {above.name}, where a foreign file counts as damage.",
                 "Write the file beside it.",
             )
-    require_apart(path, reads)
     refuse_link(path)
     if mark and path.exists():
         with path.open("rb") as file:

@@ -143,8 +143,8 @@ def _print_text(samples: Iterator[Sample]) -> None:
             latest[one.item] = one
             while current := latest.get(following):
                 if shown < 0:
-                    print(current.prompt.text, end="")
                     shown = 0
+                    print(current.prompt.text, end="")
                 # the last characters may change while a character is still split between two blocks
                 running = current.finish == "running"
                 stable = current.text.rstrip("\ufffd") if running else current.text
