@@ -272,7 +272,7 @@ PRIOR = Family(
         "validation_flow_of_zero": "flow loss of predicting zero",
         "validation_flow_of_mean": "flow loss of predicting the mean",
         "validation_flow_of_linear": "flow loss of the best linear predictor",
-        "validation_accuracy": "tokens reconstructed from the posterior mean",
+        "validation_accuracy": "tokens right, of the token head or of the VAE trained along",
         "validation_drift": "mean squared drift of the latents",
         "validation_effective_rank": "effective rank of the latents",
     },
