@@ -166,7 +166,12 @@ def _validate(
         place = ".".join(str(step) for step in first["loc"])
         why = shown(first["msg"].removeprefix("Value error, "))
         given = [name for name in values if f"{place}.".startswith(f"{name}.")]
+        # values that do not go together: all that were given to their table
+        within = [name for name in values if not place or name.startswith(f"{place}.")]
+        sources = ", ".join(dict.fromkeys(values[name][1] for name in within))
         problem = f"{table}.{place}".rstrip(".") + f": {why}."
+        if sources:
+            problem = f"{sources}: {problem}"
         if given:
             value, source = values[given[0]]
             problem = (

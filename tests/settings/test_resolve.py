@@ -87,7 +87,7 @@ def test_an_impossible_value_names_setting_value_and_source() -> None:
 
 
 def test_an_impossible_combination_or_entry_names_its_table_or_setting() -> None:
-    with pytest.raises(UsageError, match=r"prior\.model: rope_dim 13 must be even"):
+    with pytest.raises(UsageError, match=r"--set: prior\.model: rope_dim 13 must be even"):
         resolve(TABLES["prior"], "prior", assignments=["model.rope_dim=13"])
     with pytest.raises(UsageError, match=r"--set: setting guidance_interval = \[0, 'x'\] is not"):
         resolve(TABLES["sample"], "sample", assignments=["guidance_interval=[0, 'x']"])
