@@ -25,7 +25,7 @@ import typer.main
 from cola_cli.cli.main import app
 from tests.test_format1 import HERE
 
-CPU_SECONDS = 20.0  # of one command; a longer one is no fault, but is not waited for
+CPU_SECONDS = 20.0  # of one command; a longer one is not a fault, but is not waited for
 FEW = "--config settings.toml --set train.steps=2 --device cpu --threads 1"
 STUDY = """
 study = { seeds = [0], corpus = ["corpus.txt"], metrics = ["perplexity"] }

@@ -1,4 +1,4 @@
-"""Whatever a user types, reads or closes is no "fault in cola": command lines drawn by the commit."""
+"""Whatever a user types, reads or closes is not a "fault in cola": command lines drawn by the commit."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from cola_cli.errors import UsageError
-from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.denoise import Estimates, PlainDenoiser
@@ -17,6 +16,7 @@ from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.fast import best_denoiser
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.settings.sample import SamplingOptions
+from tests.small_networks import small_networks
 
 VOCABULARY = 60
 PRIORS: dict[str, dict[str, Any]] = {
@@ -32,21 +32,7 @@ PRIORS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def networks(name: str) -> tuple[TextVAE, Prior]:
-    torch.manual_seed(4)
-    vae = TextVAE(
-        TextVAEConfig(
-            vocab_size=VOCABULARY, encoder_layers=1, decoder_layers=1, dim=32, ffn_dim=48, heads=2,
-            latent_dim=8,
-        )
-    )  # fmt: skip
-    sizes = {"latent_dim": 8, "dim": 48, "heads": 2, "head_dim": 32, "rope_dim": 16, "layers": 2}
-    prior = Prior(PriorConfig(block_size=4, **sizes, **PRIORS[name]))
-    with torch.no_grad():
-        for parameter in (*vae.parameters(), *prior.parameters()):
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-        if prior.config.prediction == "tokens":
-            prior.codes.normal_()
-    return vae.eval(), prior.eval()
+    return small_networks(4, VOCABULARY, **PRIORS[name])
 
 
 def generations(name: str, batch: int, maker: Any, **options: Any) -> list[Generation]:

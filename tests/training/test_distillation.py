@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.denoise import PlainDenoiser
@@ -18,8 +17,9 @@ from cola_cli.sampling.requests import Request
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.sample import SamplingOptions
 from cola_cli.training.objectives.distillation import Distillation, Step, _Blocks, merged
+from tests.small_networks import BLOCK, small_networks
 
-VOCABULARY, BLOCK, LENGTH = 40, 4, 12
+VOCABULARY, LENGTH = 40, 12
 TEACHERS: dict[str, dict[str, Any]] = {
     "velocity": {},
     "velocity, staggered": {"stagger": 1.5},
@@ -33,21 +33,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
 
 
 def networks(name: str) -> tuple[TextVAE, Prior]:
-    torch.manual_seed(3)
-    vae = TextVAE(
-        TextVAEConfig(
-            vocab_size=VOCABULARY, encoder_layers=1, decoder_layers=1, dim=32, ffn_dim=48, heads=2,
-            latent_dim=8,
-        )
-    )  # fmt: skip
-    sizes = {"latent_dim": 8, "dim": 48, "heads": 2, "head_dim": 32, "rope_dim": 16, "layers": 2}
-    prior = Prior(PriorConfig(block_size=BLOCK, **sizes, **TEACHERS[name]))
-    with torch.no_grad():
-        for parameter in (*vae.parameters(), *prior.parameters()):
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-        if prior.config.prediction == "tokens":
-            prior.codes.normal_()
-    return vae.eval(), prior.eval()
+    return small_networks(3, VOCABULARY, **TEACHERS[name])
 
 
 def objective(name: str, passes: int, **teacher: Any) -> tuple[TextVAE, Prior, Distillation]:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from cola_cli.corpus.sequences import Rows
-from cola_cli.flow import gaussian
 from cola_cli.flow.guidance import guided, is_guided
 from cola_cli.flow.path import T_MIN, position_times
 from cola_cli.flow.solvers import uniform_grid
@@ -31,7 +30,7 @@ from cola_cli.models.rotary import wide
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.training import randomness
 from cola_cli.training.objectives import objective as objectives
-from cola_cli.training.objectives.flow_matching import draw_clean
+from cola_cli.training.objectives.flow_matching import clean_latents, draw_clean
 from cola_cli.training.objectives.objective import Batch, Draws, Objective
 
 TINY = 1e-6  # of a time
@@ -104,10 +103,7 @@ class Distillation(Objective):
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
         """mean, logvar (B, N, d) and draws -> the distance of the student's predictions to the teacher's."""
         mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
-        z0 = mean
-        if self.settings.data.clean == "sample":
-            z0 = gaussian.sample(mean, logvar, batch["noise"])
-        z0 = self.to_prior(z0)
+        z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], self.settings.data.clean))
         clean = batch["clean"].unsqueeze(-1)
         start = torch.where(clean, z0, batch["z1"])
         options = self.settings.teacher

@@ -185,10 +185,7 @@ class FlowMatching(Objective):
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
         """mean, logvar (B, N, d), t (B, N / b) and draws -> the flow-matching loss."""
         mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
-        z0 = mean
-        if self.settings.data.clean == "sample":
-            z0 = gaussian.sample(mean, logvar, batch["noise"])
-        z0 = self.to_prior(z0)
+        z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], self.settings.data.clean))
         terms = self.flow(z0, z0, batch, evaluate)
         terms["loss"] = terms.get("cross_entropy", terms["flow"])
         if evaluate:
@@ -293,10 +290,7 @@ class JointTraining(FlowMatching):
         with torch.set_grad_enabled(torch.is_grad_enabled() and batch["vae_moves"]):
             mean, logvar, logits, masked_logits = encode_and_decode(self.vae, batch)
             terms = self._vae_terms(batch, mean, logvar, logits, masked_logits)
-        z0 = gaussian.sample(mean, logvar, batch["noise"])
-        if settings.data.clean == "mean":
-            z0 = mean
-        z0 = self.to_prior(z0)
+        z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], settings.data.clean))
         noised = z0 if settings.loss.flow_gradient == "latent" else z0.detach()
         terms |= self.flow(z0, noised, batch, evaluate)
         terms["loss"] = terms["loss"] + settings.loss.flow * terms["flow"]
@@ -344,6 +338,11 @@ class JointTraining(FlowMatching):
 def vae_moves(step: int, joint: Joint) -> bool:
     """Whether the VAE is trained at update `step`: always, or in the first steps of each cycle."""
     return not joint.cycle or step % joint.cycle < joint.moving
+
+
+def clean_latents(mean: Tensor, logvar: Tensor, noise: Tensor, clean: str) -> Tensor:
+    """z_0 (B, N, d) of posteriors, before scaling: a "sample" with this noise, or the "mean"."""
+    return mean if clean == "mean" else gaussian.sample(mean, logvar, noise)
 
 
 def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> tuple[Tensor, Tensor]:
