@@ -116,9 +116,12 @@ class PartRecord(_Record):
     sha256: Digest
     source: str = ""
     statistics: Tree = {}
-    digest: str = (
-        ""  # as in a manifest, which records the digest of this file too once it is finished
-    )
+    digest: str = ""  # as in a manifest, which records the digest of this file too when finished
+
+    @property
+    def data(self) -> FileRecord:
+        """The record of the part's own file."""
+        return FileRecord(path=self.file, bytes=self.bytes, sha256=self.sha256)
 
 
 class Manifest(_Record):

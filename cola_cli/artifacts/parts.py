@@ -11,13 +11,7 @@ from typing import Any
 from cola_cli.artifacts.checks import RESTORE, check_file
 from cola_cli.artifacts.files import atomic_file, refuse_link, sha256_file, write_atomic
 from cola_cli.artifacts.lock import locked
-from cola_cli.artifacts.manifest import (
-    FileRecord,
-    Identity,
-    PartRecord,
-    read_manifest,
-    signed_json,
-)
+from cola_cli.artifacts.manifest import Identity, PartRecord, read_manifest, signed_json
 from cola_cli.artifacts.reading import RECORD_LIMIT, parse_json, read_regular, reason
 from cola_cli.errors import DamagedArtifact, OutputConflict, OutputLocked
 
@@ -141,7 +135,7 @@ def intact_parts(path: Path, fingerprint: str) -> dict[int, PartRecord]:
     for file in sorted((path / PARTS).glob("*.json")):
         try:
             record = read_part_record(file)
-            check_file(path, FileRecord(path=record.file, bytes=record.bytes, sha256=record.sha256))
+            check_file(path, record.data)
             if not belongs(record, fingerprint):
                 raise DamagedArtifact(f"{file} is a part of another artifact.", RESTORE)
             kept[record.index] = record

@@ -145,7 +145,7 @@ def _expected_files(
         except DamagedArtifact as error:
             findings.append(Finding(path.relative_to(directory).as_posix(), error.problem))
         else:
-            records.append(FileRecord(path=part.file, bytes=part.bytes, sha256=part.sha256))
+            records.append(part.data)
     return records
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from cola_cli.report.markup import Markup, element, joined, shortened
+from cola_cli.report.markup import Markup, element, joined, shortened, table
 from cola_cli.report.quantities import linear_ticks, log_ticks, number, percent, tick_labels
 
 COLOURS = 6  # of the palette in style.css; later series repeat them with dashes
@@ -342,30 +342,17 @@ def _numbers(chart: Chart) -> Markup:
     xs = sorted({x for column in strong for x in column})
     shown = xs if len(xs) <= MOST_ROWS else [xs[i] for i in _spread([*range(len(xs))], MOST_ROWS)]
     rows = [
-        element(
-            "tr",
-            element("th", _value(x, chart.x), scope="row"),
-            [
-                element("td", _value(column[x], chart.y) if x in column else None)
-                for _, column in columns
-            ],
-        )
+        [
+            _value(x, chart.x),
+            *(_value(column[x], chart.y) if x in column else None for _, column in columns),
+        ]
         for x in shown
     ]
-    head = element(
-        "tr",
-        element("th", chart.x.label, scope="col"),
-        [element("th", heading, scope="col") for heading, _ in columns],
-    )
     left_out = f"{len(shown)} of {len(xs)} rows" if len(shown) < len(xs) else None
     return element(
         "details",
         element("summary", "Numbers"),
-        element(
-            "div",
-            element("table", element("thead", head), element("tbody", rows)),
-            class_="scroll",
-        ),
+        table([chart.x.label, *(heading for heading, _ in columns)], rows),
         element("p", left_out, class_="note") if left_out else None,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checks import check_file
-from cola_cli.artifacts.files import arrow_file
-from cola_cli.artifacts.manifest import FileRecord, Manifest, flatten, read_manifest
+from cola_cli.artifacts.kinds import SamplesRow
+from cola_cli.artifacts.manifest import Manifest, flatten, read_manifest
 from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.errors import ColaError, InputError
@@ -22,23 +22,13 @@ from cola_cli.evaluation.diagnosis import DIAGNOSES, Diagnosis, read_diagnosis
 from cola_cli.families import FAMILIES
 from cola_cli.stages.status import survey
 from cola_cli.studies.measurements import CURVES, Curves, read_curves
+from cola_cli.training.metrics import Metrics
 
 WRITERS = [family.kind for family in FAMILIES.values() if family.writes]
 KINDS = ("tokens", "vae", "latents", *WRITERS, "samples", "evaluation")  # in the order of the page
 MOST_SAMPLES = 48  # prompts read of one artifact
-TEXT_LIMIT = 6000  # characters of one sample shown
 
 Curve = list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One continuation of a samples artifact."""
-
-    prompt: str
-    text: str
-    tokens: int
-    finish: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Shown:
     bytes: int | None = None
     seconds: float = 0.0
     metrics: dict[str, Curve] = field(default_factory=dict)
-    samples: list[Sampled] = field(default_factory=list)
+    samples: list[SamplesRow] = field(default_factory=list)
     colour: int = 0
 
     @property
@@ -154,7 +144,7 @@ def _shown(
     inputs = dict(manifest.identity.inputs)
     sources = {name: _source(place, digest, manifests) for name, digest in inputs.items()}
     metrics: dict[str, Curve] = {}
-    samples: list[Sampled] = []
+    samples: list[SamplesRow] = []
     try:
         metrics = _metrics(place, manifest)
         if manifest.kind == "samples":
@@ -186,58 +176,29 @@ def _source(place: Path, digest: str, manifests: dict[Path, Manifest]) -> Path |
 
 def _metrics(place: Path, manifest: Manifest) -> dict[str, Curve]:
     """The columns of metrics.parquet as (step, value), without values that are not finite."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = place / METRICS
+    metrics = Metrics(place / METRICS)
     if manifest.status == "complete":
         artifact = Artifact.open(place)
-        if not artifact.has(path.name):
+        if not artifact.has(METRICS):
             return {}
-        path = artifact.file(path.name)
-    elif not path.is_file():
+        artifact.file(METRICS)  # whole
+    elif not metrics.path.is_file():
         return {}
-    try:
-        with arrow_file(path) as stream:
-            table = pq.ParquetFile(stream).read()
-        steps = table.column("step").to_pylist()
-        columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise InputError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}).", "Run `cola verify` on it."
-        ) from error
-    return {
-        name: [
-            (float(step), float(value))
-            for step, value in zip(steps, values, strict=True)
-            if isinstance(value, int | float) and math.isfinite(value)
-        ]
-        for name, values in columns.items()
-        if name != "step"
-    }
+    metrics.read()
+    curves: dict[str, Curve] = {}
+    for row in metrics.rows:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                curves.setdefault(name, []).append((float(row["step"]), float(value)))
+    return curves
 
 
-def _samples(place: Path) -> Iterator[Sampled]:
+def _samples(place: Path) -> Iterator[SamplesRow]:
     """The first continuations of a samples artifact, finished or not."""
     for _, part in sorted(recorded_parts(place).items()):
-        check_file(place, FileRecord(path=part.file, bytes=part.bytes, sha256=part.sha256))
+        check_file(place, part.data)
         for _, row in read_rows(place / part.file):
-            yield _sampled(row)
-
-
-def _sampled(row: dict[str, Any]) -> Sampled:
-    text, prompt = str(row.get("text", "")), str(row.get("prompt", ""))
-    tokens = row.get("tokens")
-    return Sampled(
-        prompt=_cut(prompt),
-        text=_cut(text),
-        tokens=tokens if isinstance(tokens, int) else 0,
-        finish=str(row.get("finish", "")),
-    )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]} [...]"
+            yield SamplesRow.of(row, place / part.file)
 
 
 def _coloured(artifacts: list[Shown]) -> list[Shown]:
@@ -245,8 +206,6 @@ def _coloured(artifacts: list[Shown]) -> list[Shown]:
 
     Models that write text share one order, so that a prior and its baselines differ where they meet.
     """
-    from dataclasses import replace
-
     places: dict[str, int] = {}
     of_model: dict[str, int] = {}
     coloured = []

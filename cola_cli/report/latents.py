@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cola_cli.evaluation.diagnosis import Diagnosis
-from cola_cli.report.charts import Axis, Chart, Series, framed, grid
+from cola_cli.report.charts import Axis, Chart, Pair, Series, framed, grid
 from cola_cli.report.collect import Collected, Shown
-from cola_cli.report.markup import Markup, element
+from cola_cli.report.markup import Markup, element, table
 from cola_cli.report.quantities import DASH, number, percent
-from cola_cli.report.tables import table
+
+COLUMNS = (
+    "artifact", "channels", "active", "effective rank", "logSNR, nats", "reconstructed", "under noise",
+)  # fmt: skip
 
 
 def latent_statistics(collected: Collected) -> list[Markup]:
@@ -23,65 +26,39 @@ def latent_statistics(collected: Collected) -> list[Markup]:
     blocks: list[Markup | None] = []
     if encoded or networks:
         blocks.append(_metrics([*networks, *encoded]))
-    blocks.append(
-        grid(
-            [
-                framed(_signal_and_noise(encoded)),
-                framed(robustness_chart(collected.diagnoses)),
-                framed(_kl(collected)),
-            ]
-        )
-    )
+    charts = (
+        _signal_and_noise(encoded), robustness_chart(collected.diagnoses), _kl(collected.diagnoses)
+    )  # fmt: skip
+    blocks.append(grid([framed(chart) for chart in charts]))
     return [block for block in blocks if block is not None]
 
 
 def _metrics(artifacts: Sequence[Shown]) -> Markup:
-    rows = []
-    for one in artifacts:
-        found = one.statistics
-        log_snr = found.get("validation_log_snr", found.get("log_snr"))
-        rank = found.get("validation_effective_rank")
-        if rank is None and (spectrum := _spectrum(found)):
-            ranked: Any = f"at most {number(entropy_rank(spectrum), 3)}"
-        else:
-            ranked = DASH if rank is None else number(rank, 3)
-        channels = found.get("latent_shape", [None, one.settings.get("model.latent_dim")])[1]
-        active = found.get("validation_active_channels")
-        noise = one.settings.get("validation_noise")
-        noisy = found.get("validation_accuracy_noisy")
-        rows.append(
-            [
-                one.named,
-                DASH if channels is None else channels,
-                DASH if active is None else number(active),
-                ranked,
-                DASH if log_snr is None else number(log_snr, 3),
-                percent(found.get("validation_accuracy")),
-                percent(noisy) + (f" at σ {noise}" if noisy is not None and noise else ""),
-            ]
-        )
-    return element(
-        "div",
-        table(
-            [
-                "artifact",
-                "channels",
-                "active",
-                "effective rank",
-                "logSNR, nats",
-                "reconstructed",
-                "under noise",
-            ],
-            rows,
-        ),
-        element(
-            "p",
-            "Effective rank: the exponential of the entropy of the covariance's eigenvalues; from latents,"
-            " whose manifest has variances alone, an upper bound. logSNR: ln(E μ² / E σ²). Active: channels"
-            " whose mean varies by more than 0.01.",
-            class_="note",
-        ),
+    about = (
+        "Effective rank: the exponential of the entropy of the covariance's eigenvalues; from latents, whose"
+        " manifest has variances alone, an upper bound. logSNR: ln(E μ² / E σ²). Active: channels whose mean"
+        " varies by more than 0.01."
     )
+    rows = [_metrics_row(one, one.statistics) for one in artifacts]
+    return element("div", table(COLUMNS, rows), element("p", about, class_="note"))
+
+
+def _metrics_row(one: Shown, found: dict[str, Any]) -> list[str]:
+    rank = number(found.get("validation_effective_rank"), 3)
+    if rank == DASH and (spectrum := _spectrum(found)):
+        rank = f"at most {number(entropy_rank(spectrum), 3)}"
+    channels = found.get("latent_shape", [None, one.settings.get("model.latent_dim")])[1]
+    noise = one.settings.get("validation_noise")
+    noisy = found.get("validation_accuracy_noisy")
+    return [
+        one.named,
+        DASH if channels is None else str(channels),
+        number(found.get("validation_active_channels")),
+        rank,
+        number(found.get("validation_log_snr", found.get("log_snr")), 3),
+        percent(found.get("validation_accuracy")),
+        percent(noisy) + (f" at σ {noise}" if noisy is not None and noise else ""),
+    ]
 
 
 def entropy_rank(variances: Sequence[float]) -> float:
@@ -104,24 +81,12 @@ def _signal_and_noise(encoded: Sequence[Shown]) -> Chart:
         signal = _spectrum(one.statistics)
         noise = one.statistics.get("posterior_variance", [])
         order = sorted(range(len(signal)), key=lambda channel: -signal[channel])
-        ranks = list(enumerate(order, 1))
-        series.append(
-            Series(
-                one.named if several else "variance of the means",
-                [(float(rank), signal[channel]) for rank, channel in ranks],
-                one.colour if several else 0,
-            )
-        )
+        name, colour = (one.named, one.colour) if several else ("variance of the means", 0)
+        series.append(Series(name, _ranked([signal[channel] for channel in order]), colour))
         if len(noise) == len(signal):
-            series.append(
-                Series(
-                    one.named if several else "posterior variance",
-                    [(float(rank), noise[channel]) for rank, channel in ranks],
-                    one.colour if several else 1,
-                    dashed=True,
-                    marked=not several,
-                )
-            )
+            name, colour = (one.named, one.colour) if several else ("posterior variance", 1)
+            points = _ranked([noise[channel] for channel in order])
+            series.append(Series(name, points, colour, dashed=True, marked=not several))
     return Chart(
         "Variance spectrum of the channels",
         "Marked: variance of the means. Dashed: posterior variance."
@@ -131,6 +96,11 @@ def _signal_and_noise(encoded: Sequence[Shown]) -> Chart:
         Axis("variance, logarithmic", log=True),
         series,
     )
+
+
+def _ranked(values: Sequence[float]) -> list[Pair]:
+    """The values against their numbers, from 1."""
+    return [(float(rank), value) for rank, value in enumerate(values, 1)]
 
 
 def robustness_chart(diagnoses: Mapping[str, Diagnosis]) -> Chart:
@@ -153,21 +123,14 @@ def _of(diagnoses: Mapping[str, Diagnosis]) -> str:
     return f"From {next(iter(diagnoses))}." if len(diagnoses) == 1 else ""
 
 
-def _kl(collected: Collected) -> Chart:
+def _kl(diagnoses: Mapping[str, Diagnosis]) -> Chart:
     series = [
-        Series(
-            label,
-            [
-                (float(rank), kl)
-                for rank, kl in enumerate(sorted(found.kl_per_channel, reverse=True), 1)
-            ],
-            place,
-        )
-        for place, (label, found) in enumerate(collected.diagnoses.items())
+        Series(label, _ranked(sorted(found.kl_per_channel, reverse=True)), place)
+        for place, (label, found) in enumerate(diagnoses.items())
     ]
     return Chart(
         "KL of the channels",
-        f"To N(0, I), sorted. {_of(collected.diagnoses)}".strip(),
+        f"To N(0, I), sorted. {_of(diagnoses)}".strip(),
         Axis("channel, by KL"),
         Axis("nats"),
         series,

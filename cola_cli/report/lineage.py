@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cola_cli.report.collect import WRITERS, Shown
 from cola_cli.report.markup import Markup, element, joined, shortened
@@ -38,6 +37,10 @@ class Node:
         return others[0] if others else "complete"
 
     @property
+    def kind(self) -> str:
+        return self.first.kind
+
+    @property
     def title(self) -> str:
         if len(self.members) == 1:
             return self.first.label
@@ -48,10 +51,8 @@ class Node:
         """Lines below the title, each with a class."""
         if len(self.members) == 1:
             weight = "" if self.first.bytes is None else f" · {size(self.first.bytes)}"
-            lines = [(_key_metric(self.first), "metric")]
-            return [
-                line for line in [*lines, (f"{self.first.short}{weight}", "fingerprint")] if line[0]
-            ]
+            metric, print_ = _key_metric(self.first), f"{self.first.short}{weight}"
+            return [*([(metric, "metric")] if metric else []), (print_, "fingerprint")]
         lines = [
             (f"{one.statistics.get('task', one.label)} {_key_metric(one)}", "metric")
             for one in self.members[:LISTED]
@@ -169,26 +170,25 @@ def _around(x1: float, y1: float, x2: float, y2: float, lane: float) -> str:
 
 
 def _card(node: Node, x: float, y: float) -> Markup:
-    kind = "evaluation" if len(node.members) > 1 else node.first.kind
-    lines = [
-        element(
-            "text",
-            shortened(text, 26 if class_ == "metric" else 30),
-            x=x + 13,
-            y=y + 37 + LINE * (place + 1),
-            class_=class_,
-        )
-        for place, (text, class_) in enumerate(node.details)
+    frame = element("rect", x=x, y=y, width=CARD - 1, height=_height(node) - 1, rx=7, class_="card")
+    return element("g", frame, _words(node, x + 13, y + 18, x + CARD - 14, 22, 26))
+
+
+def _words(node: Node, x: float, y: float, end: float, title: int, line: int) -> list[Markup]:
+    """What is written of a node, its kind at (x, y) and its state at `end`.
+
+    title, line: characters of its title and of a further line.
+    """
+    return [
+        element("title", "\n".join(_said(one) for one in node.members)),
+        element("text", node.kind, x=x, y=y, class_="kind"),
+        _state_mark(node.state, end, y - 4),
+        element("text", shortened(node.title, title), x=x, y=y + 18, class_="title"),
+        *(
+            element("text", shortened(text, line), x=x, y=y + 19 + LINE * place, class_=class_)
+            for place, (text, class_) in enumerate(node.details, 1)
+        ),
     ]
-    return element(
-        "g",
-        element("title", _said(node)),
-        element("rect", x=x, y=y, width=CARD - 1, height=_height(node) - 1, rx=7, class_="card"),
-        element("text", kind, x=x + 13, y=y + 18, class_="kind"),
-        _state_mark(node.state, x + CARD - 14, y + 14, anchor="end"),
-        element("text", shortened(node.title, 22), x=x + 13, y=y + 36, class_="title"),
-        lines,
-    )
 
 
 def _narrow(
@@ -208,32 +208,14 @@ def _narrow(
             f" {RAIL - bend * 1.3:.1f} {rows[b]} {RAIL - 5} {rows[b]}"
         )
         arcs.append(element("path", d=path, class_="edge"))
-    entries = []
-    for place in order:
-        node, middle = nodes[place], rows[place]
-        kind = "evaluation" if len(node.members) > 1 else node.first.kind
-        entries.append(
-            element(
-                "g",
-                element("title", _said(node)),
-                element("circle", cx=RAIL, cy=middle, r=4.5, class_="dot"),
-                element("text", kind, x=RAIL + 16, y=middle - 4, class_="kind"),
-                _state_mark(node.state, 342, middle - 8, anchor="end"),
-                element(
-                    "text", shortened(node.title, 32), x=RAIL + 16, y=middle + 13, class_="title"
-                ),
-                [
-                    element(
-                        "text",
-                        shortened(text, 38),
-                        x=RAIL + 16,
-                        y=middle + 14 + LINE * (line + 1),
-                        class_=class_,
-                    )
-                    for line, (text, class_) in enumerate(node.details)
-                ],
-            )
+    entries = [
+        element(
+            "g",
+            element("circle", cx=RAIL, cy=rows[place], r=4.5, class_="dot"),
+            _words(nodes[place], RAIL + 16, rows[place] - 4, 342, 32, 38),
         )
+        for place in order
+    ]
     return element(
         "svg",
         element("g", arcs, class_="edges"),
@@ -245,45 +227,40 @@ def _narrow(
     )
 
 
-def _state_mark(state: str, x: float, y: float, anchor: str) -> Markup:
+def _state_mark(state: str, x: float, y: float) -> Markup:
     word = state.split(" ")[0]
-    return joined(
-        [
-            element("circle", cx=x, cy=y, r=3.5, class_=f"state {word}"),
-            element("text", word, x=x - 8, y=y + 4, class_=f"kind {anchor}")
-            if word != "complete"
-            else None,
-        ]
-    )
+    mark = element("circle", cx=x, cy=y, r=3.5, class_=f"state {word}")
+    said = element("text", word, x=x - 8, y=y + 4, class_="kind end")
+    return joined([mark, said if word != "complete" else None])
 
 
-def _said(node: Node) -> str:
-    lines = [f"{one.label}: {one.kind}, {one.state}, {one.fingerprint}" for one in node.members]
-    return "\n".join(lines)
+def _said(one: Shown) -> str:
+    return f"{one.label}: {one.kind}, {one.state}, {one.fingerprint}"
+
+
+# By kind, what says most about an artifact, and how; of the others the first that is there of OF_MODELS.
+KEY_METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "tokens": ("tokens", lambda value: f"{count(value)} tokens"),
+    "vae": ("validation_accuracy", lambda value: f"{percent(value)} reconstructed"),
+    "samples": ("prompts", lambda value: f"{count(value)} prompts"),
+    "evaluation": ("accuracy", percent),
+}
+OF_MODELS: tuple[tuple[str, Callable[[float], str]], ...] = (
+    ("validation_flow", lambda value: f"flow loss {number(value)}"),
+    ("validation_loss", lambda value: f"validation loss {number(value)}"),
+)
 
 
 def _key_metric(artifact: Shown) -> str:
     """The one metric that says most about an artifact, in a few words, or nothing."""
     found = artifact.statistics
-    if artifact.kind == "tokens":
-        return _with(found, "tokens", lambda value: f"{count(value)} tokens")
-    if artifact.kind == "vae":
-        return _with(found, "validation_accuracy", lambda value: f"{percent(value)} reconstructed")
     if artifact.kind == "latents":
-        shape = found.get("latent_shape")
-        rows = found.get("rows")
-        if isinstance(shape, list) and len(shape) == 2 and isinstance(rows, int):
-            return f"{rows:,} × {shape[0]} × {shape[1]}"
+        match found.get("latent_shape"), found.get("rows"):
+            case [int(positions), int(channels)], int(rows):
+                return f"{rows:,} × {positions} × {channels}"
         return ""
-    if artifact.kind == "samples":
-        return _with(found, "prompts", lambda value: f"{count(value)} prompts")
-    if artifact.kind == "evaluation":
-        return _with(found, "accuracy", percent)
-    if "validation_flow" in found:
-        return _with(found, "validation_flow", lambda value: f"flow loss {number(value)}")
-    return _with(found, "validation_loss", lambda value: f"validation loss {number(value)}")
-
-
-def _with(found: dict[str, Any], name: str, say: Any) -> str:
-    value = found.get(name)
-    return say(value) if isinstance(value, int | float) else ""
+    known = KEY_METRICS.get(artifact.kind)
+    for name, say in [known] if known else OF_MODELS:
+        if isinstance(value := found.get(name), int | float):
+            return say(value)
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 VOID = frozenset({"meta"})
@@ -55,6 +55,19 @@ def joined(children: Iterable[Any]) -> Markup:
         else:
             pieces.append(joined(child))
     return Markup("".join(pieces))
+
+
+def table(
+    columns: Sequence[Any], rows: Sequence[Sequence[Any]], class_: str | None = None
+) -> Markup:
+    """A table whose first column names the rows; it scrolls by itself where the page is narrow."""
+    head = element("tr", [element("th", column, scope="col") for column in columns])
+    body = [
+        element("tr", element("th", name, scope="row"), [element("td", cell) for cell in cells])
+        for name, *cells in rows
+    ]
+    written = element("table", element("thead", head), element("tbody", body), class_=class_)
+    return element("div", written, class_="scroll", tabindex=0)
 
 
 def _attribute(value: Any) -> str:

@@ -9,8 +9,13 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DASH = "\N{EN DASH}"
 
 
-def number(value: float, digits: int = 4) -> str:
-    """Up to `digits` significant digits, thousands separated, powers of ten where zeros would pile up."""
+def number(value: float | None, digits: int = 4) -> str:
+    """Up to `digits` significant digits, thousands separated, powers of ten where zeros would pile up.
+
+    A dash for None.
+    """
+    if value is None:
+        return DASH
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
     if value == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from cola_cli.report.charts import Axis, Chart, Reference, Series, framed
 from cola_cli.report.drawing import drawing
@@ -16,25 +17,24 @@ OWN_LOSS = "validation_"  # metrics of a trained model itself; each family has a
 
 def scaling_plots(scalings: dict[str, Curves]) -> list[Markup]:
     """A large log-log chart for every metric of every file; empty when there are no points."""
-    blocks = []
+    drawn = (_plot(*labelled) for labelled in _each_metric(scalings))
+    return [one for one in drawn if one is not None]
+
+
+def _each_metric(scalings: dict[str, Curves]) -> Iterator[tuple[str, Curves, str]]:
+    """(metric, curves, label): the label tells studies apart where there are several."""
     for label, scaling in scalings.items():
-        metrics = dict.fromkeys(point.metric for point in scaling.points)
-        for metric in metrics:
-            drawn = _plot(metric, scaling, label if len(scalings) > 1 else "")
-            if drawn is not None:
-                blocks.append(drawn)
-    return blocks
+        for metric in dict.fromkeys(point.metric for point in scaling.points):
+            yield metric, scaling, label if len(scalings) > 1 else ""
 
 
 def _plot(metric: str, scaling: Curves, label: str) -> Markup | None:
-    chart = scaling_chart(metric, scaling, label)
-    drawn = framed(chart, large=True)
-    formulas = scaling_formulas(metric, scaling)
+    drawn = framed(scaling_chart(metric, scaling, label), large=True)
+    formulas = [f"{one.family}: {_formula(one)}" for one in scaling.fits if one.metric == metric]
     if drawn is None or not formulas:
         return drawn
-    return element(
-        "div", drawn, element("p", "; ".join(formulas), class_="note formulas"), class_="block"
-    )
+    written = element("p", "; ".join(formulas), class_="note formulas")
+    return element("div", drawn, written, class_="block")
 
 
 def scaling_chart(metric: str, scaling: Curves, label: str = "") -> Chart:
@@ -74,19 +74,7 @@ def scaling_chart(metric: str, scaling: Curves, label: str = "") -> Chart:
 
 def scaling_drawing(scalings: dict[str, Curves]) -> str:
     """All charts of a study as one SVG file; the keys stand in the titles where there are several."""
-    return drawing(
-        [
-            scaling_chart(metric, scaling, label if len(scalings) > 1 else "")
-            for label, scaling in scalings.items()
-            for metric in dict.fromkeys(point.metric for point in scaling.points)
-        ]
-    )
-
-
-def scaling_formulas(metric: str, scaling: Curves) -> list[str]:
-    """The fitted curves of a metric as text."""
-    fits = [fit for fit in scaling.fits if fit.metric == metric]
-    return [f"{fit.family}: {formula}" for fit in fits if (formula := _formula(fit))]
+    return drawing([scaling_chart(*labelled) for labelled in _each_metric(scalings)])
 
 
 def _notes(points: list[Measurement], log: bool, has_fits: bool) -> str:
@@ -104,25 +92,20 @@ def _notes(points: list[Measurement], log: bool, has_fits: bool) -> str:
 
 
 def fitted(fit: Fit, low: float, high: float) -> list[tuple[float, float]]:
-    """Points of a fitted curve from `low` to `high` FLOPs; none when the fit says neither way."""
-    if fit.curve:
-        return sorted(fit.curve)
-    if fit.coefficient is None or fit.exponent is None or high <= low:
+    """Points of a fitted curve from `low` to `high` FLOPs."""
+    if high <= low:
         return []
     ratio = math.log(high / low) / (FIT_POINTS - 1)
     flops = [low * math.exp(ratio * place) for place in range(FIT_POINTS)]
     try:
-        return [(x, fit.offset + fit.coefficient * x**fit.exponent) for x in flops]
+        return [(x, fit.coefficient * x**fit.exponent) for x in flops]
     except OverflowError:
         return []
 
 
 def _formula(fit: Fit) -> str:
-    if fit.coefficient is None or fit.exponent is None:
-        return ""
-    offset = f"{number(fit.offset)} + " if fit.offset else ""
     exponent = f"{fit.exponent:.3g}".replace("-", MINUS)
-    return f"{offset}{number(fit.coefficient)} × FLOPs^{exponent}"
+    return f"{number(fit.coefficient)} × FLOPs^{exponent}"
 
 
 def _interval(point: Measurement) -> tuple[float, float] | None:

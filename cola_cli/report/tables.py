@@ -1,4 +1,4 @@
-"""Tables: plain ones, and the settings with what differs between artifacts of a kind first."""
+"""Tables of artifacts and of their settings, with what differs between artifacts of a kind first."""
 
 from __future__ import annotations
 
@@ -7,29 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from cola_cli.report.collect import Collected, Shown
-from cola_cli.report.markup import Markup, element
+from cola_cli.report.markup import Markup, element, table
 from cola_cli.report.quantities import DASH, count, duration, size
 
 UPRIGHT = 4  # artifacts above which each gets a row
 UNFOLDED = 15  # artifacts that are listed openly below the diagram
 VALUE_LIMIT = 160  # characters of a setting
-
-
-def table(
-    columns: Sequence[Any], rows: Sequence[Sequence[Any]], class_: str | None = None
-) -> Markup:
-    """A table whose first column names the rows; it scrolls by itself where the page is narrow."""
-    head = element("tr", [element("th", column, scope="col") for column in columns])
-    body = [
-        element(
-            "tr",
-            element("th", row[0], scope="row"),
-            [element("td", cell) for cell in row[1:]],
-        )
-        for row in rows
-    ]
-    written = element("table", element("thead", head), element("tbody", body), class_=class_)
-    return element("div", written, class_="scroll", tabindex=0)
 
 
 def artifact_table(artifacts: Sequence[Shown]) -> Markup:

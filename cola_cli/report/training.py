@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from cola_cli.families import FAMILIES
 from cola_cli.report.charts import Axis, Chart, Reference, Series, framed, grid
 from cola_cli.report.collect import Collected, Shown
-from cola_cli.report.markup import Markup, element
+from cola_cli.report.markup import Markup, element, table
 from cola_cli.report.quantities import DASH, number, percent
-from cola_cli.report.tables import table
 
 STEP = "optimiser step"
 LOG_FROM = 25.0  # ratio of largest to smallest above which a loss is drawn on a logarithmic axis

@@ -31,14 +31,12 @@ class Measurement(_Entry):
 
 
 class Fit(_Entry):
-    """A fitted curve: value = offset + coefficient * flops ** exponent, or (flops, value) pairs."""
+    """A fitted curve: value = coefficient * flops ** exponent."""
 
     family: str
     metric: str
-    coefficient: float | None = None
-    exponent: float | None = None
-    offset: float = 0.0
-    curve: list[tuple[Positive, float]] = []
+    coefficient: float
+    exponent: float
 
 
 class Level(_Entry):
