@@ -18,7 +18,8 @@ from cola_cli.models.attention import BlockCausal
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior, TextVAE
 from cola_cli.sampling.engine import Engine
-from cola_cli.sampling.requests import Generation, Request, Sampler
+from cola_cli.sampling.requests import Generation, Request
+from cola_cli.sampling.sampler import Sampler
 from cola_cli.settings.sample import SamplingOptions
 from cola_cli.weights.folder import open_model_folder
 
@@ -169,7 +170,7 @@ class LanguageModel(ABC):
                 if batch_size == 1:
                     raise MemoryError from error
             except FloatingPointError:
-                raise self._overflow() from None
+                raise self.overflow() from None
             # here the error is gone, and with it the caches of the frames it came from
             batch_size //= 2
             if self.device.type == "cuda":
@@ -185,7 +186,7 @@ class LanguageModel(ABC):
                     f"{name} holds the token {token}, but ids are 0 to {config.vocab_size - 1}"
                 )
 
-    def _overflow(self) -> ColaError:
+    def overflow(self) -> ColaError:
         """What to say when logits are infinite or NaN."""
         for network in self.networks:
             for name, weight in network.named_parameters():

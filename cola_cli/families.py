@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cola_cli.artifacts.kinds import Latents, Tokens
     from cola_cli.cost.training import Cost
     from cola_cli.models.config import PriorConfig, TextVAEConfig, TransformerConfig
-    from cola_cli.sampling.requests import Sampler
+    from cola_cli.sampling.sampler import Sampler
     from cola_cli.settings.baseline import BaselineSettings
     from cola_cli.settings.distill import DistillSettings
     from cola_cli.settings.prior import PriorSettings

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from cola_cli.cost.training import Cost
 from cola_cli.families import AUTOREGRESSIVE, FAMILIES, Data, Family, Networks, TokenModel
 from cola_cli.models.config import Shape, Size
 from cola_cli.sampling.requests import Generation, Request
+from cola_cli.sampling.sampler import Sampler
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.sample import SamplingOptions
 from cola_cli.training.objectives import objective as objectives
@@ -80,18 +82,29 @@ class BigramLoss(Objective):
         return [(self.network, 1.0)]
 
 
-class BigramSampler:
+@dataclass
+class BigramRow:
+    request: Request
+    slot: int
+
+
+class BigramSampler(Sampler[BigramRow]):
     """The likeliest next token, again and again."""
 
     def __init__(self, network: Bigram, options: SamplingOptions, batch_size: int) -> None:
-        self.network, self.budget = network, options.max_new_tokens or 0
+        super().__init__(options, batch_size)
+        self.network = network
 
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
-        for request in requests:
-            ids = list(request.prompt)
-            for _ in range(self.budget):
-                ids.append(int(self.network(torch.tensor([ids[-1:]])).argmax()))
-            yield request, Generation(ids[len(request.prompt) :])
+    def join(self, requests: list[Request]) -> None:
+        self.active += [BigramRow(request, self._slots.take()) for request in requests]
+
+    def step(self) -> list[tuple[Request, Generation]]:
+        row = self.active[0]
+        ids = list(row.request.prompt)
+        for _ in range(self._options(row.request).max_new_tokens or 0):
+            ids.append(int(self.network(torch.tensor([ids[-1:]])).argmax()))
+        self._remove(row)
+        return [(row.request, Generation(ids[len(row.request.prompt) :]))]
 
 
 def config(data: Data, settings: BaselineSettings) -> BigramConfig:

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"cli"},
     {"report"},
-    {"studies"},
+    {"studies", "serving"},
     {"stages"},
     {"evaluation"},
     {"api"},

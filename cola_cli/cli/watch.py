@@ -13,6 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from cola_cli.api import Cola
     from cola_cli.corpus.tokenizer import TextTokenizer
+    from cola_cli.sampling.engine import Glimpse
     from cola_cli.sampling.prompts import Prompt
     from cola_cli.settings.sample import SampleSettings
 
@@ -84,11 +85,9 @@ def watch_denoising(model: Cola, prompts: Iterable[Prompt], settings: SampleSett
         try:
             with Live(console=console, auto_refresh=False, transient=True) as live:
 
-                def show(
-                    t: float, blocks: list[list[int]], page: Page = page, live: Live = live
-                ) -> None:
+                def show(seen: list[Glimpse], page: Page = page, live: Live = live) -> None:
                     started = time.monotonic()
-                    live.update(tail(page.step(t, blocks[0]), console), refresh=True)
+                    live.update(tail(page.step(seen[0].t, seen[0].ids), console), refresh=True)
                     time.sleep(max(0.0, SECONDS_A_STEP - (time.monotonic() - started)))
 
                 engine.on_step = show

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """u + s (c - u), in float32 so that large scales do not overflow."""
+def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
+    """u + s (c - u), s one for all rows or (rows, 1, 1), in float32 so that large scales do not overflow."""
     base = unconditional.float()
     return base + scale * (conditional.float() - base)
 

@@ -166,7 +166,7 @@ class Trajectory:
 
     def _fresh_noise(self, rows: list[Generating], like: Tensor, index: int, repeat: int) -> Tensor:
         purpose = f"{REPAINT}/{index}/{repeat}"
-        sources = [generator(self.options.seed, row.request.item, 0, purpose) for row in rows]
+        sources = [generator(row.options.seed, row.request.item, 0, purpose) for row in rows]
         drawn = [torch.randn(like.shape[1:], generator=source) for source in sources]
         return torch.stack(drawn).to(like)
 
@@ -253,7 +253,7 @@ class PlainDenoiser:
 
     def _output(self, row: Generating, z: Tensor, evaluation: int, estimate: Tensor) -> Tensor:
         """The network's guided output (1, block_size, out_dim) for one row's block z."""
-        prior, options = self._prior, self.trajectory.options
+        prior = self._prior
         t = self._times[evaluation].expand(1, len(self._steps)).clone()
         if self.trajectory.clean_pins:
             t[:, : row.pins] = 0
@@ -265,8 +265,16 @@ class PlainDenoiser:
             alone = BlockCausal(len(self._steps), len(self._steps), z.device)
             view = view._replace(attend=alone)
             unconditional = prior(z, modulation, view, estimate).float()
-            output = guided(output, unconditional, options.guidance)
+            output = guided(output, unconditional, row.options.guidance)
         return output
+
+
+def guidance_of(rows: list[Generating], device: torch.device) -> float | Tensor:
+    """The rows' scale of guidance, or (rows, 1, 1) where they differ."""
+    scales = [row.options.guidance for row in rows]
+    if len(set(scales)) == 1:
+        return scales[0]
+    return torch.tensor(scales, device=device).view(-1, 1, 1)
 
 
 def rounded(z: Tensor, released: bool) -> Tensor:

@@ -7,9 +7,9 @@ committed to the cache in the first pass of the next one, and rows join and leav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby, islice
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -24,19 +24,29 @@ from cola_cli.sampling.fast import best_denoiser
 from cola_cli.sampling.fast.packed import packed
 from cola_cli.sampling.noise import TOKENS, block_noise, generator
 from cola_cli.sampling.requests import Generating, Generation, Request
-from cola_cli.sampling.slots import Slots
-from cola_cli.sampling.tokens import GREEDY_BELOW, choose, penalised, require_finite
+from cola_cli.sampling.sampler import Sampler
+from cola_cli.sampling.tokens import choose, penalised, require_finite, takes_likeliest
 from cola_cli.settings.sample import SamplingOptions
 
 T = TypeVar("T")
 MakeDenoiser = Callable[[Prior, KeyValueCache, SamplingOptions], Denoiser]
 
 
-class Engine:
-    """Continues prompts with a Text VAE and a prior, up to `batch_size` at a time.
+@dataclass(frozen=True)
+class Glimpse:
+    """A row's block before a step at time t: its number, its latents (block_size, d), the new tokens that it
+    would read as now, and the decoder's probability of each."""
 
-    What a prompt yields depends on its item number, the options and the models, never on the batch.
-    """
+    request: Request
+    block: int
+    t: float
+    latents: Tensor
+    ids: list[int]
+    chances: list[float]
+
+
+class Engine(Sampler[Generating]):
+    """Continues prompts with a Text VAE and a prior, up to `batch_size` at a time."""
 
     def __init__(
         self,
@@ -48,9 +58,9 @@ class Engine:
         make_denoiser: MakeDenoiser = best_denoiser,
     ) -> None:
         """make_denoiser: what takes a block from noise to latents."""
-        self.vae, self.prior, self.options = vae, prior, options
+        super().__init__(options, batch_size)
+        self.vae, self.prior = vae, prior
         self._decoder = packed(vae, "latent_in", "decoder", "patch_out", "token_out")
-        self.batch_size = batch_size
         self.pad_id = vae.config.vocab_size - 1 if pad_id is None else pad_id
         self.device = prior.latent_in.weight.device
         self._released = options.compat == "released"
@@ -66,8 +76,7 @@ class Engine:
         with torch.inference_mode():
             self._zero = prior.modulation(torch.zeros(1, device=self.device))
         self.denoiser = make_denoiser(prior, self._cache, options)
-        # shown (t, new tokens of every row as they would read now) before each step
-        self.on_step: Callable[[float, list[list[int]]], None] | None = None
+        self.on_step: Callable[[list[Glimpse]], None] | None = None  # shown all rows at each step
 
     @property
     def block_tokens(self) -> int:
@@ -75,41 +84,34 @@ class Engine:
         return self.prior.config.block_size * self.vae.config.patch_size
 
     @torch.inference_mode()
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
-        """Yield a request's generation so far after each of its blocks; the last one is not "running"."""
-        waiting = iter(requests)
-        active: list[Generating] = []
-        slots = Slots(self.batch_size)
-        while True:
-            fresh = self._admit(list(islice(waiting, slots.free)), slots)
-            active = sorted([*active, *fresh], key=lambda row: row.slot)
-            if not active:
-                return
-            z = self._denoise(active)
-            ids = self._read(active, z)
-            history = z if self._encoder_cache is None else self._encoded_again(active, ids)
-            for row, block, seen, tokens in zip(list(active), z, history, ids, strict=True):
-                row.pending = seen
-                row.position += self.prior.config.block_size
-                row.latents.append(block)
-                row.ids.extend(tokens)
-                generation = self._so_far(row)
-                if generation.finish != "running":
-                    active.remove(row)
-                    slots.give_back(row.slot)
-                yield row.request, generation
+    def step(self) -> list[tuple[Request, Generation]]:
+        """The generation so far of every row after its next block."""
+        rows, found = list(self.active), []
+        z = self._denoise(rows)
+        ids = self._read(rows, z)
+        history = z if self._encoder_cache is None else self._encoded_again(rows, ids)
+        for row, block, seen, tokens in zip(rows, z, history, ids, strict=True):
+            row.pending = seen
+            row.position += self.prior.config.block_size
+            row.latents.append(block)
+            row.ids.extend(tokens)
+            found.append((row.request, self._so_far(row)))
+            if found[-1][1].finish != "running":
+                self._remove(row)
+        return found
 
     # before the first block
 
-    def _admit(self, requests: list[Request], slots: Slots) -> list[Generating]:
+    @torch.inference_mode()
+    def join(self, requests: list[Request]) -> None:
         """Encode prompts, give each a free slot, and fill the caches with what lies before its block."""
+        if not requests:
+            return
         latents = self._encode([request.prompt for request in requests])
         rows = [
-            self._row(request, slots.take(), known)
+            self._row(request, self._slots.take(), known)
             for request, known in zip(requests, latents, strict=True)
         ]
-        if not rows:
-            return rows
         places = max(row.slot for row in rows) + 1
         length = max(len(r.prefix) + r.blocks * self.prior.config.block_size for r in rows)
         self.denoiser.reserve(places, length)
@@ -120,7 +122,7 @@ class Engine:
             if count:
                 for portion in portions(list(group), count):
                     self._prefill(portion, count)
-        return rows
+        self.active = sorted([*self.active, *rows], key=lambda row: row.slot)
 
     def _encode(self, prompts: list[Sequence[int]]) -> list[Tensor]:
         """Posterior means (n, d) of prompts on the prior's scale, n latents that hold a prompt token.
@@ -161,10 +163,11 @@ class Engine:
             position=position,
             trim=trim,
             blocks=self._block_budget(request, len(known) - prefix, trim),
+            options=self._options(request),
         )
 
     def _block_budget(self, request: Request, pinned: int, trim: int) -> int:
-        budget, given = self.options.max_new_tokens, request.noise
+        budget, given = self._options(request).max_new_tokens, request.noise
         if given is not None:
             shape = (self.prior.config.block_size, self.prior.config.latent_dim)
             if given.dim() != 3 or given.shape[1:] != shape:
@@ -216,7 +219,7 @@ class Engine:
         """The next block of every row, (rows, block_size, d) float32."""
         noise = torch.stack([self._noise(row) for row in rows])
         if (on_step := self.on_step) is not None:
-            self.denoiser.shown = lambda t, z: on_step(t, self._preview(rows, z))
+            self.denoiser.shown = lambda t, z: on_step(self._glimpses(rows, t, z))
         return self.denoiser.denoise(rows, noise)
 
     def _noise(self, row: Generating) -> Tensor:
@@ -224,7 +227,7 @@ class Engine:
         shape = (self.prior.config.block_size, self.prior.config.latent_dim)
         if row.request.noise is not None:
             return row.request.noise[block].float()
-        return block_noise(self.options.seed, row.request.item, block, shape, self._released)
+        return block_noise(row.options.seed, row.request.item, block, shape, self._released)
 
     # after a block
 
@@ -233,8 +236,7 @@ class Engine:
         logits = self._logits(rows, z)
         for row in rows:
             row.decoded += self.prior.config.block_size
-        options = self.options
-        if options.temperature < GREEDY_BELOW and options.repetition_penalty == 1.0:
+        if all(takes_likeliest(row.options) for row in rows):
             return logits.argmax(-1).tolist()
         return [self._choose(row, own).tolist() for row, own in zip(rows, logits, strict=True)]
 
@@ -269,20 +271,25 @@ class Engine:
         posterior = self.vae.encode(torch.tensor(tokens, device=self.device), positions, attend)
         return self.vae.to_prior(posterior.mean)
 
-    def _preview(self, rows: list[Generating], z: Tensor) -> list[list[int]]:
-        """The new tokens that the blocks would read as now."""
-        ids = self._logits(rows, z).argmax(-1).tolist()
-        return [own if row.latents else own[row.trim :] for row, own in zip(rows, ids, strict=True)]
+    def _glimpses(self, rows: list[Generating], t: float, z: Tensor) -> list[Glimpse]:
+        chances, ids = self._logits(rows, z).softmax(-1).max(-1)
+        trims = [0 if row.latents else row.trim for row in rows]
+        return [
+            Glimpse(
+                row.request, len(row.latents), t, own, read[trim:].tolist(), sure[trim:].tolist()
+            )
+            for row, own, read, sure, trim in zip(rows, z, ids, chances, trims, strict=True)
+        ]
 
     def _choose(self, row: Generating, logits: Tensor) -> Tensor:
-        options = self.options
+        options = row.options
         seen = torch.tensor(row.ids, dtype=torch.int64, device=logits.device)
         logits = penalised(logits, seen, options.repetition_penalty)
         source = generator(options.seed, row.request.item, len(row.latents), TOKENS)
         return choose(logits, options, source)
 
     def _so_far(self, row: Generating) -> Generation:
-        options = self.options
+        options = row.options
         exhausted = len(row.latents) >= row.blocks
         latents = torch.stack(row.latents)
         generation = Generation(row.ids[row.trim :], latents, "length" if exhausted else "running")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cola_cli.settings.sample import SamplingOptions
+
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt. `item` seeds its random numbers; `noise` (blocks, block_size, d) replaces them."""
+    """One prompt. `item` seeds its random numbers; `noise` (blocks, block_size, d) replaces them.
+
+    options: None for those of the sampler, from which they may differ where `SamplingOptions.shared` says.
+    """
 
     item: int
     prompt: Sequence[int]
     noise: Tensor | None = None
+    options: SamplingOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,6 @@ class Generation:
     text: str | None = None
 
 
-class Sampler(Protocol):
-    """What continues prompts."""
-
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generation]]:
-        """Yield a request's generation so far, now and then and at its end; the last is not "running"."""
-        ...
-
-
 @dataclass
 class Generating:
     """A prompt being continued."""
@@ -53,6 +50,7 @@ class Generating:
     position: int  # of the next block, in the prior
     trim: int  # prompt tokens at the front of the first block
     blocks: int  # to generate at most
+    options: SamplingOptions
     fill: int = 0  # latents in the prior's cache
     decoded: int = 0  # latents in the decoder's cache
     pending: Tensor | None = None  # (block_size, d) generated, not yet committed

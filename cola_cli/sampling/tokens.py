@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cola_cli.settings.sample import Sampling
+from cola_cli.settings.sample import Sampling, SamplingOptions
 
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy, as in the released code
+
+
+def takes_likeliest(options: SamplingOptions) -> bool:
+    """Whether the likeliest tokens are chosen, whatever came before."""
+    return options.temperature < GREEDY_BELOW and options.repetition_penalty == 1.0
 
 
 def require_finite(values: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,10 @@ from cola_cli.models.config import later
 from cola_cli.settings.fields import Settings, runtime
 
 MOST_TOKENS = 2**31 - 1  # of a continuation
+# what requests of one batch may differ in
+OF_A_REQUEST = {
+    "max_new_tokens", "guidance", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop_ids",
+}  # fmt: skip
 FirstBlock = Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"]
 
 
@@ -112,6 +116,10 @@ class SamplingOptions(Sampling):
 
     repetition_penalty: float = Field(default=1.0, gt=0)
     stop_ids: tuple[int, ...] = ()
+
+    def shared(self) -> tuple[Any, ...]:
+        """What requests that share a batch agree on: all but OF_A_REQUEST, and whether guidance acts."""
+        return (self.guidance != 1.0, *self.model_dump(exclude=OF_A_REQUEST).values())
 
     def unmask_blocks(self, budget: int) -> Iterator[tuple[int, int, int]]:
         """Start, stop and passes of each semi-autoregressive block of a continuation of `budget` tokens."""

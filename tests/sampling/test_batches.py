@@ -67,6 +67,56 @@ def test_a_batch_gives_what_its_rows_give_alone(
     assert generations(prompts, chosen(options), 2) == alone
 
 
+# What requests of one batch may differ in.
+OWN = st.fixed_dictionaries(
+    {
+        "max_new_tokens": st.integers(1, 14),
+        "guidance": st.sampled_from([0.0, 2.0, 3.0]),
+        "temperature": st.sampled_from([0.0, 0.7, 1.0]),
+        "top_k": st.sampled_from([None, 5]),
+        "top_p": st.sampled_from([None, 0.8]),
+        "repetition_penalty": st.sampled_from([1.0, 1.2]),
+        "seed": st.integers(0, 3),
+        "stop_ids": st.sampled_from([(), (7, 300, 410)]),
+    }
+)
+
+
+@settings(max_examples=20)
+@given(OPTIONS, st.lists(st.tuples(st.integers(0, 20), OWN), min_size=2, max_size=6), st.data())
+def test_rows_that_join_and_leave_at_any_block_give_what_they_give_alone(
+    shared: dict[str, Any], given_rows: list[tuple[int, dict[str, Any]]], data: st.DataObject
+) -> None:
+    model = golden.detail_model()
+    source = torch.Generator().manual_seed(len(given_rows))
+    requests = [
+        Request(
+            item,
+            torch.randint(0, 500, (length,), generator=source).tolist(),
+            options=chosen(shared).model_copy(update=own),
+        )
+        for item, (length, own) in enumerate(given_rows)
+    ]
+    engine = Engine(model.vae, model.prior, requests[0].options, 3, 511)
+    waiting, found, left = list(requests), {}, set()
+    while waiting or engine.active:
+        count = data.draw(st.integers(0 if engine.active else 1, engine.free))
+        engine.join(waiting[:count])
+        del waiting[:count]
+        if engine.active and data.draw(st.booleans()):
+            left.add(data.draw(st.sampled_from(engine.active)).request.item)
+            engine.leave(lambda request: request.item in left)
+        if engine.active:
+            found |= {r.item: g for r, g in engine.step() if g.finish != "running"}
+    assert found.keys() == {r.item for r in requests} - left
+    for request in requests:
+        if request.item in found:
+            alone = Engine(model.vae, model.prior, request.options, 1, 511)
+            *_, (_, expected) = alone.run([request])
+            assert found[request.item].ids == expected.ids
+            assert found[request.item].finish == expected.finish
+
+
 @pytest.mark.parametrize("prompt", [3, 4, 9])
 def test_a_re_encoded_history_is_what_the_same_tokens_would_be_as_a_prompt(prompt: int) -> None:
     model = golden.detail_model()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cola_cli.sampling.fast.side_by_side import SideBySide, part_count
 from cola_cli.sampling.requests import Generating, Request
+from cola_cli.settings.sample import SamplingOptions
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,9 @@ def test_parts(rows: int, threads: int, expected: int) -> None:
 
 def rows(count: int) -> list[Generating]:
     none = torch.empty(0, 1)
-    return [Generating(Request(i, []), i, none, none, 0, 0, 1) for i in range(count)]
+    return [
+        Generating(Request(i, []), i, none, none, 0, 0, 1, SamplingOptions()) for i in range(count)
+    ]
 
 
 @pytest.fixture

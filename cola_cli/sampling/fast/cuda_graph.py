@@ -82,6 +82,7 @@ class _Bucket:
         self._rows, self._keys, self._released = rows, keys, released
         self.noise = torch.zeros(rows, block, channels, device=device)
         self.pending = torch.zeros_like(self.noise)
+        self.scale = torch.ones(rows, 1, 1, device=device)  # of guidance
         self.counts = torch.zeros(4, rows, dtype=torch.int64, device=device)
         self.pins: Pins | None = None
         if pinned:
@@ -105,8 +106,7 @@ class _Bucket:
             for guides in (False, True)
         }
         pins = self.pins if self._trajectory.clean_pins else None
-        options = self._trajectory.options
-        scale, temperature = options.guidance, options.head_temperature
+        temperature = self._trajectory.options.head_temperature
         times = self._trajectory.network_times(device)
 
         def velocity(z: Tensor, evaluation: int) -> Tensor:
@@ -130,7 +130,7 @@ class _Bucket:
             outputs = output.split(self._rows)
             chosen = outputs[0]
             if guides:
-                chosen = torch.where(history, guided(chosen, outputs[-1], scale), chosen)
+                chosen = torch.where(history, guided(chosen, outputs[-1], self.scale), chosen)
             t = times[evaluation].view(1, -1, 1)
             return self._prior.to_velocity(chosen, z, t, temperature)
 
@@ -204,16 +204,19 @@ class GraphDenoiser:
         counts = torch.zeros(bucket.counts.shape, dtype=torch.int64)
         starts = torch.zeros(bucket.noise.shape)
         pending = torch.zeros_like(bucket.pending)
+        scale = torch.ones(bucket.scale.shape)
         for row, slot, own in zip(rows, slots, noise, strict=True):
             waits = row.pending is not None
             noisy = row.fill + (self._block if waits else 0)
             before = row.position - (self._block if waits else 0)
             counts[:, slot] = torch.tensor([row.fill, noisy, before, row.position])
             starts[slot] = own
+            scale[slot] = row.options.guidance
             if row.pending is not None:
                 pending[slot] = row.pending
         bucket.counts.copy_(counts)
         bucket.noise.copy_(starts)
+        bucket.scale.copy_(scale)
         bucket.pending.copy_(pending)
         if bucket.pins is not None:
             where = torch.zeros(bucket.pins.where.shape, dtype=torch.bool)

@@ -22,6 +22,7 @@ from cola_cli.sampling.denoise import (
     Shown,
     Trajectory,
     find_pins,
+    guidance_of,
     rounded,
 )
 from cola_cli.sampling.fast.cpu_attention import BlockAttention
@@ -209,16 +210,16 @@ class RaggedDenoiser:
         for row in entries.commits:
             row.fill += self._block
             row.pending = None
-        return self._guided(output, len(rows), entries.alone)
+        return self._guided(output, rows, entries.alone)
 
-    def _guided(self, output: Tensor, rows: int, alone: list[int]) -> Tensor:
+    def _guided(self, output: Tensor, rows: list[Generating], alone: list[int]) -> Tensor:
         """The network's output of the rows, guided where a row has an unconditional entry behind them."""
-        conditional = output[:rows]
+        conditional = output[: len(rows)]
         if not alone:
             return conditional
-        unconditional = output[rows:]
-        scale = self.trajectory.options.guidance
-        if len(alone) == rows:
+        unconditional = output[len(rows) :]
+        scale = guidance_of([rows[i] for i in alone], self._device)
+        if len(alone) == len(rows):
             return guided(conditional, unconditional, scale)
         conditional = conditional.clone()
         conditional[alone] = guided(conditional[alone], unconditional, scale)
