@@ -108,6 +108,13 @@ class Family:
         """The command of its stage, which is its name in an artifact's identity."""
         return f"{self.group} {self.command}".lstrip()
 
+    @property
+    def network(self) -> str:
+        """The name of the network that is trained whatever the settings say."""
+        from cola_cli.settings import TABLES
+
+        return self.trained(TABLES[self.table]())[-1]
+
 
 def lazy(module: str, name: str) -> Callable[..., Any]:
     """A function or class of the package that is imported when it is called."""

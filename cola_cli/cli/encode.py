@@ -13,7 +13,12 @@ from cola_cli.cli.options import STAGE, Invocation, command
 @command(*STAGE, "shard", table="encode")
 def encode(
     tokens: Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")],
-    vae: Annotated[Path, typer.Option("--vae", help="A vae artifact, of `cola train vae`.")],
+    vae: Annotated[
+        Path,
+        typer.Option(
+            "--vae", help="A vae artifact, of `cola train vae`, or a prior artifact: its VAE."
+        ),
+    ],
     run: Invocation,
 ) -> None:
     """Write the posterior of every sequence: mean and log-variance, in half precision.

@@ -18,6 +18,13 @@ Match = Annotated[
         help="A prior to be matched to: width, depth for as many parameters, optimiser, steps, batches.",
     ),
 ]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        help="Begin with these weights, of an artifact or a checkpoint in the authors' layout: fine-tuning.",
+    ),
+]
 
 
 def command_of(family: Family) -> Any:
@@ -28,15 +35,15 @@ def command_of(family: Family) -> Any:
 
 
 def _plain(family: Family) -> Any:
-    def train(tokens: Tokens, run: Invocation) -> None:
-        _train(family, tokens, run)
+    def train(tokens: Tokens, run: Invocation, start: From = None) -> None:
+        _train(family, tokens, run, start=start)
 
     return _named(family, train, f"-o runs/demo/{family.command} --preset tiny")
 
 
 def _matched(family: Family) -> Any:
-    def train(tokens: Tokens, run: Invocation, match: Match = None) -> None:
-        _train(family, tokens, run, match)
+    def train(tokens: Tokens, run: Invocation, match: Match = None, start: From = None) -> None:
+        _train(family, tokens, run, match, start)
 
     return _named(family, train, f"-o runs/demo/{family.command} --match runs/demo/prior")
 
@@ -57,6 +64,7 @@ def prior(
     vae: Annotated[
         Path | None, typer.Option("--vae", help="The VAE that made the latents, to confirm it.")
     ] = None,
+    start: From = None,
 ) -> None:
     """Train the block-causal prior by flow matching, the VAE frozen or jointly (stage 2 of the paper).
 
@@ -67,7 +75,7 @@ def prior(
 
     if vae is not None:
         require_maker(Latents.open(latents), vae)
-    _train(PRIOR, latents, run)
+    _train(PRIOR, latents, run, start=start)
 
 
 @command(*STAGE, table="distill")
@@ -95,12 +103,20 @@ def _train(
     source: Path,
     run: Invocation,
     match: Path | None = None,
+    start: Path | None = None,
     recorded: tuple[str, dict[str, Any]] | None = None,
 ) -> None:
     from cola_cli.stages.matching import match_report, matched_settings
+    from cola_cli.stages.start import Start
     from cola_cli.stages.train import plan_training, train, training_cost
 
-    settings = run.settings((str(match), matched_settings(match)) if match else recorded)
+    begin = None
+    if match is not None:
+        recorded = str(match), matched_settings(match)
+    if start is not None:
+        begin = Start(start, family)
+        recorded = str(start), (recorded[1] if recorded else {}) | begin.settings()
+    settings = run.settings(recorded)
     matched = match_report(match, training_cost(family, source, settings)) if match else {}
     if run.dry_run:
         run.show_plan(
@@ -112,7 +128,7 @@ def _train(
             f"{settings.model.layers} layers: {matched['core_parameters']:,} parameters between"
             f" embedding and head, {matched['match_ratio']:.1%} of the prior's"
         )
-    outcome = train(family, source, run.output, settings, run)
+    outcome = train(family, source, run.output, settings, run, begin)
 
     def describe(made: dict[str, Any]) -> list[str]:
         shown = {name: meaning for name, meaning in family.metrics.items() if name in made}

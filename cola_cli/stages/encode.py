@@ -53,8 +53,7 @@ def encode(
     run = run or Run()
     reporter = run.reporter
     tokens = Tokens.open(tokens_path)
-    vae_artifact = Artifact.open(vae_path, "vae")
-    require_same_tokenizer(tokens, vae_artifact)
+    vae_artifact = open_encoder(tokens, vae_path)
     identity = Identity(
         stage=STAGE,
         settings=result_settings(settings),
@@ -121,13 +120,24 @@ def latent_shape(tokens: Tokens, config: TextVAEConfig) -> tuple[int, int]:
     return tokens.statistics.seq_len // config.patch_size, config.latent_dim
 
 
-def require_same_tokenizer(tokens: Artifact, vae: Artifact) -> None:
-    """Raise InputError unless the Text VAE was trained on the tokenizer of these tokens."""
+def open_encoder(tokens: Artifact, path: Path) -> Artifact:
+    """The vae or prior artifact whose Text VAE encodes these tokens.
+
+    Raises InputError unless it is one, and was trained on the tokenizer of the tokens.
+    """
+    found = Artifact.open(path)
+    vae = found if found.manifest.kind == "prior" else Artifact.open(path, "vae")
+    if not vae.has(TOKENIZER):
+        raise InputError(
+            f"{path} holds no tokenizer, so it is not known whether {tokens.path} has its tokens.",
+            "Put its tokenizer.json beside the checkpoint, and import that again.",
+        )
     if tokens.file(TOKENIZER).read_bytes() != vae.file(TOKENIZER).read_bytes():
         raise InputError(
             f"{vae.path} was trained with another tokenizer than {tokens.path} has.",
             "Tokenize with that tokenizer.json, or train a VAE on these tokens.",
         )
+    return vae
 
 
 def _encode_part(
@@ -311,8 +321,7 @@ def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
     from cola_cli.weights.configs import vae_config
 
     tokens = Tokens.open(tokens_path)
-    vae_artifact = Artifact.open(vae_path, "vae")
-    require_same_tokenizer(tokens, vae_artifact)
+    vae_artifact = open_encoder(tokens, vae_path)
     config = vae_config(vae_artifact)
     length = tokens.statistics.seq_len
     rows = sum(part.rows for part in tokens.parts)

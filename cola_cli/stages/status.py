@@ -135,7 +135,8 @@ def _again(surveyed: _Surveyed, directory: Path, identity: Identity) -> str:
     """The command that makes an artifact (again); its settings are in the manifest."""
     inputs = {name: surveyed.found.get(f) for name, f in identity.inputs.items()}
     commands = AGAIN | {f.stage: f"cola {f.stage} {{{f.reads}}}" for f in FAMILIES.values()}
-    command = _filled(commands.get(identity.stage, f"cola {identity.stage} ..."), inputs)
+    command = commands.get(identity.stage, f"cola {identity.stage} ...")
+    command = _filled(command + " --from {start}" * ("start" in inputs), inputs)
     return f"{command} -o {shlex.quote(str(directory))}"
 
 

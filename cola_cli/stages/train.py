@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cola_cli.machine.processes import World
+    from cola_cli.stages.start import Start
 
 
 Source = Packed[Any]
@@ -86,9 +87,16 @@ def plan_training(
 
 
 def train(
-    family: Family, source_path: Path, output_path: Path, settings: Any, run: Run | None = None
+    family: Family,
+    source_path: Path,
+    output_path: Path,
+    settings: Any,
+    run: Run | None = None,
+    start: Start | None = None,
 ) -> Outcome:
     """Train a model on the sequences of an artifact of kind `family.reads`; commit an artifact of its own.
+
+    start: the weights to begin from, with a new optimiser; None: random ones.
 
     With the same train.data_seed, models of all families see the same sequences in every step.
     """
@@ -100,13 +108,24 @@ def train(
     identity = Identity(
         stage=family.stage,
         settings={name: value for name, value in chosen.items() if name not in family.ignored},
-        inputs={family.reads: source.manifest.fingerprint, **family.inputs},
+        inputs={
+            family.reads: source.manifest.fingerprint,
+            **family.inputs,
+            **({"start": start.fingerprint} if start else {}),
+        },
     )
     output = Output.open(
-        output_path, family.kind, identity, settings.model_dump(), run.overwrite, (source_path,)
+        output_path,
+        family.kind,
+        identity,
+        settings.model_dump(),
+        run.overwrite,
+        (source_path, *([start.path] if start else [])),
     )
     if output.up_to_date:
         return up_to_date(output)
+    if start and isinstance(source, Latents):
+        start.require_latent_space(source)
 
     import torch
 
@@ -145,6 +164,7 @@ def train(
                 world,
                 shares,
                 writer,
+                start,
             )
         world.wait()
         if writer is None:
@@ -197,6 +217,7 @@ def _train(
     world: World,
     shares: Shares,
     writer: Writer | None,
+    start: Start | None,
 ) -> None:
     import torch
 
@@ -207,6 +228,8 @@ def _train(
 
     torch.manual_seed(settings.train.seed)
     networks = family.build(config, source, settings)
+    if start is not None:
+        start.load_into(networks.saved[family.network][0])
     training = Training(
         networks.objective,
         settings.train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,18 +75,33 @@ def load_weights(artifact: Artifact, name: str, network: Any) -> None:
     Rotary frequencies that follow from its config are not among them. Raises DamagedArtifact when they do not
     fit the network.
     """
-    path = artifact.file(f"{name}/model.safetensors")
+    state = read_weights(artifact, name)
     try:
-        # Copies: matrix products on the mapped file's memory, otherwise aligned, can round differently.
-        with utf8_name(path) as place:
-            state = {key: value.clone() for key, value in load_file(place).items()}
         network.load_state_dict(state, assign=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise DamagedArtifact(
-            f"{path} does not hold the weights that its config.json describes"
-            f" ({' '.join(str(error).split())}).",
-            RESTORE,
-        ) from error
+    except RuntimeError as error:
+        raise _damaged(artifact, name, error) from error
     if any(name == "frequencies" and buffer.is_meta for name, buffer in network.named_buffers()):
         config = network.config
         network.frequencies = rotary_frequencies(config.head_dim, config.rope_theta)
+
+
+def read_weights(artifact: Artifact, name: str) -> dict[str, Tensor]:
+    """The weights that the artifact holds under this name. Raises DamagedArtifact when they are not whole."""
+    try:
+        # Copies: matrix products on the mapped file's memory, otherwise aligned, can round differently.
+        with utf8_name(_weights(artifact, name)) as place:
+            return {key: value.clone() for key, value in load_file(place).items()}
+    except SafetensorError as error:
+        raise _damaged(artifact, name, error) from error
+
+
+def _weights(artifact: Artifact, name: str) -> Path:
+    return artifact.file(f"{name}/model.safetensors")
+
+
+def _damaged(artifact: Artifact, name: str, error: Exception) -> DamagedArtifact:
+    return DamagedArtifact(
+        f"{_weights(artifact, name)} does not hold the weights that its config.json describes"
+        f" ({' '.join(str(error).split())}).",
+        RESTORE,
+    )

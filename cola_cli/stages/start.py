@@ -1,0 +1,107 @@
+"""Weights that a training begins from: of an artifact, or of a checkpoint in the authors' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.artifact import is_artifact
+from cola_cli.errors import InputError
+from cola_cli.families import Family
+from cola_cli.settings import TABLES
+from cola_cli.weights.configs import VAE, network_files, prior_config, vae_config
+from cola_cli.weights.folder import ModelFolder, open_model_folder, require_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BF16_ROUNDING = 2.0**-8  # of a weight, by storing it in half the bytes
+
+
+class Start:
+    """Where a model of a family begins. A Text VAE begins at any artifact that holds one.
+
+    Raises InputError when there is no such model at `path`.
+    """
+
+    def __init__(self, path: Path, family: Family) -> None:
+        self.path, self._family, self._name = path, family, family.network
+        require_folder(path)
+        self._source: Artifact | ModelFolder
+        if is_artifact(path):
+            self._source = artifact = Artifact.open(
+                path, None if self._name == VAE else family.kind
+            )
+            self.fingerprint = artifact.manifest.fingerprint
+            if not artifact.has(network_files(self._name)[0]):
+                raise InputError(
+                    f"{path} is a {artifact.manifest.kind} artifact, which holds no Text VAE.",
+                    "Name a vae, latents or prior artifact.",
+                )
+        elif family.token_model is not None:
+            raise InputError(f"{path} is not an artifact.", f"Name one of `cola {family.stage}`.")
+        else:
+            self._source = open_model_folder(path)
+            self.fingerprint = self._source.fingerprint()
+
+    def settings(self) -> dict[str, Any]:
+        """The sizes of this network as settings of training."""
+        defaults: Any = TABLES[self._family.table]()
+        known = type(defaults.model).model_fields
+        sizes = self._shape().model_dump()
+        return {"model": {name: value for name, value in sizes.items() if name in known}}
+
+    def load_into(self, network: nn.Module) -> None:
+        """Give the network these weights, in its precision. Raises InputError naming what does not fit."""
+        found, expected = self._state(self._name), network.state_dict()
+        remedy = "Train a model of its sizes, or start from other weights."
+        for name, tensor in expected.items():
+            if name not in found:
+                raise InputError(f"{self.path} does not hold the weights {name}.", remedy)
+            if found[name].shape != tensor.shape:
+                raise InputError(
+                    f"{self.path}: the weights {name} have the shape {tuple(found[name].shape)}, the model"
+                    f" to be trained has {tuple(tensor.shape)}.",
+                    remedy,
+                )
+        if surplus := sorted(found.keys() - expected.keys()):
+            raise InputError(
+                f"{self.path} holds the weights {surplus[0]}, which the model to be trained does not have.",
+                remedy,
+            )
+        network.load_state_dict(found)
+
+    def require_latent_space(self, latents: Artifact) -> None:
+        """Raise InputError unless the VAE that a prior lives with made these latents, up to rounding."""
+        import torch
+
+        from cola_cli.weights.artifact import read_weights
+
+        own, other = self._state(VAE), read_weights(latents, VAE)
+        same = own.keys() == other.keys() and all(
+            own[name].shape == weights.shape
+            and torch.allclose(own[name].float(), weights.float(), rtol=BF16_ROUNDING)
+            for name, weights in other.items()
+        )
+        if not same:
+            raise InputError(
+                f"{self.path} lives in another latent space than {latents.path}: their VAEs differ.",
+                "Encode the tokens with its VAE, or start from a prior of the VAE of these latents.",
+            )
+
+    def _shape(self) -> Any:
+        if isinstance(self._source, Artifact):
+            if (model := self._family.token_model) is not None:
+                return model.read_config(self._source)
+            return (vae_config if self._name == VAE else prior_config)(self._source)
+        vae, prior = self._source.configs()
+        return vae if self._name == VAE else prior
+
+    def _state(self, name: str) -> dict[str, Tensor]:
+        from cola_cli.weights.artifact import read_weights
+
+        if isinstance(self._source, Artifact):
+            return read_weights(self._source, name)
+        vae, prior = self._source.load()
+        return (vae if name == VAE else prior).state_dict()
