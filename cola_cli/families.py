@@ -276,6 +276,7 @@ PRIOR = Family(
     kept=("seq_len", "latent_shape", "end_of_text_id"),
     metrics={
         "validation_flow": "flow loss",
+        "validation_cross_entropy": "cross-entropy of the token head, nats a token",
         "validation_flow_of_zero": "flow loss of predicting zero",
         "validation_flow_of_mean": "flow loss of predicting the mean",
         "validation_flow_of_linear": "flow loss of the best linear predictor",

@@ -50,6 +50,12 @@ def vae(
         ["active channels", f"{found.active_channels} of {len(found.kl_per_channel)}"],
         ["KL per channel, nats", " ".join(f"{kl:.2f}" for kl in found.kl_per_channel)],
     ]
+    if found.flow_of_noise is not None and found.flow_of_linear is not None:
+        share = found.flow_of_noise / found.flow_of_linear
+        metrics += [
+            ["flow loss of posterior noise", f"{found.flow_of_noise:.4f}"],
+            ["its share of the best linear predictor's", f"{share:.1%}"],
+        ]
     table(str(model), ["metric", "value"], metrics)
     bars = [[t, accuracy, "█" * round(BAR * accuracy)] for t, accuracy in found.accuracy_at.items()]
     table("under latent noise", ["t", "reconstructed", ""], bars)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from cola_cli.errors import InputError
 from cola_cli.evaluation.diagnosis import Diagnosis
-from cola_cli.flow.path import interpolate
+from cola_cli.flow import timesteps
+from cola_cli.flow.path import interpolate, linear_prediction_loss
 from cola_cli.models.text_vae import TextVAE
 
 NOISE_LEVELS = tuple(round(0.05 * step, 2) for step in range(15))  # t from 0 to 0.7
+QUANTILES = 64  # of the law of t, over which flow losses are averaged
 ACTIVE_VARIANCE = 0.01  # of the posterior mean over the data; a channel above it is active
 
 
@@ -51,6 +53,8 @@ def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]], seed: int =
     if not (mean.isfinite().all() and variance.isfinite().all() and mean.any() and variance.all()):
         raise FloatingPointError
     kl = 0.5 * (mean.square() + variance - 1 - variance.log()).mean(0)
+    variance_of_all = (mean.var(0, correction=0) + variance.mean(0))[None]
+    scale = vae.config.scaling_factor**2
     return Diagnosis(
         tokens=tokens,
         accuracy=right[0.0] / tokens,
@@ -58,4 +62,14 @@ def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]], seed: int =
         log_snr=math.log(mean.square().mean().item() / variance.mean().item()),
         kl_per_channel=kl.tolist(),
         active_channels=int((mean.var(0) > ACTIVE_VARIANCE).sum()),
+        flow_of_noise=_flow_loss(scale * variance),
+        flow_of_linear=_flow_loss(scale * variance_of_all),
     )
+
+
+def _flow_loss(variance: Tensor) -> float:
+    """The mean flow loss of predicting latents of these variances (n, d) about what is known of them."""
+    normal = torch.special.ndtri((torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES)
+    law = timesteps.logit_normal(normal.numpy(), timesteps.location(variance.shape[1]), 1.0)
+    losses = [linear_prediction_loss(torch.tensor([t]), variance).mean().item() for t in law]
+    return sum(losses) / QUANTILES

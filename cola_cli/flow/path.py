@@ -22,6 +22,16 @@ def target_velocity(z0: Tensor, z1: Tensor) -> Tensor:
     return z1 - z0
 
 
+def linear_prediction_loss(t: Any, variance: Any) -> Any:
+    """The loss of the best linear prediction of z_1 - z_0 from z_t, per position; t (...) -> (...).
+
+    A channel of variance s has s / ((1 - t)^2 s + t^2); `variance` (d,) is averaged over. With the variance
+    of a posterior whose mean is known, it is what no prior can predict.
+    """
+    t = t[..., None]
+    return (variance / ((1 - t) ** 2 * variance + t**2)).mean(-1)
+
+
 def to_velocity(clean: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
     """v = (z_t - z_0) / t of the clean estimate z_0 = E[z_0 | z_t]; at t below T_MIN as at T_MIN."""
     if isinstance(t, Tensor):

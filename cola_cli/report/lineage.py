@@ -247,6 +247,7 @@ KEY_METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 OF_MODELS: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("validation_flow", lambda value: f"flow loss {number(value)}"),
+    ("validation_cross_entropy", lambda value: f"{number(value)} nats a token"),
     ("validation_loss", lambda value: f"validation loss {number(value)}"),
 )
 

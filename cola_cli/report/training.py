@@ -29,6 +29,7 @@ class Metric:
 METRICS = {
     "loss": Metric("Loss", "nats"),
     "flow": Metric("Flow matching loss", "mean squared error"),
+    "cross_entropy": Metric("Cross-entropy of the token head", "nats a token"),
     "reconstruction": Metric("Reconstruction loss", "nats a token"),
     "kl": Metric("KL to N(0, I)", "nats a latent"),
     "mask": Metric("Loss at masked tokens", "nats a token"),
@@ -48,7 +49,13 @@ METRICS = {
 }
 STILL = 1e-6  # relative change below which a metric stayed the same
 MACHINERY = ("gradient_norm", "learning_rate", "tokens_per_second")
-MAIN = ("flow", "loss", "reconstruction", "perplexity")  # the first that a kind has is drawn large
+MAIN = (
+    "flow",
+    "cross_entropy",
+    "loss",
+    "reconstruction",
+    "perplexity",
+)  # the first that a kind has is drawn large
 # Counters and metrics of the machine, and the levels that become reference lines.
 NOT_DRAWN = {"tokens", "seconds", "flops_use", "memory_bytes", "reader_share", "skipped"}
 LEVELS = {
@@ -72,8 +79,9 @@ def training_curves(collected: Collected) -> list[Markup]:
 def _block(name: str, runs: Sequence[Shown]) -> Markup:
     columns = {column.removeprefix(PREFIX) for run in runs for column in run.metrics}
     columns -= NOT_DRAWN | set(LEVELS)
-    if "flow" in columns and all(_same(run, "loss", "flow") for run in runs):
-        columns.discard("loss")  # a frozen prior has no other loss than the flow's
+    for term in ("flow", "cross_entropy"):
+        if term in columns and all(_same(run, "loss", term) for run in runs):
+            columns.discard("loss")  # a frozen prior has this one alone
     known = [column for column in METRICS if column in columns]
     order = known + sorted(columns - set(known))
     moving = [column for column in order if _moves(column, runs)]

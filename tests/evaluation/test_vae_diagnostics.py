@@ -39,6 +39,29 @@ def test_metrics_follow_their_definitions_and_skip_padding() -> None:
     assert set(found.accuracy_at) == set(NOISE_LEVELS)
 
 
+def test_the_flow_loss_of_noise_is_what_a_prior_that_knows_the_means_cannot_predict() -> None:
+    model = golden.detail_model()
+    ids = golden.detail()["vae_encode/1/ids"][None, :8]
+    found = diagnose(model.vae, [(ids, torch.tensor([8]))])
+    assert found.flow_of_noise is not None
+    posterior, scale = model.encode(ids), model.vae.config.scaling_factor
+    source = torch.Generator().manual_seed(1)
+    shape = (20_000, *posterior.mean.shape[1:])
+    loc = 1 + 0.5 * math.log(shape[-1] / 16)
+    t = (loc + torch.randn(shape[0], 1, 1, generator=source)).sigmoid()
+    sigma = scale * (0.5 * posterior.logvar).exp()
+    deviation = sigma * torch.randn(shape, generator=source)  # of z_0 from its mean
+    noise = torch.randn(shape, generator=source)
+    seen = (1 - t) * deviation + t * noise  # z_t less what is known of it
+    gain = (t - (1 - t) * sigma**2) / (
+        (1 - t) ** 2 * sigma**2 + t**2
+    )  # regression of z_1 - z_0 on it
+    measured = (noise - deviation - gain * seen).square().mean().item()
+    assert found.flow_of_noise == pytest.approx(measured, rel=0.02)
+    assert found.flow_of_linear is not None
+    assert found.flow_of_noise < found.flow_of_linear
+
+
 def test_the_plot_is_a_picture_of_every_noise_level() -> None:
     model = golden.detail_model()
     ids = golden.detail()["vae_encode/1/ids"][None]

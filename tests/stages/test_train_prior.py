@@ -149,7 +149,7 @@ def test_latents_drift_without_the_reference_and_give_in_to_the_flow_loss_withou
         chosen = joint.model_copy(update={"loss": loss})
         with monkeypatch.context() as patch:
             if not stopped:
-                patch.setattr(FlowMatching, "flow", flow_without_stops)
+                patch.setattr(FlowMatching, "prediction", flow_without_stops)
             found[name] = train(PRIOR, latents, tmp_path / name, chosen, CPU).statistics
     drift = {name: values["validation_drift"] for name, values in found.items()}
     flow = {name: values["validation_flow"] for name, values in found.items()}

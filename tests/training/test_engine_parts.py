@@ -18,6 +18,7 @@ from torch import nn
 from cola_cli.artifacts.files import sha256_file, write_atomic
 from cola_cli.cost.training import causal_pairs
 from cola_cli.errors import DamagedArtifact
+from cola_cli.flow.path import linear_prediction_loss
 from cola_cli.flow.timesteps import location
 from cola_cli.machine.processes import ALONE
 from cola_cli.settings.prior import Timesteps
@@ -27,7 +28,6 @@ from cola_cli.training.metrics import Metrics
 from cola_cli.training.objectives.flow_matching import (
     draw_clean,
     draw_timesteps,
-    linear_prediction_loss,
 )
 from cola_cli.training.schedule import learning_rate, mask_weight
 

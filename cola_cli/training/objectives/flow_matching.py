@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from cola_cli.corpus.sequences import Rows, Sequences
 from cola_cli.flow import gaussian, timesteps
-from cola_cli.flow.path import interpolate, position_times, target_velocity
+from cola_cli.flow.path import (
+    interpolate,
+    linear_prediction_loss,
+    position_times,
+    target_velocity,
+)
 from cola_cli.models.config import LEVELS, TextVAEConfig
 from cola_cli.models.modulation import LevelModulation, Modulation
 from cola_cli.models.prior import Prior
@@ -186,17 +191,18 @@ class FlowMatching(Objective):
         """mean, logvar (B, N, d), t (B, N / b) and draws -> the flow-matching loss."""
         mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
         z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], self.settings.data.clean))
-        terms = self.flow(z0, z0, batch, evaluate)
-        terms["loss"] = terms.get("cross_entropy", terms["flow"])
+        terms = self.prediction(z0, z0, batch, evaluate)
+        terms["loss"] = terms["flow" if "flow" in terms else "cross_entropy"]
         if evaluate:
-            terms |= predictions_without_a_model(z0, batch)
+            if "flow" in terms:
+                terms |= predictions_without_a_model(z0, batch)
             terms |= latent_moments(mean, logvar, batch["position_weight"])
         return terms
 
-    def flow(
+    def prediction(
         self, z0: Tensor, noised: Tensor, batch: Batch, evaluate: bool = False
     ) -> dict[str, Tensor]:
-        """L_FM of clean latents `z0`, and L_CE of a token head; z_t is made from `noised`, the same with or
+        """L_FM of clean latents `z0`, or L_CE of a token head; z_t is made from `noised`, the same with or
         without gradient."""
         prior, z0 = self.prior, z0.detach()
         copies = len(batch["z1"]) // len(z0)
@@ -210,23 +216,17 @@ class FlowMatching(Objective):
             with torch.no_grad():
                 output = prior(z_t, modulation, view)
                 estimate = prior.clean_estimate(output, z_t, t) * batch["estimated"].unsqueeze(-1)
-        terms = {}
         if prior.config.prediction == "tokens":
             hidden = prior.hidden(z_t, modulation, view, estimate)
             logits = prior.latent_out(hidden.flatten(0, 1)[batch["target_places"]])
-            terms["cross_entropy"] = objectives.reconstruction(
-                logits, batch["targets"], batch["target_weight"]
-            )
-            if not evaluate:
-                return terms | {"flow": terms["cross_entropy"].detach()}
-            right = (logits.argmax(-1) == batch["targets"]) * batch["target_weight"]
-            terms["accuracy"] = right.sum()
-            output = prior.latent_out(hidden)
-        else:
-            output = prior(z_t, modulation, view, estimate)
-        velocity = prior.to_velocity(output, z_t, t)
+            targets, weight = batch["targets"], batch["target_weight"]
+            terms = {"cross_entropy": objectives.reconstruction(logits, targets, weight)}
+            if evaluate:
+                terms["accuracy"] = ((logits.argmax(-1) == targets) * weight).sum()
+            return terms
+        velocity = prior.to_velocity(prior(z_t, modulation, view, estimate), z_t, t)
         errors = (wide(velocity) - target_velocity(z0, batch["z1"])).square().mean(-1)
-        return terms | {"flow": (errors * batch["flow_weight"]).sum()}
+        return {"flow": (errors * batch["flow_weight"]).sum()}
 
     def _times(self, batch: Batch) -> Tensor:
         """The time of every position, (B, N, 1)."""
@@ -292,7 +292,7 @@ class JointTraining(FlowMatching):
             terms = self._vae_terms(batch, mean, logvar, logits, masked_logits)
         z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], settings.data.clean))
         noised = z0 if settings.loss.flow_gradient == "latent" else z0.detach()
-        terms |= self.flow(z0, noised, batch, evaluate)
+        terms |= self.prediction(z0, noised, batch, evaluate)
         terms["loss"] = terms["loss"] + settings.loss.flow * terms["flow"]
         if evaluate:
             terms |= predictions_without_a_model(z0, batch)
@@ -380,13 +380,3 @@ def predictions_without_a_model(z0: Tensor, batch: Batch) -> dict[str, Tensor]:
         "flow_of_linear": (batch["linear"] * weight).sum(),
         "target_mean": (target * weight.unsqueeze(-1)).sum((0, 1)),
     }
-
-
-def linear_prediction_loss(t: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """The loss of the best linear prediction of z_1 - z_0 from z_t, per position; t (...) -> (...).
-
-    A channel of variance s has s / ((1 - t)^2 s + t^2); `variance` (d,) is averaged over.
-    """
-    t = t[..., None]
-    loss: np.ndarray = (variance / ((1 - t) ** 2 * variance + t**2)).mean(-1)
-    return loss
