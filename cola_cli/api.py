@@ -119,7 +119,7 @@ class LanguageModel(ABC):
         if noise is not None and prompts and not (noise.numel() and noise.isfinite().all()):
             raise ValueError("noise is empty, or holds NaN or infinity")
         for item, prompt in enumerate(prompts):
-            self._require_ids(prompt, f"prompt {item}")
+            self.require_ids(prompt, f"prompt {item}")
         requests = [
             Request(item, prompt, None if noise is None else noise[item])
             for item, prompt in enumerate(prompts)
@@ -177,7 +177,7 @@ class LanguageModel(ABC):
                 torch.cuda.empty_cache()
             warn(f"memory ran out; going on with {batch_size} prompts at a time")
 
-    def _require_ids(self, ids: Sequence[int], name: str) -> None:
+    def require_ids(self, ids: Sequence[int], name: str) -> None:
         """Raise ValueError for token ids that the model has no embedding for."""
         config: Any = self.networks[0].config
         for token in ids:
@@ -239,7 +239,7 @@ class Cola(LanguageModel):
         The prior works on (mean - shifting_factor) * scaling_factor: see `vae.to_prior`.
         Raises ValueError when L is not a multiple of patch_size, or for ids out of range.
         """
-        self._require_ids(ids.flatten().tolist(), "ids")
+        self.require_ids(ids.flatten().tolist(), "ids")
         return self.vae.encode(ids.to(self.device))
 
     @torch.inference_mode()

@@ -16,6 +16,7 @@ from cola_cli.cli import (
     likelihood,
     report,
     sample,
+    serve,
     study,
     tokenize,
     train,
@@ -27,7 +28,7 @@ from cola_cli.version import __version__
 
 # The commands in the order in which they are met, as `cola --help` shows them.
 PANELS = {
-    "Stages": ("tokenize", "train", "encode", "distill", "sample"),
+    "Stages": ("tokenize", "train", "encode", "distill", "sample", "serve"),
     "Artifacts": ("status", "inspect", "sql", "verify", "schema"),
     "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
     "Exchange": ("import", "export"),
@@ -73,6 +74,7 @@ for name, body in {
     "encode": encode.encode,
     "distill": train.distill,
     "sample": sample.sample,
+    "serve": serve.serve,
     "status": artifacts.status,
     "inspect": artifacts.inspect,
     "sql": artifacts.sql,

@@ -53,17 +53,15 @@ def sample(
     from cola_cli.artifacts.places import require_apart
     from cola_cli.stages.sample import (
         DEMO_PROMPT,
-        demo_model,
+        model_path,
         plan_sampling,
         sample_to_artifact,
         stored_settings,
     )
 
-    path = Path(model)
-    if model == "demo" and not path.exists():
-        path = demo_model()
-        if prompt is None and prompts is None:
-            prompt = [DEMO_PROMPT]
+    path = model_path(model)
+    if path != Path(model) and prompt is None and prompts is None:
+        prompt = [DEMO_PROMPT]
     settings = run.settings(recorded=stored_settings(path))
     if bool(prompt) == (prompts is not None):
         raise UsageError(

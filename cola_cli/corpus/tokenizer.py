@@ -73,6 +73,23 @@ class TextTokenizer:
         """Token ids of a text, no special tokens added."""
         return self._ids(text, self._tokenizer.encode(text, add_special_tokens=False))
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text in which names of special tokens stand for these, as templates have them."""
+        vocabulary = self._tokenizer.get_added_tokens_decoder()
+        names = {
+            t.content: token for token, t in vocabulary.items() if t.content in self.special_tokens
+        }
+        if not names:
+            return self.encode(text)
+        parts = re.split(
+            "(" + "|".join(map(re.escape, sorted(names, key=len, reverse=True))) + ")", text
+        )
+        return [
+            token
+            for part in parts
+            for token in ([names[part]] if part in names else self.encode(part))
+        ]
+
     def encode_documents(self, texts: Iterable[str]) -> Iterator[array[int]]:
         """Token ids of many texts, as `encode` gives them, in memory for `PIECE` characters at a time.
 

@@ -166,6 +166,11 @@ def _plan_token_model(
     }
 
 
+def model_path(name: str) -> Path:
+    """The model of this name: a path, or `demo` where there is no such path."""
+    return demo_model() if name == "demo" and not Path(name).exists() else Path(name)
+
+
 def demo_model() -> Path:
     """The small trained model that ships with the package. Raises UsageError when it does not."""
     path = Path(__file__).parent.parent / "demo"
