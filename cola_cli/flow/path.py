@@ -64,12 +64,25 @@ def clean_estimate(z: Tensor, t: Tensor | float, velocity: Tensor) -> Tensor:
     return z - t * velocity
 
 
-def renoise(z: Tensor, source: float, target: float, noise: Tensor) -> Tensor:
-    """Carry z from the marginal at t = source back to the noisier t = target >= source.
+def renoise(z: Tensor, source: float | Tensor, target: float | Tensor, noise: Tensor) -> Tensor:
+    """Carry z from the marginal at t = source < 1 back to the noisier t = target >= source.
 
     z_source = (1 - source) z_0 + source e. Scaling by (1 - target) / (1 - source) restores the share of z_0,
     and fresh `noise` adds the variance that is missing.
     """
     scale = (1 - target) / (1 - source)
-    missing = target**2 - (scale * source) ** 2
-    return scale * z + torch.tensor(max(missing, 0.0)).sqrt().to(z) * noise
+    missing = torch.as_tensor(target**2 - (scale * source) ** 2)
+    return scale * z + missing.clamp(min=0).sqrt().to(z) * noise
+
+
+def further_time(source: Tensor, target: Tensor, eta: float) -> Tensor:
+    """The time f <= target from which `renoise` to target completes a stochastic step from source.
+
+    The step then adds noise of the variance eta^2 target^2 (1 - r^2), r = (1 - source) target / ((1 - target)
+    source): with eta = 1 that of z_target given z_source and z_0 (Song et al., 2021, equation 16). Where the
+    time does not move f is target.
+    """
+    moves = source > target
+    ratio = (1 - source) * target / torch.where(moves, (1 - target) * source, 1.0)
+    kept = target * (1 - eta**2 * (1 - ratio**2)).clamp(min=0).sqrt()
+    return torch.where(moves, kept / (kept + 1 - target), target)

@@ -15,13 +15,19 @@ from torch import Tensor
 
 from cola_cli.errors import UsageError
 from cola_cli.flow.guidance import guided, is_guided
-from cola_cli.flow.path import interpolate, position_times, renoise, to_velocity
+from cola_cli.flow.path import (
+    further_time,
+    interpolate,
+    position_times,
+    renoise,
+    to_velocity,
+)
 from cola_cli.flow.solvers import chosen_grid, evaluation_times, evaluations_per_step, step
 from cola_cli.models.attention import BlockCausal
 from cola_cli.models.config import PriorConfig
 from cola_cli.models.prior import Prior
 from cola_cli.sampling.cache import KeyValueCache, OwnBlockAttention
-from cola_cli.sampling.noise import REPAINT, generator
+from cola_cli.sampling.noise import REPAINT, STEP, generator
 from cola_cli.sampling.requests import Generating
 from cola_cli.settings.sample import SamplingOptions
 
@@ -140,40 +146,61 @@ class Trajectory:
         shown: Shown | None = None,
     ) -> Tensor:
         """The latents at t = 0 of the rows' blocks that are `start` (rows, block_size, d) at t = 1."""
-        z, solver = start, self.options.solver
-        stride = evaluations_per_step(solver)
+        z = start
         for index, (t, end) in enumerate(zip(self.grid, self.grid[1:], strict=False)):
             if shown:
                 shown(t, z)
-            if pins is None:
-                z = step(velocity, z, *self._moves(t, end, z), index * stride, solver)
-            elif self.clean_pins:
-                z = torch.where(pins.where, pins.latents, z)
-                z = step(velocity, z, *self._moves(t, end, z), index * stride, solver)
+            if pins is None or self.clean_pins:
+                if pins is not None:
+                    z = torch.where(pins.where, pins.latents, z)
+                z = self._step(rows, z, t, end, index, velocity)
             else:
                 for repeat in self._repaints(index):
                     if repeat >= 0:
                         known = interpolate(pins.latents, start, torch.tensor(t))
                         z = torch.where(pins.where, known, z)
-                    moved = step(velocity, z, t, end, index * stride, "euler")
+                    moved = step(velocity, z, t, end, index, "euler")
                     if repeat > 0:  # back to t; rows without pins wait for the last execution
-                        again = renoise(
-                            moved, end, t, self._fresh_noise(rows, start, index, repeat)
-                        )
+                        fresh = _fresh_noise(rows, start, f"{REPAINT}/{index}/{repeat}")
+                        again = renoise(moved, end, t, fresh)
                         moved = torch.where(pins.where.any(1, keepdim=True), again, z)
                     z = moved
         return torch.where(pins.where, pins.latents, z) if pins and self.clean_pins else z
 
-    def _fresh_noise(self, rows: list[Generating], like: Tensor, index: int, repeat: int) -> Tensor:
-        purpose = f"{REPAINT}/{index}/{repeat}"
-        sources = [generator(row.options.seed, row.request.item, 0, purpose) for row in rows]
-        drawn = [torch.randn(like.shape[1:], generator=source) for source in sources]
-        return torch.stack(drawn).to(like)
+    def _step(
+        self,
+        rows: list[Generating],
+        z: Tensor,
+        t: float,
+        end: float,
+        index: int,
+        velocity: Velocity,
+    ) -> Tensor:
+        """The blocks at the block time `end`, from those at t; with eta, further and back by fresh noise."""
+        solver, eta = self.options.solver, self.options.eta
+        start, stop = self._moves(t, end, z)
+        if not eta:
+            evaluation = index * evaluations_per_step(solver)
+            return step(velocity, z, start, stop, evaluation, solver)
+        start, stop = torch.as_tensor(start).to(z), torch.as_tensor(stop).to(z)
+        further = further_time(start, stop, eta)
+        moved = step(velocity, z, start, further, index, solver)
+        noisier = renoise(moved, further, stop, _fresh_noise(rows, z, f"{STEP}/{index}"))
+        return torch.where(start > stop, noisier, moved)
 
     def _repaints(self, index: int) -> range:
         """The executions of a step under partial repaint, counted down to 0; -1 is one without repaint."""
         early = index < self.options.repaint_fraction * (len(self.grid) - 1)
         return range(self.options.repaint_times - 1, -1, -1) if early else range(-1, -2, -1)
+
+
+def _fresh_noise(rows: list[Generating], like: Tensor, purpose: str) -> Tensor:
+    """Noise for the blocks `like` (rows, block_size, d), of each row's own seed, item and block."""
+    sources = [
+        generator(row.options.seed, row.request.item, len(row.latents), purpose) for row in rows
+    ]
+    drawn = [torch.randn(like.shape[1:], generator=source) for source in sources]
+    return torch.stack(drawn).to(like)
 
 
 def find_pins(

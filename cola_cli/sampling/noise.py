@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-NOISE, TOKENS, REPAINT = "noise", "tokens", "repaint"
+NOISE, TOKENS, REPAINT, STEP = "noise", "tokens", "repaint", "step"
 
 
 def generator(seed: int, item: int, block: int, purpose: str) -> torch.Generator:

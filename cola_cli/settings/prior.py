@@ -98,6 +98,9 @@ class SamplingDefaults(Settings):
     """How the prior is sampled unless a flag, variable or file says otherwise; kept in its manifest."""
 
     steps: int | None = runtime(None, ge=1, description="Solver steps per block.")
+    eta: float | None = runtime(
+        None, ge=0, le=1, description="Noise that each Euler step draws afresh."
+    )
     guidance: float | None = runtime(
         None, ge=0, description="Scale of classifier-free guidance; 1 is off."
     )

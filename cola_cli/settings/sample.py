@@ -29,6 +29,13 @@ class Sampling(Settings):
     solver: Literal["euler", "heun", "midpoint"] = Field(
         default="euler", description="Solver of the flow's differential equation."
     )
+    eta: float = later(
+        0.0,
+        ge=0,
+        le=1,
+        description="Noise that each Euler step draws afresh: 0 follows the differential equation, 1 adds as"
+        " much as DDPM.",
+    )
     guidance: float = Field(
         default=7.0, ge=0, le=1_000, description="s of classifier-free guidance, u + s (c - u)."
     )
@@ -103,6 +110,8 @@ class Sampling(Settings):
                 raise ValueError(f"grid must fall from 1 to 0, not {self.grid}")
         if self.first_block == "partial-repaint" and self.solver != "euler":
             raise ValueError("partial repaint is defined for the Euler solver")
+        if self.eta and (self.solver != "euler" or self.first_block == "partial-repaint"):
+            raise ValueError("eta is defined for the Euler solver without partial repaint")
         if self.history == "re-encoded" and self.first_block in ("left-pad", "right-pad"):
             raise ValueError("a re-encoded history needs whole blocks; choose another first_block")
         return self

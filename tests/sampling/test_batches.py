@@ -23,6 +23,7 @@ OPTIONS = st.fixed_dictionaries(
         "guidance": st.sampled_from([0.0, 1.0, 3.0]),
         "guidance_interval": st.sampled_from([(0.0, 1.0), (0.3, 0.8)]),
         "solver": st.sampled_from(["euler", "heun", "midpoint"]),
+        "eta": st.sampled_from([0.0, 0.0, 0.5, 1.0]),
         "first_block": st.sampled_from(["clean-repaint", "partial-repaint", "left-pad", "right-pad"]),
         "repaint_times": st.integers(1, 3),
         "repaint_fraction": st.sampled_from([0.5, 1.0]),
@@ -49,6 +50,8 @@ def generations(
 
 def chosen(options: dict[str, Any]) -> SamplingOptions:
     if options["first_block"] == "partial-repaint":
+        options = options | {"solver": "euler", "eta": 0.0}
+    if options["eta"]:
         options = options | {"solver": "euler"}
     if options["first_block"].endswith("pad"):
         options = options | {"history": "generated"}

@@ -49,7 +49,7 @@ def generations(name: str, batch: int, maker: Any, **options: Any) -> list[Gener
 @pytest.mark.parametrize(
     "options",
     [{}, {"guidance": 1.0}, {"solver": "midpoint", "head_temperature": 0.7},
-     {"first_block": "right-pad"}],
+     {"first_block": "right-pad"}, {"eta": 0.6, "guidance": 2.0}],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("name", PRIORS)
