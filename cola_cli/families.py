@@ -204,6 +204,12 @@ def _prior_config(data: Data, settings: PriorSettings) -> PriorConfig:
         head = data.vocab_size
         _require_head_fits(settings, positions, data.length)
     config = PriorConfig(latent_dim=vae.latent_dim, vocab_size=head, **settings.model.model_dump())
+    if settings.timesteps.law == "decided" and positions != data.length:
+        raise UsageError(
+            f"prior.timesteps.law = decided needs one latent per token; {data.length} tokens have"
+            f" {positions} latents here.",
+            "Train a VAE with patch_size 1, or choose another law.",
+        )
     for size in (config.block_size, *settings.data.block_sizes):
         if size < 1 or positions % size:
             raise UsageError(
@@ -237,8 +243,10 @@ def _require_head_fits(settings: PriorSettings, positions: int, length: int) -> 
 
 def _build_prior(config: PriorConfig, latents: Latents, settings: PriorSettings) -> Networks:
     import numpy as np
+    import torch
 
     from cola_cli.corpus.sequences import Sequences
+    from cola_cli.flow.timesteps import decided
     from cola_cli.models.prior import Prior
     from cola_cli.models.text_vae import TextVAE
     from cola_cli.training.objectives.flow_matching import FlowMatching, JointTraining, token_codes
@@ -249,17 +257,21 @@ def _build_prior(config: PriorConfig, latents: Latents, settings: PriorSettings)
     variance = np.add(statistics.channel_variance, statistics.posterior_variance)
     variance *= vae_shape.scaling_factor**2
     prior, length = Prior(config), statistics.seq_len
-    if config.prediction == "tokens":
-        train = Sequences(latents, "train")
-        prior.codes, prior.code_variance = token_codes(train, vae_shape, config.vocab_size)
-    if settings.mode == "frozen":
-        objective = FlowMatching(prior, settings, variance, length, vae_shape)
-        return Networks(objective, {"prior": (prior, config)})
-    vae = TextVAE(vae_shape) if settings.joint.from_scratch else load_vae(latents)
-    return Networks(
-        JointTraining(prior, vae, settings, variance, length),
-        {"vae": (vae, vae_shape), "prior": (prior, config)},
-    )
+    objective = FlowMatching(prior, settings, variance, length, vae_shape)
+    saved: dict[str, Any] = {"prior": (prior, config)}
+    if settings.mode == "joint":
+        vae = TextVAE(vae_shape) if settings.joint.from_scratch else load_vae(latents)
+        objective = JointTraining(prior, vae, settings, variance, length)
+        saved = {"vae": (vae, vae_shape), **saved}
+    head, law = config.prediction == "tokens", settings.timesteps.law == "decided"
+    if head or law:
+        found = token_codes(Sequences(latents, "train"), vae_shape, statistics.vocab_size)
+        if head:
+            prior.codes.copy_(torch.from_numpy(found.codes))
+            prior.code_variance.copy_(torch.from_numpy(found.variance))
+        if law:
+            objective.decided = decided(found.codes, found.variance, found.counts)
+    return Networks(objective, saved)
 
 
 PRIOR = Family(

@@ -14,8 +14,9 @@ from cola_cli.settings.training import Mask, Optimizer, Train
 class Timesteps(Settings):
     """The distribution of the training timesteps, one per block."""
 
-    law: Literal["logit-normal", "uniform", "shifted"] = Field(
-        default="logit-normal", description="Distribution of t in [0, 1]."
+    law: Literal["logit-normal", "uniform", "shifted", "decided"] = Field(
+        default="logit-normal",
+        description="Distribution of t in [0, 1]. decided: as fast as noise hides which token a latent is.",
     )
     loc: float | None = Field(
         default=None, description="Mean of logit(t) of logit-normal. Unset: 1 + 0.5 ln(d / 16)."

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from cola_cli.artifacts.files import sha256_file, write_atomic
 from cola_cli.cost.training import causal_pairs
 from cola_cli.errors import DamagedArtifact
 from cola_cli.flow.path import linear_prediction_loss
-from cola_cli.flow.timesteps import location
+from cola_cli.flow.timesteps import decided, location
 from cola_cli.machine.processes import ALONE
 from cola_cli.settings.prior import Timesteps
 from cola_cli.settings.training import Mask, Optimizer
@@ -84,6 +85,28 @@ def test_timesteps_follow_their_law() -> None:
     assert draw_timesteps(randoms, 400, Timesteps(law="uniform"), 16).mean() == pytest.approx(
         0.5, abs=0.01
     )
+
+
+def test_the_decided_law_is_where_noise_hides_the_token() -> None:
+    """Two tokens at +-m in one channel: the entropy of the token is an integral over one normal variable."""
+    m, s = 2.0, 0.3
+    quantiles = decided(np.array([[m], [-m], [9.0]]), np.array([s]), np.array([5, 5, 0]))
+    t = np.linspace(1e-3, 1, 400)
+    noise = statistics.NormalDist()
+    normal = np.array([noise.inv_cdf((i + 0.5) / 2000) for i in range(2000)])
+    signal = (1 - t) * m / np.sqrt((1 - t) ** 2 * s + t**2)
+    p = 1 / (1 + np.exp(-2 * signal[:, None] * (signal[:, None] + normal)))  # of the right token
+    q = 1 - p
+    entropy = -(p * np.log(p) + q * np.log(np.maximum(q, 1e-300))).mean(1)
+    below = 0.9 * entropy / entropy[-1] + 0.1 * t
+    for share in (0.25, 0.5, 0.75):
+        place = round(share * (len(quantiles) - 1))
+        assert np.interp(quantiles[place], t, below) == pytest.approx(share, abs=0.04)
+    randoms = randomness.generators(0, 0, 0, range(50))
+    drawn = draw_timesteps(randoms, 400, Timesteps(law="decided"), 1, quantiles)
+    assert np.median(drawn) == pytest.approx(quantiles[len(quantiles) // 2], abs=0.02)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
 
 
 def test_the_location_rule_gives_the_papers_dashed_lines() -> None:

@@ -50,13 +50,20 @@ CODE_TOKENS = 1 << 22
 
 
 def draw_timesteps(
-    randoms: Sequence[np.random.Generator], blocks: int, law: Timesteps, latent_dim: int
+    randoms: Sequence[np.random.Generator],
+    blocks: int,
+    law: Timesteps,
+    latent_dim: int,
+    decided: np.ndarray | None = None,
 ) -> np.ndarray:
-    """One t in [0, 1] a block, (B, blocks) float32, 0 clean and 1 noise."""
+    """One t in [0, 1] a block, (B, blocks), 0 clean and 1 noise; `decided` are quantiles of that law."""
     if law.law == "logit-normal":
         loc = timesteps.location(latent_dim) if law.loc is None else law.loc
         return timesteps.logit_normal(randomness.normal(randoms, blocks), loc, law.scale)
     t = randomness.uniform(randoms, blocks)
+    if law.law == "decided":
+        assert decided is not None
+        return timesteps.from_quantiles(t, decided)
     return timesteps.shifted(t, law.shift) if law.law == "shifted" else t
 
 
@@ -117,9 +124,9 @@ class FlowMatching(Objective):
         self.prior = prior
         self.settings = settings
         self.to_prior = vae.to_prior
-        self.latent_variance = (
-            latent_variance  # (d,) on the prior's scale, for a linear prediction's loss
-        )
+        # (d,) on the prior's scale, for a linear prediction's loss
+        self.latent_variance = latent_variance
+        self.decided: np.ndarray | None = None  # quantiles of the law of timesteps of that name
 
     def draw(
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
@@ -148,7 +155,8 @@ class FlowMatching(Objective):
         clean = draw_clean(randoms, blocks, block_size, settings.data.partly_clean)
         each_weight = objectives.position_weights(rows, self.patch_size)
         weight = np.tile(each_weight, copies)
-        t = draw_timesteps(randoms, blocks, settings.timesteps, channels).astype(np.float32)
+        t = draw_timesteps(randoms, blocks, settings.timesteps, channels, self.decided)
+        t = t.astype(np.float32)
         drawn: Draws = {
             "block_size": block_size,
             "mean": rows.mean,
@@ -345,11 +353,19 @@ def clean_latents(mean: Tensor, logvar: Tensor, noise: Tensor, clean: str) -> Te
     return mean if clean == "mean" else gaussian.sample(mean, logvar, noise)
 
 
-def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """The mean latent (vocab, d) of each token on the prior's scale, and the variance (d,) about these means.
+class TokenCodes(NamedTuple):
+    """Where tokens lie among the latents, on the prior's scale.
 
-    Over some CODE_TOKENS tokens; one that does not occur there has the mean of all latents.
+    codes: the mean latent (V, d) of each token; variance: (d,) about these means; counts: (V,) of the tokens.
     """
+
+    codes: np.ndarray
+    variance: np.ndarray
+    counts: np.ndarray
+
+
+def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> TokenCodes:
+    """The codes over some CODE_TOKENS tokens; one that does not occur there has the mean of all latents."""
     sums = np.zeros((vocab_size, vae.latent_dim))
     squares = np.zeros(vae.latent_dim)
     counts = np.zeros(vocab_size)
@@ -367,7 +383,7 @@ def token_codes(sequences: Sequences, vae: TextVAEConfig, vocab_size: int) -> tu
     own = sums / np.maximum(counts, 1)[:, None]
     variance = (squares - (counts[:, None] * own**2).sum(0)) / total * vae.scaling_factor**2
     codes = vae.to_prior(np.where(counts[:, None] > 0, own, sums.sum(0) / total))
-    return torch.from_numpy(codes.astype(np.float32)), torch.from_numpy(variance.astype(np.float32))
+    return TokenCodes(codes, variance, counts)
 
 
 def predictions_without_a_model(z0: Tensor, batch: Batch) -> dict[str, Tensor]:
