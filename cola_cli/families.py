@@ -210,7 +210,8 @@ def _prior_config(data: Data, settings: PriorSettings) -> PriorConfig:
             f" {positions} latents here.",
             "Train a VAE with patch_size 1, or choose another law.",
         )
-    for size in (config.block_size, *settings.data.block_sizes):
+    early = (size for size, _ in settings.data.block_curriculum)
+    for size in (config.block_size, *settings.data.block_sizes, *early):
         if size < 1 or positions % size:
             raise UsageError(
                 f"prior: {positions} latents a sequence are not a multiple of block size {size}.",

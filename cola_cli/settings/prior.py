@@ -51,6 +51,11 @@ class FlowData(CleanData):
         default=(),
         description="Each sequence takes one of these at random. Empty: always model.block_size.",
     )
+    block_curriculum: tuple[tuple[int, int], ...] = later(
+        (),
+        description="Pairs of a block size and a number of updates that training begins with, such as"
+        " [[1, 500]].",
+    )
     noisy_copies: int = later(
         1,
         ge=1,

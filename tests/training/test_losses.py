@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cola_cli.training import randomness
 from cola_cli.training.objectives.objective import Batch
 from tests.oracles import plain_train
 from tests.training import brute_force as brute
@@ -141,6 +142,15 @@ def test_block_sizes_other_than_the_models_mix_in_a_batch(block_size: int) -> No
         batch["flow_weight"],
     )
     assert_close({"loss": objective(batch)["loss"]}, {"loss": theirs})
+
+
+def test_a_curriculum_begins_with_its_own_block_sizes() -> None:
+    objective = prior_objective(data={"block_curriculum": [(1, 2), (2, 3)]})
+    own = objective.prior.config.block_size
+    sizes = [batch_of(objective, rows(), step)["block_size"] for step in range(7)]
+    assert sizes == [1, 1, 2, 2, 2, own, own]
+    validation = objective.draw(rows(), randomness.generators(5, 0, 0, range(3)), 0, True)
+    assert [drawn["block_size"] for drawn in validation] == [own]
 
 
 @pytest.mark.parametrize("flow_gradient", ["detach", "latent"])

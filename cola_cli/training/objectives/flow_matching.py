@@ -93,6 +93,15 @@ def draw_levels(
     return np.rint(times * LEVELS).astype(np.int64).reshape(len(t), -1)
 
 
+def _size_of_update(step: int, curriculum: Sequence[tuple[int, int]]) -> int | None:
+    """The block size of an update that is in a curriculum of (size, updates), None after its end."""
+    for size, updates in curriculum:
+        if step < updates:
+            return size
+        step -= updates
+    return None
+
+
 def _rows_of_copies(values: np.ndarray, copies: int) -> np.ndarray:
     """(B, copies * n, ...) -> (B * copies, n, ...)."""
     return values.reshape(len(values) * copies, -1, *values.shape[2:])
@@ -133,9 +142,10 @@ class FlowMatching(Objective):
     ) -> list[Draws]:
         """Posterior, noise, timesteps and weights; one micro-batch for each block size drawn."""
         sizes = self.settings.data.block_sizes
-        if not sizes or validation:
+        early = None if validation else _size_of_update(step, self.settings.data.block_curriculum)
+        if not sizes or validation or early:
             asked = _Asked(rows, randoms, step, validation)
-            return [self._draw(asked, self.prior.config.block_size)]
+            return [self._draw(asked, early or self.prior.config.block_size)]
         chosen = np.array([sizes[random.integers(len(sizes))] for random in randoms])
         drawn = []
         for size in sorted(set(sizes)):
