@@ -1,7 +1,7 @@
 """One thread that computes for everybody: continuations join and leave batches at block boundaries.
 
-Continuations that agree on `SamplingOptions.shared` share the batches of a sampler; the samplers take turns,
-a step each. Where a batch fails, its rows start again in halves until the one that fails is alone: results
+Continuations that agree on `SamplingOptions.shared` share the batches of a sampler; the samplers take turns.
+Where a batch fails, its rows start again in halves until the one that fails is alone: results
 depend on no neighbour, so the others lose nothing but time.
 """
 
@@ -23,6 +23,7 @@ from cola_cli.sampling.engine import Engine, Glimpse
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.sampler import Sampler
 
+SLICE = 0.05  # seconds of a sampler's turn: a step may be a token or a block
 IDLE = 4  # samplers kept with their packed weights while nobody uses them
 GLIMPSES = 4096  # that a slow watcher may be behind
 
@@ -159,14 +160,18 @@ class Scheduler:
             for _ in range(min(free, len(self._waiting))):
                 ticket = self._waiting.popleft()
                 fresh.setdefault(_key(ticket), []).append(ticket)
-        for key, joining in fresh.items():
-            if joining or (key in self._groups and self._groups[key].tickets):
-                self._step(key, joining)
+        busy = {
+            k: v for k, v in fresh.items() if v or (k in self._groups and self._groups[k].tickets)
+        }
+        for key, joining in busy.items():
+            self._turn(key, joining, SLICE if len(busy) > 1 else 0.0)
         idle = [key for key, group in self._groups.items() if not group.tickets]
         for key in idle[:-IDLE]:
             del self._groups[key]
 
-    def _step(self, key: Any, joining: list[Ticket]) -> None:
+    def _turn(self, key: Any, joining: list[Ticket], seconds: float) -> None:
+        """Let tickets join a group, and take a step, or as many as begin within so many seconds."""
+        end = time.monotonic() + seconds
         group = self._groups.pop(key, None)
         try:
             if group is None:
@@ -175,8 +180,10 @@ class Scheduler:
                     group.sampler.on_step = group.glimpse
             self._groups[key] = group
             group.take(joining)
-            done = group.step(joining)
-            self._room = min(self.rows, self._room + len(done))
+            done = len(group.step(joining))
+            while group.tickets and time.monotonic() < end:
+                done += len(group.step([]))
+            self._room = min(self.rows, self._room + done)
         except Exception as error:
             self._groups.pop(key, None)
             self._part(joining if group is None else list(group.tickets.values()), error)

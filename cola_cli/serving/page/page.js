@@ -69,7 +69,7 @@ class Pane {
   }
 
   draw() {
-    const reach = Math.max(...this.paths.flat(2).map(Math.abs));
+    const reach = Math.max(1, ...this.paths.flat(2).map(Math.abs));
     this.scale = Math.min(this.scale, 95 / reach);
     const at = ([x, y]) => [x * this.scale, -y * this.scale];
     const make = (name, values) => {
@@ -94,8 +94,12 @@ class Pane {
   }
 
   finish(tokens, seconds, first) {
-    if (this.paths?.length) { this.settle(); this.draw(); }
-    this.one("progress").value = 1;
+    if (this.paths) {
+      this.settle();
+      this.draw();
+      this.one("progress").value = 1;
+      this.one(".t").textContent = "0.00";
+    }
     const rate = (tokens / seconds).toFixed(0);
     this.one(".about").textContent = `${tokens} tokens in ${seconds.toFixed(2)} s, ${rate} a second; the first after ${(first * 1000).toFixed(0)} ms`;
     this.element.dataset.finished = "yes";
