@@ -18,7 +18,7 @@ PAGES = [
     *sorted((ROOT.parent / "docs").glob("*.md")),
 ]
 FORBIDDEN = {
-    r"(?<!there )\b(is|be)( of)? no\b(?! longer| more)": "is not a",
+    r"(?<![Tt]here )\b(is|be)( of)? no\b(?! longer| more)": "is not a",
     r"(?<!there )\bare no\b(?! longer| more)": "are not",
     r"\b(is|are|was|were) none\b": "there is no, there are no, is missing",
     r"\banew\b": "again, from the start",

@@ -6,9 +6,11 @@ device. `sampling/fast/` has quicker ones, which must give the same latents.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -93,6 +95,9 @@ class Trajectory:
         self.times = evaluation_times(self.grid, options.solver)
         self.clean_pins = options.first_block == "clean-repaint"
         self.stagger, self.block = config.stagger, config.block_size
+        self.channels = config.latent_dim
+        self._network_times = functools.cache(self._times_on)
+        self._path = functools.cache(self._path_on)
         if config.prediction != "velocity" and options.solver == "heun":
             raise UsageError(
                 f"heun needs the velocity at t = 0; a prior that predicts {config.prediction} has none.",
@@ -118,6 +123,9 @@ class Trajectory:
     def network_times(self, device: torch.device) -> Tensor:
         """The times of all evaluations as the network is given them, (evaluations,), or (evaluations, block)
         of staggered positions; the released loop feeds 1000 t in bf16."""
+        return self._network_times(device)
+
+    def _times_on(self, device: torch.device) -> Tensor:
         if self.stagger:
             grid = list(self._positions(torch.tensor(self.grid, device=device)))
             times = torch.stack(evaluation_times(grid, self.options.solver))
@@ -130,12 +138,29 @@ class Trajectory:
         """The times of a block's staggered positions from the block's own."""
         return position_times(time, self.stagger, self.block)
 
-    def _moves(self, t: float, end: float, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """Where a step begins and ends: for all positions, or (block, 1) of staggered ones."""
-        if not self.stagger:
-            return t, end
-        start, stop = self._positions(like.new_tensor([t, end])).unsqueeze(-1)
-        return start, stop
+    def _path_on(self, device: torch.device) -> list[tuple[Any, Any, Any]]:
+        """Where each step begins, where it ends, and with eta how far it goes before it comes back.
+
+        Numbers, or tensors (block, 1) of staggered positions and () with eta. They are made once, as a graph
+        that is being captured on a GPU cannot copy them there.
+        """
+        grid: Any = self.grid
+        if self.stagger:
+            grid = [self._positions(t).unsqueeze(-1) for t in torch.tensor(grid, device=device)]
+        elif self.options.eta:
+            grid = list(torch.tensor(grid, device=device))
+        steps = itertools.pairwise(grid)
+        if not self.options.eta:
+            return [(start, stop, None) for start, stop in steps]
+        eta = self.options.eta
+        return [(start, stop, further_time(start, stop, eta)) for start, stop in steps]
+
+    def fresh_noise(self, rows: list[Generating]) -> Tensor | None:
+        """What the steps of the rows' next blocks draw, (steps, rows, block_size, d); None without eta."""
+        if not self.options.eta:
+            return None
+        shape = (len(self.grid) - 1, self.block, self.channels)
+        return torch.stack([_drawn(row, STEP, shape) for row in rows], 1)
 
     def follow(
         self,
@@ -144,8 +169,12 @@ class Trajectory:
         pins: Pins | None,
         velocity: Velocity,
         shown: Shown | None = None,
+        fresh: Tensor | None = None,
     ) -> Tensor:
-        """The latents at t = 0 of the rows' blocks that are `start` (rows, block_size, d) at t = 1."""
+        """The latents at t = 0 of the rows' blocks that are `start` (rows, block_size, d) at t = 1.
+
+        fresh: see `fresh_noise`.
+        """
         z = start
         for index, (t, end) in enumerate(zip(self.grid, self.grid[1:], strict=False)):
             if shown:
@@ -153,7 +182,7 @@ class Trajectory:
             if pins is None or self.clean_pins:
                 if pins is not None:
                     z = torch.where(pins.where, pins.latents, z)
-                z = self._step(rows, z, t, end, index, velocity)
+                z = self._step(z, index, velocity, fresh)
             else:
                 for repeat in self._repaints(index):
                     if repeat >= 0:
@@ -161,32 +190,22 @@ class Trajectory:
                         z = torch.where(pins.where, known, z)
                     moved = step(velocity, z, t, end, index, "euler")
                     if repeat > 0:  # back to t; rows without pins wait for the last execution
-                        fresh = _fresh_noise(rows, start, f"{REPAINT}/{index}/{repeat}")
-                        again = renoise(moved, end, t, fresh)
+                        purpose, shape = f"{REPAINT}/{index}/{repeat}", start.shape[1:]
+                        drawn = torch.stack([_drawn(row, purpose, shape) for row in rows])
+                        again = renoise(moved, end, t, drawn.to(start))
                         moved = torch.where(pins.where.any(1, keepdim=True), again, z)
                     z = moved
         return torch.where(pins.where, pins.latents, z) if pins and self.clean_pins else z
 
-    def _step(
-        self,
-        rows: list[Generating],
-        z: Tensor,
-        t: float,
-        end: float,
-        index: int,
-        velocity: Velocity,
-    ) -> Tensor:
-        """The blocks at the block time `end`, from those at t; with eta, further and back by fresh noise."""
-        solver, eta = self.options.solver, self.options.eta
-        start, stop = self._moves(t, end, z)
-        if not eta:
+    def _step(self, z: Tensor, index: int, velocity: Velocity, fresh: Tensor | None) -> Tensor:
+        """The blocks after a step of the grid; with eta it goes further, and back by fresh noise."""
+        solver = self.options.solver
+        start, stop, further = self._path(z.device)[index]
+        if fresh is None:
             evaluation = index * evaluations_per_step(solver)
             return step(velocity, z, start, stop, evaluation, solver)
-        start, stop = torch.as_tensor(start).to(z), torch.as_tensor(stop).to(z)
-        further = further_time(start, stop, eta)
         moved = step(velocity, z, start, further, index, solver)
-        noisier = renoise(moved, further, stop, _fresh_noise(rows, z, f"{STEP}/{index}"))
-        return torch.where(start > stop, noisier, moved)
+        return torch.where(start > stop, renoise(moved, further, stop, fresh[index]), moved)
 
     def _repaints(self, index: int) -> range:
         """The executions of a step under partial repaint, counted down to 0; -1 is one without repaint."""
@@ -194,13 +213,10 @@ class Trajectory:
         return range(self.options.repaint_times - 1, -1, -1) if early else range(-1, -2, -1)
 
 
-def _fresh_noise(rows: list[Generating], like: Tensor, purpose: str) -> Tensor:
-    """Noise for the blocks `like` (rows, block_size, d), of each row's own seed, item and block."""
-    sources = [
-        generator(row.options.seed, row.request.item, len(row.latents), purpose) for row in rows
-    ]
-    drawn = [torch.randn(like.shape[1:], generator=source) for source in sources]
-    return torch.stack(drawn).to(like)
+def _drawn(row: Generating, purpose: str, shape: Sequence[int]) -> Tensor:
+    """Noise of the row's own seed, item and block."""
+    source = generator(row.options.seed, row.request.item, len(row.latents), purpose)
+    return torch.randn(tuple(shape), generator=source)
 
 
 def find_pins(
@@ -265,7 +281,9 @@ class PlainDenoiser:
             t = self._times[evaluation].view(1, -1, 1)
             return estimates.velocity(torch.cat(each) if each else None, z, t)
 
-        return self.trajectory.follow(rows, noise, pins, velocity, self.shown)
+        fresh = self.trajectory.fresh_noise(rows)
+        fresh = None if fresh is None else fresh.to(noise)
+        return self.trajectory.follow(rows, noise, pins, velocity, self.shown, fresh)
 
     def _commit(self, row: Generating) -> None:
         """Add the block that was generated last to the history."""

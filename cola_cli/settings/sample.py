@@ -111,7 +111,9 @@ class Sampling(Settings):
         if self.first_block == "partial-repaint" and self.solver != "euler":
             raise ValueError("partial repaint is defined for the Euler solver")
         if self.eta and (self.solver != "euler" or self.first_block == "partial-repaint"):
-            raise ValueError("eta is defined for the Euler solver without partial repaint")
+            raise ValueError(
+                "eta needs the Euler solver without partial repaint; set eta = 0 for others"
+            )
         if self.history == "re-encoded" and self.first_block in ("left-pad", "right-pad"):
             raise ValueError("a re-encoded history needs whole blocks; choose another first_block")
         return self

@@ -42,6 +42,7 @@ def ways(model: LanguageModel, asked: argparse.Namespace) -> list[dict[str, Any]
     head = model.prior.config.prediction == "tokens"
     found = [
         {"steps": steps, "guidance": guidance, "solver": solver, "settle": settle}
+        | ({} if solver == "euler" else {"eta": 0.0})
         for steps, guidance, solver, settle in itertools.product(
             asked.steps, asked.guidance, asked.solvers, asked.settle if head else [0]
         )

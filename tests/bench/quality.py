@@ -55,7 +55,7 @@ def ways(guidance: float) -> dict[str, dict[str, Any]]:
     }
     for solver in ("heun", "midpoint"):
         for steps in (2, 4, 8):
-            found[f"{solver}, {steps} steps"] = {"steps": steps, "solver": solver}
+            found[f"{solver}, {steps} steps"] = {"steps": steps, "solver": solver, "eta": 0.0}
     found["Euler, 8 steps, t = (1 - i/8)^0.5"] = {"grid": bent_grid(8, 0.5)}
     found["Euler, 8 steps, t = (1 - i/8)^2"] = {"grid": bent_grid(8, 2.0)}
     found["Euler, 8 steps, cosine grid"] = {"grid": cosine_grid(8)}
@@ -64,6 +64,8 @@ def ways(guidance: float) -> dict[str, dict[str, Any]]:
             "steps": 16,
             "guidance_interval": (low, high),
         }
+    for eta in (0.0, 0.5, 1.0):
+        found[f"Euler, 16 steps, eta {eta}"] = {"steps": 16, "eta": eta}
     found["Euler, 16 steps, no guidance"] = {"steps": 16, "guidance": 1.0}
     return {name: {"guidance": guidance} | options for name, options in found.items()}
 

@@ -52,6 +52,7 @@ def generations(
         {"guidance": 1.0},
         {"guidance_interval": (0.2, 0.8)},
         {"solver": "heun"},
+        {"eta": 0.7},
         {"solver": "midpoint", "grid": (1.0, 0.6, 0.1, 0.0)},
         {"first_block": "left-pad"},
         {"first_block": "right-pad"},

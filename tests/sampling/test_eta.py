@@ -35,7 +35,7 @@ def sampled(eta: float, stagger: float) -> tuple[Tensor, Tensor]:
     ]
     shape = (ROWS, prior.config.block_size, prior.config.latent_dim)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    return noise, trajectory.follow(rows, noise, None, velocity)
+    return noise, trajectory.follow(rows, noise, None, velocity, fresh=trajectory.fresh_noise(rows))
 
 
 @pytest.mark.parametrize("stagger", [0.0, 1.5])
@@ -54,5 +54,5 @@ def test_any_share_of_fresh_noise_leads_to_the_same_distribution(
 
 def test_eta_needs_euler_steps_without_partial_repaint() -> None:
     for others in ({"solver": "heun"}, {"first_block": "partial-repaint"}):
-        with pytest.raises(ValidationError, match="eta is defined for the Euler solver"):
+        with pytest.raises(ValidationError, match="eta needs the Euler solver"):
             SamplingOptions(eta=0.5, **others)

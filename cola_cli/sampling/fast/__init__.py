@@ -29,8 +29,7 @@ def best_denoiser(
     ragged = RaggedDenoiser(prior, cache, options)
     if fixed_shapes is None:
         fixed_shapes = prior.latent_in.weight.is_cuda
-    # partial repaint and eta draw noise inside a block, and rows that settle leave it: no graph holds that
-    drawn = options.first_block == "partial-repaint" or options.eta > 0
-    return (
-        GraphDenoiser(ragged, cache) if fixed_shapes and not (drawn or options.settle) else ragged
-    )
+    # partial repaint draws noise inside a block, and rows that settle leave it: no graph can hold that
+    if fixed_shapes and options.first_block != "partial-repaint" and not options.settle:
+        return GraphDenoiser(ragged, cache)
+    return ragged

@@ -82,6 +82,10 @@ class _Bucket:
         self._rows, self._keys, self._released = rows, keys, released
         self.noise = torch.zeros(rows, block, channels, device=device)
         self.pending = torch.zeros_like(self.noise)
+        self.fresh: Tensor | None = None  # what steps draw
+        if trajectory.options.eta:
+            steps = len(trajectory.grid) - 1
+            self.fresh = torch.zeros(steps, rows, block, channels, device=device)
         self.scale = torch.ones(rows, 1, 1, device=device)  # of guidance
         self.counts = torch.zeros(4, rows, dtype=torch.int64, device=device)
         self.pins: Pins | None = None
@@ -134,7 +138,7 @@ class _Bucket:
             t = times[evaluation].view(1, -1, 1)
             return self._prior.to_velocity(chosen, z, t, temperature)
 
-        return self._trajectory.follow([], self.noise, self.pins, velocity)
+        return self._trajectory.follow([], self.noise, self.pins, velocity, fresh=self.fresh)
 
     def _captured(self) -> Callable[[], Tensor]:
         side = torch.cuda.Stream()
@@ -218,6 +222,10 @@ class GraphDenoiser:
         bucket.noise.copy_(starts)
         bucket.scale.copy_(scale)
         bucket.pending.copy_(pending)
+        if bucket.fresh is not None and (drawn := self.trajectory.fresh_noise(rows)) is not None:
+            fresh = torch.zeros(bucket.fresh.shape)
+            fresh[:, slots] = drawn
+            bucket.fresh.copy_(fresh)
         if bucket.pins is not None:
             where = torch.zeros(bucket.pins.where.shape, dtype=torch.bool)
             known = torch.zeros_like(bucket.pins.latents)
