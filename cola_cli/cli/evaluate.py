@@ -30,7 +30,8 @@ def score(
 
     require_task(task)
     items = read_items(file)
-    found = task_metrics(items, [judge(task, item) for item in items]).as_dict()
+    scored = task_metrics(task, items, [judge(task, item) for item in items])
+    found = scored.model_dump(exclude={"task", "cut_prompts"})
     if run.json:
         print_json({"task": task, "file": str(file)} | found)
     else:

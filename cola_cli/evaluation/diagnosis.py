@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from cola_cli.artifacts.reading import read_record
 
 DIAGNOSES = "diagnos*.json"
-FILE_LIMIT = 16 << 20  # bytes
 
 
 class Diagnosis(BaseModel):
@@ -36,4 +35,4 @@ class Diagnosis(BaseModel):
 
 def read_diagnosis(path: Path) -> Diagnosis:
     """The diagnosis in a file. Raises InputError if the file does not hold one."""
-    return read_record(path, Diagnosis, "Write it again, or take it away.", limit=FILE_LIMIT)
+    return read_record(path, Diagnosis, "Write it again, or take it away.")

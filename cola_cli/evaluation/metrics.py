@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from cola_cli.artifacts.kinds import EvaluationStatistics
 from cola_cli.evaluation.scoring import Item, Verdict
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
-class TaskMetrics:
-    """What can be said of one model on one task.
+def task_metrics(
+    task: str, items: Sequence[Item], verdicts: Sequence[Verdict], cut_prompts: int = 0
+) -> EvaluationStatistics:
+    """The metrics of scored items; `items` and `verdicts` are in the same order and not empty.
 
-    accuracy: share of right answers by the released scorer's rule, with its 95 % bootstrap interval.
-    valid_options: share of answers that map to one of the options (None for open answers).
-    accuracy_given_valid: accuracy among those, to be held against `chance`, the mean of 1 / options.
+    Accuracy is by the released scorer's rule. `accuracy_given_valid`, that among answers which map to one of
+    the options, is to be held against `chance`, the mean of 1 / options; both None for open answers.
     """
-
-    correct: int
-    n: int
-    accuracy: float
-    low: float
-    high: float
-    valid_options: float | None
-    accuracy_given_valid: float | None
-    chance: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def task_metrics(items: Sequence[Item], verdicts: Sequence[Verdict], seed: int = 0) -> TaskMetrics:
-    """The metrics of scored items; `items` and `verdicts` are in the same order and not empty."""
     correct = np.array([verdict.correct for verdict in verdicts], dtype=float)
-    low, high = bootstrap_interval(correct, seed)
+    low, high = bootstrap_interval(correct)
     valid = np.array([verdict.option is not None for verdict in verdicts])
     closed = all(item.choices for item in items)
-    return TaskMetrics(
+    return EvaluationStatistics(
+        task=task,
         correct=int(correct.sum()),
         n=len(correct),
         accuracy=float(correct.mean()),
@@ -51,6 +35,7 @@ def task_metrics(items: Sequence[Item], verdicts: Sequence[Verdict], seed: int =
         valid_options=float(valid.mean()) if closed else None,
         accuracy_given_valid=float(correct[valid].mean()) if closed and valid.any() else None,
         chance=float(np.mean([1 / len(item.choices) for item in items])) if closed else None,
+        cut_prompts=cut_prompts,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
+from cola_cli.artifacts import Artifact, Output, PartRecord
 from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
 from cola_cli.artifacts.manifest import MANIFEST_NAME
@@ -20,9 +20,8 @@ from cola_cli.machine import interruption
 from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.reporting import Reporter
-from cola_cli.settings import result_settings
 from cola_cli.settings.encode import EncodeSettings
-from cola_cli.stages.run import Outcome, Run, up_to_date
+from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
 from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
 
 if TYPE_CHECKING:
@@ -54,18 +53,9 @@ def encode(
     reporter = run.reporter
     tokens = Tokens.open(tokens_path)
     vae_artifact = open_encoder(tokens, vae_path)
-    identity = Identity(
-        stage=STAGE,
-        settings=result_settings(settings),
-        inputs={
-            "tokens": tokens.manifest.fingerprint,
-            "vae": vae_artifact.manifest.fingerprint,
-        },
-    )
+    inputs = {"tokens": tokens.manifest.fingerprint, "vae": vae_artifact.manifest.fingerprint}
     reads = (tokens_path, vae_path)
-    output = Output.open(
-        output_path, "latents", identity, settings.model_dump(), run.overwrite, reads
-    )
+    output = open_output(output_path, "latents", STAGE, settings, inputs, run, reads)
     if output.up_to_date:
         return up_to_date(output)
     chosen = prepare_torch(run.threads, output.recorded_environment.get("threads"))

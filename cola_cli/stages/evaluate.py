@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Identity, Output
 from cola_cli.artifacts.files import sha256_file, sha256_text
-from cola_cli.artifacts.kinds import Evaluation, EvaluationStatistics
+from cola_cli.artifacts.kinds import Evaluation
 from cola_cli.artifacts.rows import artifact_rows, read_rows
 from cola_cli.errors import InputError
-from cola_cli.evaluation.metrics import TaskMetrics, paired_difference, task_metrics
+from cola_cli.evaluation.metrics import paired_difference, task_metrics
 from cola_cli.evaluation.scoring import Item, Verdict, require_task, score
 from cola_cli.evaluation.tasks import Question
 from cola_cli.machine.threads import describe_environment, prepare_torch
@@ -20,7 +19,7 @@ from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings import result_settings
 from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
-from cola_cli.stages.run import Outcome, Run, up_to_date
+from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
 from cola_cli.stages.sample import model_fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
@@ -51,17 +50,9 @@ def run_evaluation(
         "data": sha256_file(data),
         "prompts": sha256_text(json.dumps(asked)),
     }
-    identity = Identity(
-        stage=STAGE, settings={"task": task} | result_settings(settings), inputs=inputs
-    )
-    output = Output.open(
-        output_path,
-        "evaluation",
-        identity,
-        settings.model_dump(mode="json"),
-        run.overwrite,
-        (model_path, data),
-    )
+    decisive = {"task": task} | result_settings(settings)
+    reads = (model_path, data)
+    output = open_output(output_path, "evaluation", STAGE, settings, inputs, run, reads, decisive)
     if output.up_to_date:
         return up_to_date(output)
     chosen = prepare_torch(run.threads)
@@ -88,11 +79,10 @@ def run_evaluation(
         )
         files = [writer.path / writer.parts[index].file for index in sorted(writer.parts)]
         rows = [row for file in files for _, row in read_rows(file)]
-        statistics = EvaluationStatistics(
-            task=task,
-            **evaluation_metrics(rows).as_dict(),
-            cut_prompts=sum(row["cut"] for row in rows),
-        ).model_dump()
+        items = [Item(r["generate"], r["ground_truth"], tuple(r["choices"])) for r in rows]
+        verdicts = [Verdict(row["correct"], row["option"]) for row in rows]
+        cut = sum(row["cut"] for row in rows)
+        statistics = task_metrics(task, items, verdicts, cut).model_dump()
         writer.finish(statistics)
     return Outcome(output_path, True, statistics)
 
@@ -100,12 +90,6 @@ def run_evaluation(
 def read_answers(path: Path) -> list[dict[str, Any]]:
     """The rows of an evaluation artifact, in the order of its items."""
     return list(artifact_rows(Evaluation.open(path)))
-
-
-def evaluation_metrics(rows: Sequence[dict[str, Any]]) -> TaskMetrics:
-    """The metrics of the rows of one evaluation."""
-    items = [Item(r["generate"], r["ground_truth"], tuple(r["choices"])) for r in rows]
-    return task_metrics(items, [Verdict(row["correct"], row["option"]) for row in rows])
 
 
 def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -117,8 +101,8 @@ def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
     first: dict[str, tuple[Path, list[dict[str, Any]]]] = {}
     found = []
     for path in paths:
-        rows = read_answers(path)
-        task = rows[0]["task"]
+        artifact = Evaluation.open(path)
+        rows, task = list(artifact_rows(artifact)), artifact.statistics.task
         before_path, before = first.setdefault(task, (path, rows))
         compared: tuple[float | None, ...] = (None, None, None)
         if before_path != path:
@@ -132,9 +116,9 @@ def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
                 [row["correct"] for row in before], [row["correct"] for row in rows]
             )
         names = ("difference", "difference_low", "difference_high")
+        metrics = artifact.statistics.model_dump(exclude={"task", "cut_prompts"})
         found.append(
-            {"artifact": str(path), "task": task}
-            | evaluation_metrics(rows).as_dict()
+            {"artifact": str(path), "task": task, **metrics}
             | dict(zip(names, compared, strict=True))
         )
     return found

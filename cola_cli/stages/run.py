@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 from cola_cli.reporting import Reporter, Silent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pydantic import BaseModel
+
     from cola_cli.artifacts import Output
 
 
@@ -33,6 +37,29 @@ class Outcome:
     path: Path
     changed: bool
     statistics: dict[str, Any] = field(default_factory=dict)
+
+
+def open_output(
+    path: Path,
+    kind: str,
+    stage: str,
+    settings: BaseModel,
+    inputs: dict[str, str],
+    run: Run,
+    reads: Iterable[Path],
+    decisive: dict[str, Any] | None = None,
+) -> Output:
+    """`Output.open` for the artifact of a stage with these settings; nothing is written yet.
+
+    inputs: fingerprints by name. decisive: the settings that decide the content, where they are not simply
+    those of `settings` that do.
+    """
+    from cola_cli.artifacts import Identity, Output
+    from cola_cli.settings import result_settings
+
+    chosen = result_settings(settings) if decisive is None else decisive
+    identity = Identity(stage=stage, settings=chosen, inputs=inputs)
+    return Output.open(path, kind, identity, settings.model_dump(mode="json"), run.overwrite, reads)
 
 
 def up_to_date(output: Output) -> Outcome:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cola_cli.artifacts import Identity, Output
 from cola_cli.artifacts.files import sha256_text
 from cola_cli.artifacts.kinds import Samples, SamplesPart, SamplesStatistics, TrainedModel
 from cola_cli.artifacts.rows import artifact_rows
@@ -15,10 +14,9 @@ from cola_cli.errors import InputError, UsageError
 from cola_cli.families import FAMILIES, TokenModel, commands, token_model
 from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.sampling.prompts import Prompt, not_empty
-from cola_cli.settings import result_settings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
-from cola_cli.stages.run import Outcome, Run, up_to_date
+from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
 from cola_cli.weights.folder import open_model_folder
 
 STAGE = "sample"
@@ -30,8 +28,6 @@ def stored_settings(model: Path) -> tuple[str, dict[str, Any]]:
 
     Raises InputError where there is no model.
     """
-    from cola_cli.weights.folder import open_model_folder
-
     return f"{model}, stored with the model", open_model_folder(model).sampling
 
 
@@ -46,22 +42,11 @@ def sample_to_artifact(
     run = run or Run()
     prompts = list(not_empty(prompts))
     numbered = [[prompt.id, prompt.text] for prompt in prompts]
-    identity = Identity(
-        stage=STAGE,
-        settings=result_settings(settings),
-        inputs={
-            "model": model_fingerprint(model_path),
-            "prompts": sha256_text(json.dumps(numbered)),
-        },
-    )
-    output = Output.open(
-        output_path,
-        "samples",
-        identity,
-        settings.model_dump(mode="json"),
-        run.overwrite,
-        (model_path,),
-    )
+    inputs = {
+        "model": model_fingerprint(model_path),
+        "prompts": sha256_text(json.dumps(numbered)),
+    }
+    output = open_output(output_path, "samples", STAGE, settings, inputs, run, (model_path,))
     if output.up_to_date:
         return up_to_date(output)
     chosen = prepare_torch(run.threads)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cola_cli.artifacts import Identity, Output, Writer
+from cola_cli.artifacts import Identity, Writer
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.kinds import TOKENIZER, SplitStatistics, TokensPart, TokensStatistics
 from cola_cli.artifacts.output import telling_what_is_saved
@@ -36,7 +36,7 @@ from cola_cli.machine.threads import available_cores
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
-from cola_cli.stages.run import Outcome, Run, up_to_date
+from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
 from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
 
 if TYPE_CHECKING:
@@ -81,16 +81,9 @@ def tokenize(
         raise UsageError(
             "--end-of-text names a token of a given tokenizer.", "Give --tokenizer too, or drop it."
         )
-    identity = Identity(stage="tokenize", settings=chosen, inputs=inputs)
     reads = [Path(file.name) for file in found.files if file.filesystem is None]
-    place = Output.open(
-        output,
-        "tokens",
-        identity,
-        settings.model_dump(mode="json"),
-        run.overwrite,
-        [*reads, *filter(None, (tokenizer,))],
-    )
+    reads += [tokenizer] if tokenizer is not None else []
+    place = open_output(output, "tokens", "tokenize", settings, inputs, run, reads, chosen)
     if place.up_to_date:
         return up_to_date(place)
     environment = {"corpus": found.digests}
@@ -106,14 +99,14 @@ def tokenize(
             begin_together(place, environment, output / TOKENIZER, make_tokenizer)
             with telling_what_is_saved(output):
                 done = recorded_parts(output)
-                _make_parts(done, output, identity, found, settings, report, shard)
+                _make_parts(done, output, place.identity, found, settings, report, shard)
                 if world is not None:
                     world.wait()
             if world is None or not world.leads:
                 return Outcome(output, True, {"parts": len(recorded_parts(output))})
         with place.writing(environment) as writer:
             make_tokenizer(writer)
-            counts = _make_parts(writer.parts, writer.path, identity, found, settings, report)
+            counts = _make_parts(writer.parts, writer.path, place.identity, found, settings, report)
             statistics = _statistics(writer.path, settings, counts, found.left_out.counts())
             written = statistics.model_dump(mode="json", exclude_none=True)
             writer.finish(written)

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from cola_cli.artifacts.reading import read_record
 
 CURVES = "scaling.json"
-FILE_LIMIT = 16 << 20  # bytes
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -60,4 +59,4 @@ class Curves(_Entry):
 
 def read_curves(path: Path) -> Curves:
     """The curves in a file. Raises InputError if the file holds none."""
-    return read_record(path, Curves, "Write it again, or take it away.", limit=FILE_LIMIT)
+    return read_record(path, Curves, "Write it again, or take it away.")

@@ -6,6 +6,7 @@ its content, so that runs share what they have in common and a changed study fin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -386,17 +387,21 @@ class _Planner:
     ) -> Any:
         preset = None if recorded else self.study.study.preset
         model = TABLES[table]
-        try:
+        with self._named():
             return resolve(model, table, preset, None, os.environ, assignments, recorded=recorded)
+
+    def _possible(self, family: Family, data: Data, settings: Any) -> Any:
+        with self._named():
+            return model_config(family, data, settings)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Settings that are not possible are named with the run that they are of."""
+        try:
+            yield
         except UsageError as error:
             problem = error.problem.removeprefix("--set: ")
             raise UsageError(f"{self.name}: {problem}", error.remedy) from error
-
-    def _possible(self, family: Family, data: Data, settings: Any) -> Any:
-        try:
-            return model_config(family, data, settings)
-        except UsageError as error:
-            raise UsageError(f"{self.name}: {error.problem}", error.remedy) from error
 
     def _steps(self, steps: int, batch: int, cost: Cost, shared: bool = False) -> int:
         """The steps of the run that the point asks for; `batch` in tokens."""

@@ -26,7 +26,6 @@ from cola_cli.studies.plan import (
 from cola_cli.studies.settings import COMPUTE, Study, StudySettings, Sweep
 from cola_cli.studies.statistics import Interval, PowerLaw, intervals, power_law
 
-FILE_LIMIT = 16 << 20  # bytes
 REAL_TEXT = "real text"
 LOGARITHMIC = ("perplexity", "validation_loss", "validation_flow")  # metrics that multiply, not add
 SHARES = ("words", "pairs", "memorised", "mauve", *FROM_TEXT_PREFIXES)  # and all accuracies
@@ -38,6 +37,8 @@ ONE_JUDGE = (
     "perplexity is that of what the models write, under one judge; it means something only beside entropy,"
     " which falls when a model repeats itself."
 )
+# of the compute, in a row of a table
+TAKEN = ("parameters", "tokens", "flops", "total_flops", "paper_flops", "token_flops")
 AXES = {
     "flops": "training compute, FLOPs",
     "total_flops": "training compute with VAE and latents, FLOPs",
@@ -109,43 +110,35 @@ def notes(study: Study, results: Sequence[Results]) -> list[str]:
     return found
 
 
-def sweep_curves(results: Results, metrics: Iterable[str], x: str | None = None) -> Curves:
-    """The points and fits of one sweep along its own axis or `x`; places without a number are left out."""
+def sweep_curves(
+    results: Results, metrics: Iterable[str], x: str | None = None, suffix: str = ""
+) -> Curves:
+    """The points and fits of one sweep along its own axis or `x`; places without a number are left out.
+
+    suffix: behind the name of every metric.
+    """
     axis = x or results.sweep.x
     points, fits = [], []
     for metric in metrics:
         for line in (line.name for line in results.sweep.lines):
+            named = {"family": line, "metric": metric + suffix}
             points += [
-                Measurement(
-                    family=line,
-                    flops=at,
-                    metric=metric,
-                    value=value.mean,
-                    low=value.low,
-                    high=value.high,
-                )
+                Measurement(**named, flops=at, value=value.mean, low=value.low, high=value.high)
                 for at, value in results.curve(line, metric, axis)
                 if at > 0
             ]
             if law := results.law(line, metric, axis):
-                fits.append(
-                    Fit(
-                        family=line,
-                        metric=metric,
-                        coefficient=law.coefficient,
-                        exponent=law.exponent,
-                    )
-                )
+                fits.append(Fit(**named, coefficient=law.coefficient, exponent=law.exponent))
     return Curves(
         points=points,
         fits=fits,
         levels=[
-            Level(metric=metric, name=REAL_TEXT, value=value)
+            Level(metric=metric + suffix, name=REAL_TEXT, value=value)
             for metric, value in results.levels.items()
         ],
         x=AXES.get(axis, axis),
         x_log=axis in COMPUTE,
-        linear=[metric for metric in metrics if metric not in LOGARITHMIC],
+        linear=[metric + suffix for metric in metrics if metric not in LOGARITHMIC],
     )
 
 
@@ -168,9 +161,12 @@ def drawn_curves(study: Study, folder: Path, x: str | None = None) -> dict[str, 
 def compute_curves(study: Study, folder: Path) -> Curves | None:
     """What `cola report` draws: the sweeps along compute; None without any."""
     along = [one for one in study_results(study, folder) if one.sweep.x in COMPUTE]
-    found = [sweep_curves(one, study.study.metrics) for one in along]
-    if len(found) > 1:
-        found = [_named(own, one.sweep.name) for own, one in zip(found, along, strict=True)]
+    found = [
+        sweep_curves(
+            one, study.study.metrics, suffix=f" ({one.sweep.name})" if len(along) > 1 else ""
+        )
+        for one in along
+    ]
     joined = {
         name: [entry for one in found for entry in getattr(one, name)]
         for name in ("points", "fits", "levels", "linear")
@@ -180,25 +176,16 @@ def compute_curves(study: Study, folder: Path) -> Curves | None:
 
 def place_rows(results: Results, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """A row for every line and point: what its runs take, and the intervals of the metrics."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for place in results.places:
-        compute = place.compute
-        values = {
-            name: None if (v := place.values[name]) is None else asdict(v) for name in metrics
-        }
-        own = {} if results.sweep.x in COMPUTE else {results.sweep.x: place.x}
+        found = ((name, place.values[name]) for name in metrics)
         rows.append(
             {
                 "line": place.line,
-                **own,
+                **({} if results.sweep.x in COMPUTE else {results.sweep.x: place.x}),
                 "seeds": place.seeds,
-                "parameters": compute.parameters,
-                "tokens": compute.tokens,
-                "flops": compute.flops,
-                "total_flops": compute.total_flops,
-                "paper_flops": compute.paper_flops,
-                "token_flops": compute.token_flops,
-                **values,
+                **{name: getattr(place.compute, name) for name in TAKEN},
+                **{name: None if value is None else asdict(value) for name, value in found},
             }
         )
     return rows
@@ -249,17 +236,6 @@ def _sweep_results(sweep: Sweep, common: StudySettings, runs: list[Run]) -> Resu
     return Results(sweep, places, means, len(runs) - len(done))
 
 
-def _named(scaling: Curves, sweep: str) -> Curves:
-    """The same with the sweep's name behind those of the metrics."""
-
-    def named(entries: Iterable[Any]) -> list[Any]:
-        return [e.model_copy(update={"metric": f"{e.metric} ({sweep})"}) for e in entries]
-
-    renamed = {name: named(getattr(scaling, name)) for name in ("points", "fits", "levels")}
-    linear = [f"{metric} ({sweep})" for metric in scaling.linear]
-    return scaling.model_copy(update=renamed | {"linear": linear})
-
-
 def _column(
     metric: str, groups: list[list[float | None]], tasks: Iterable[str]
 ) -> list[Interval | None]:
@@ -302,7 +278,7 @@ class _Measured(BaseModel):
 
 def _measured(run: Run, source: str) -> _Measured:
     remedy = "Remove it and use `cola study run` again."
-    return read_record(run.measured[source].path, _Measured, remedy, limit=FILE_LIMIT)
+    return read_record(run.measured[source].path, _Measured, remedy)
 
 
 def _along(place: Place, axis: str) -> float | None:

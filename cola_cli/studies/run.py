@@ -21,9 +21,13 @@ from cola_cli.studies.settings import Study, parse_study
 
 TRAINING = {family.stage: family for family in FAMILIES.values()}
 STUDY_FILE = "study.json"  # what `cola study table` and `plot` read
-STUDY_LIMIT = 16 << 20  # bytes
 PRINTING = ("eval words", "eval text")  # their output is the file
 WITHOUT_DEVICE = ("tokenize", "eval cloze", "eval words")
+
+# of the compute of a run, in a row of the plan
+PLANNED = (
+    "parameters", "all_parameters", "steps", "tokens", "flops", "earlier_flops", "paper_flops", "token_flops",
+)  # fmt: skip
 
 # Runs `cola` with these arguments in this process, and returns what it prints on stdout. Raises on failure.
 Execute = Callable[[list[str]], str]
@@ -70,22 +74,13 @@ def plan_rows(study: Study, folder: Path) -> list[dict[str, Any]]:
 
 
 def _plan_row(run: Run) -> dict[str, Any]:
-    compute = run.compute
-    left = [step for step in run.steps if not step.done]
     return {
         "sweep": run.sweep,
         "line": run.line,
         "x": run.x,
         "seed": run.seed,
-        "parameters": compute.parameters,
-        "all_parameters": compute.all_parameters,
-        "steps": compute.steps,
-        "tokens": compute.tokens,
-        "flops": compute.flops,
-        "earlier_flops": compute.earlier_flops,
-        "paper_flops": compute.paper_flops,
-        "token_flops": compute.token_flops,
-        "left": len(left),
+        **{name: getattr(run.compute, name) for name in PLANNED},
+        "left": sum(not step.done for step in run.steps),
         "model": str(run.trained.path),
     }
 
@@ -98,7 +93,7 @@ def recorded_study(folder: Path) -> Study:
             f"{folder} does not hold a study.", "Name the folder that `cola study run` made."
         )
     remedy = "Run `cola study run` again."
-    return parse_study(read_record(path, dict[str, Any], remedy, limit=STUDY_LIMIT), str(path))
+    return parse_study(read_record(path, dict[str, Any], remedy), str(path))
 
 
 def shell_command(step: Command, device: str = "auto", threads: int | None = None) -> str:

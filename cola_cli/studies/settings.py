@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from cola_cli.artifacts.reading import reason
 from cola_cli.errors import UsageError
 from cola_cli.families import baselines
 from cola_cli.settings import TABLES, Settings, nearest
@@ -42,9 +43,9 @@ class Line(Settings):
     @field_validator("model")
     @classmethod
     def _model_is_known(cls, model: str) -> str:
-        if model not in (*PRIORS, *(family.command for family in baselines())):
-            known = ", ".join((*PRIORS, *(family.command for family in baselines())))
-            raise ValueError(f"there is no model {model!r}, only {known}")
+        known = (*PRIORS, *(family.command for family in baselines()))
+        if model not in known:
+            raise ValueError(f"there is no model {model!r}, only {', '.join(known)}")
         return model
 
 
@@ -152,10 +153,7 @@ def parse_study(tree: Tree, name: str) -> Study:
             }
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{name}: {place} is not possible ({reason}).", "Correct it.") from error
+        raise UsageError(f"{name} is not a study ({reason(error)}).", "Correct it.") from error
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:

@@ -40,7 +40,7 @@ def test_the_released_outputs_score_as_the_authors_published(cola: Run, task: st
 
 def test_the_released_multiple_choice_answers_are_at_chance_given_a_valid_option() -> None:
     items = read_items(RELEASED / "mmlu.jsonl.zst")
-    found = task_metrics(items, [score("mmlu", item) for item in items])
+    found = task_metrics("mmlu", items, [score("mmlu", item) for item in items])
     assert found.valid_options == pytest.approx(0.777)
     assert found.accuracy_given_valid == pytest.approx(0.248, abs=5e-4)
     assert found.chance == 0.25
