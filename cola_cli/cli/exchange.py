@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from cola_cli.cli.console import print_result
 from cola_cli.cli.options import Invocation, command, output_option
 from cola_cli.errors import UsageError
 
@@ -55,4 +54,4 @@ def export(
     if not 0 <= max_shard_gib < math.inf:
         raise UsageError(f"--max-shard-gib {max_shard_gib} is not a size.", "Give a number of GiB.")
     stage(artifact, output, dtype, int(max_shard_gib * GIBIBYTE))
-    print_result([f"{output}: written"], {"path": str(output)}, run.json)
+    run.say([f"{output}: written"], {"path": str(output)})

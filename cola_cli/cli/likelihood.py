@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from cola_cli.cli.console import print_json, table
 from cola_cli.cli.options import Invocation, command
 from cola_cli.errors import UsageError
 
@@ -57,15 +56,13 @@ def likelihood(
     texts = [(text, "the text")] if text is not None else read_texts(file or Path(), text_field)
     options = {"draws": draws, "steps": steps, "seed": seed}
     summary = likelihoods(opened, texts, run.reporter, prefix, divergence, **options)
-    if run.json:
-        print_json(summary)
-        return
-    found = summary.pop("scores")
-    if len(found) == 1 and "latents" in found[0]:
-        rows = [[repr(row["text"]), *list(row.values())[1:]] for row in found[0]["latents"]]
-        table("terms", ["token", "posterior", "prior", "decoder", "perplexity"], rows)
-    table(
-        "likelihood",
-        ["metric", "value"],
-        [[name, value] for name, value in summary.items() if value is not None],
+    scores = summary["scores"]
+    terms = []
+    if len(scores) == 1 and "latents" in scores[0]:
+        terms = [[repr(row["text"]), *list(row.values())[1:]] for row in scores[0]["latents"]]
+    values = [[k, v] for k, v in summary.items() if k != "scores" and v is not None]
+    run.show(
+        summary,
+        ("terms", ["token", "posterior", "prior", "decoder", "perplexity"], terms),
+        ("likelihood", ["metric", "value"], values),
     )

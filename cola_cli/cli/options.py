@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer.core import TyperCommand
 
-from cola_cli.cli.console import errors_shown, print_json, print_result, reporter
+from cola_cli.cli.console import Table, errors_shown, print_json, reporter, table
 from cola_cli.machine import interruption
 from cola_cli.machine.launcher import leads
 from cola_cli.machine.threads import MOST
@@ -156,6 +156,23 @@ class Invocation(Run):
             recorded,
         )
 
+    def show(self, value: Any, *tables: Table) -> None:
+        """Print the result: one JSON object, or tables, those with no rows left out."""
+        if self.json:
+            print_json(value)
+            return
+        for number, (title, columns, rows) in enumerate(one for one in tables if one[2]):
+            if number:
+                print()
+            table(title, columns, rows)
+
+    def say(self, lines: list[str], value: Any) -> None:
+        """Print the result: one JSON object, or lines."""
+        if self.json:
+            print_json(value)
+        else:
+            print("\n".join(lines), flush=True)
+
     def show_plan(self, settings: Settings, plan: Mapping[str, Any]) -> None:
         """Print the resolved settings and what the run is expected to take."""
         from cola_cli.settings import to_toml
@@ -164,7 +181,7 @@ class Invocation(Run):
         for name, value in plan.items():
             shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
             lines.append(f"{name.replace('_', ' ')}: {shown}")
-        print_result(lines, {"settings": settings.model_dump(mode="json"), "plan": plan}, self.json)
+        self.say(lines, {"settings": settings.model_dump(mode="json"), "plan": plan})
 
     def show_outcome(
         self, outcome: Outcome, describe: Callable[[dict[str, Any]], list[str]]
@@ -173,12 +190,8 @@ class Invocation(Run):
         if not leads():
             return
         found = outcome.statistics
-        if self.json:
-            print_json({"path": str(outcome.path), "changed": outcome.changed} | found)
-        elif outcome.changed:
-            print_result(describe(found), found, False)
-        else:
-            print_result([f"{outcome.path}: up to date"], found, False)
+        lines = describe(found) if outcome.changed else [f"{outcome.path}: up to date"]
+        self.say(lines, {"path": str(outcome.path), "changed": outcome.changed} | found)
 
 
 def setting_flags(*names: str, panel: str | None = None) -> Callable[[Any], Any]:

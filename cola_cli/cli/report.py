@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.console import print_result
 from cola_cli.cli.options import Invocation, command, output_option
 
 
@@ -33,5 +32,4 @@ def report(
     require_file_place(output, "a report", MARK)
     page = report_page(runs).encode()
     write_atomic(output, page)
-    found = {"path": str(output), "bytes": len(page)}
-    print_result([f"{output}: {len(page):,} bytes"], found, run.json)
+    run.say([f"{output}: {len(page):,} bytes"], {"path": str(output), "bytes": len(page)})

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cola_cli.cli.console import print_json, print_result, table
+from cola_cli.cli.console import print_json, table
 from cola_cli.cli.options import MACHINE, Invocation, command, output_option
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The TOML file of a study.")]
@@ -40,10 +40,7 @@ def plan(
     from cola_cli.studies.settings import read_study
 
     rows = plan_rows(read_study(study, config, corpus or (), run.given["preset"]), output)
-    if run.json:
-        print_json({"runs": rows})
-        return
-    table("runs", list(rows[0]), [["-" if v is None else v for v in row.values()] for row in rows])
+    run.show({"runs": rows}, ("runs", list(rows[0]), [[*row.values()] for row in rows]))
 
 
 @command("preset", *MACHINE)
@@ -75,7 +72,7 @@ def run(
     count, made = run_study(found, output, execute, run.reporter, run.device, run.threads)
     line = f"{output}: {made} of {count} commands had something to do" if made else ""
     result = {"path": str(output), "commands": count, "made": made}
-    print_result([line or f"{output}: up to date"], result, run.json)
+    run.say([line or f"{output}: up to date"], result)
 
 
 def executor(root: Any, quiet: bool = False, debug: bool = False) -> Callable[[list[str]], str]:
@@ -170,8 +167,7 @@ def plot(
     require_file_place(file, "a chart", MARK)
     drawn = scaling_drawing(drawn_curves(recorded_study(folder), folder, x)).encode()
     write_atomic(file, drawn)
-    found = {"path": str(file), "bytes": len(drawn)}
-    print_result([f"{file}: {len(drawn):,} bytes"], found, run.json)
+    run.say([f"{file}: {len(drawn):,} bytes"], {"path": str(file), "bytes": len(drawn)})
 
 
 def _shown(row: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, str]:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.console import print_result
 from cola_cli.cli.options import Invocation, command, setting_flags
 from cola_cli.errors import UsageError
 from cola_cli.machine.launcher import leads
@@ -48,11 +47,8 @@ def tokenize(
     if run.dry_run:
         found = find_corpus(corpus, output)
         count, size = len(found.files), found.bytes
-        print_result(
-            [to_toml("tokenize", settings), f"{count} files, {size:,} bytes"],
-            {"settings": settings.model_dump(), "files": count, "bytes": size},
-            run.json,
-        )
+        lines = [to_toml("tokenize", settings), f"{count} files, {size:,} bytes"]
+        run.say(lines, {"settings": settings.model_dump(), "files": count, "bytes": size})
         return
     outcome = stage(corpus, output, settings, tokenizer, run, run.shard)
     if not leads():
@@ -63,13 +59,10 @@ def tokenize(
     elif "documents" not in made:
         state, line = "unfinished", f"{made['parts']} parts done, others to come"
     else:
-        state, line = (
-            "complete",
-            (
-                f"{made['documents']:,} documents, {made['tokens']:,} tokens of"
-                f" {made['vocab_size']:,}, {made['bytes_per_token']:.2f} bytes per token,"
-                f" {made['duplicates']:,} duplicates, {made['rejects']:,} rejects"
-            ),
+        state = "complete"
+        line = (
+            f"{made['documents']:,} documents, {made['tokens']:,} tokens of {made['vocab_size']:,},"
+            f" {made['bytes_per_token']:.2f} bytes per token, {made['duplicates']:,} duplicates,"
+            f" {made['rejects']:,} rejects"
         )
-    result = {"path": str(output), "status": state, "statistics": made}
-    print_result([f"{output}: {line}"], result, run.json)
+    run.say([f"{output}: {line}"], {"path": str(output), "status": state, "statistics": made})
