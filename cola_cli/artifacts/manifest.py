@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cola_cli.artifacts.files import sha256_bytes, write_atomic
-from cola_cli.artifacts.reading import parse_json, read_regular, reason
+from cola_cli.artifacts.reading import parse_record, read_regular, reason
 from cola_cli.errors import DamagedArtifact, InputError
 
 FORMAT_VERSION = 1
@@ -152,6 +152,14 @@ def signed_json(record: BaseModel) -> bytes:
     return pretty_json(unsigned | {"digest": sha256_bytes(pretty_json(unsigned))})
 
 
+def is_signed(record: BaseModel, text: bytes) -> bool:
+    """Whether a file has, byte for byte, the content that `signed_json` gives this record."""
+    try:
+        return signed_json(record) == text
+    except ValueError:  # it holds NaN
+        return False
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables to dotted names: {"train": {"steps": 60}} -> {"train.steps": 60}."""
     flat: dict[str, Any] = {}
@@ -189,29 +197,23 @@ def read_manifest(directory: Path) -> Manifest:
         ) from error
     except (OSError, ValueError) as error:
         raise DamagedArtifact(f"{path} cannot be read ({reason(error)}).", remedy) from error
-    try:
-        document = parse_json(text)
-        if not isinstance(document, dict):
-            raise ValueError("it is not a JSON object")
-    except ValueError as error:
-        raise DamagedArtifact(f"{path} is not valid JSON ({reason(error)}).", remedy) from error
-    version = document.get("format_version")
+    what = "a valid manifest"
+    version = parse_record(text, _Versioned, path, remedy, DamagedArtifact, what).format_version
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise InputError(
             f"{path} has format version {version}; this cola reads up to {FORMAT_VERSION}.",
             "Install a newer cola to use it.",
         )
-    try:
-        manifest = Manifest.model_validate(document)
-        intact = manifest.to_bytes() == text
-        intact = intact and manifest.identity.fingerprint == manifest.fingerprint
-    except ValueError as error:
-        raise DamagedArtifact(
-            f"{path} is not a valid manifest ({reason(error)}).", remedy
-        ) from error
-    if not intact:
+    manifest = parse_record(text, Manifest, path, remedy, DamagedArtifact, what)
+    if not is_signed(manifest, text) or manifest.identity.fingerprint != manifest.fingerprint:
         raise DamagedArtifact(f"{path} is damaged: its digest does not match its content.", remedy)
     return manifest
+
+
+class _Versioned(BaseModel):
+    """What can be read of a manifest of any format."""
+
+    format_version: Any = None
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

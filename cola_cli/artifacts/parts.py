@@ -11,8 +11,14 @@ from typing import Any
 from cola_cli.artifacts.checks import RESTORE, check_file
 from cola_cli.artifacts.files import atomic_file, refuse_link, sha256_file, write_atomic
 from cola_cli.artifacts.lock import locked
-from cola_cli.artifacts.manifest import Identity, PartRecord, read_manifest, signed_json
-from cola_cli.artifacts.reading import RECORD_LIMIT, parse_json, read_regular, reason
+from cola_cli.artifacts.manifest import (
+    Identity,
+    PartRecord,
+    is_signed,
+    read_manifest,
+    signed_json,
+)
+from cola_cli.artifacts.reading import parse_record, read_file
 from cola_cli.errors import DamagedArtifact, OutputConflict, OutputLocked
 
 PARTS = "parts"
@@ -103,14 +109,13 @@ def _adding(directory: Path, identity: Identity) -> Iterator[None]:
 
 def read_part_record(path: Path) -> PartRecord:
     """Read and validate one `parts/00000.json`."""
-    try:
-        text = read_regular(path, RECORD_LIMIT)
-        record = PartRecord.model_validate(parse_json(text))
-        if record.digest and signed_json(record) != text:
-            raise ValueError("its digest does not match its content")
-        return record
-    except (OSError, ValueError) as error:
-        raise DamagedArtifact(f"{path} is not a part record ({reason(error)}).", RESTORE) from error
+    text = read_file(path, RESTORE, DamagedArtifact)
+    record = parse_record(text, PartRecord, path, RESTORE, DamagedArtifact, "a part record")
+    if record.digest and not is_signed(record, text):
+        raise DamagedArtifact(
+            f"{path} is not a part record (its digest does not match its content).", RESTORE
+        )
+    return record
 
 
 def recorded_parts(path: Path) -> dict[int, PartRecord]:

@@ -45,17 +45,19 @@ def decoded(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError("it is UTF-16" if _is_utf16(data) else "it is not UTF-8") from error
+        raise ValueError("it is UTF-16" if is_utf16(data) else "it is not UTF-8") from error
 
 
 def conversion(data: bytes) -> str:
     """The remedy for a file that is not UTF-8 and begins with, or holds, these bytes."""
-    source = "utf-16" if _is_utf16(data) else "latin1"
+    source = "utf-16" if is_utf16(data) else "latin1"
     return f"Convert the file, for example with: iconv -f {source} -t utf-8."
 
 
-def _is_utf16(data: bytes) -> bool:
-    return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+def is_utf16(data: bytes) -> bool:
+    """Whether the start of a text is UTF-16: by its byte order mark, or as every other byte is zero."""
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return marked or data.count(0) * 4 > len(data)
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -75,29 +77,46 @@ def read_record(
     limit: int = RECORD_LIMIT,
     toml: bool = False,
 ) -> RecordT:
-    """A JSON file, or a TOML file (named so, or by `toml`), as a record of the type `model`.
+    """The record in a JSON file, or in a TOML file (named so, or by `toml`); see `parse_record`."""
+    data = read_file(path, remedy, error, limit)
+    return parse_record(data, model, path, remedy, error, toml=toml or path.suffix == ".toml")
 
-    Types are strict: no text for a number, no 1 for true. Raises `error` naming the file and the wrong
-    field, with the remedy, when the file cannot be read or is not such a record.
-    """
+
+def read_file(
+    path: Path, remedy: str, error: type[ColaError] = InputError, limit: int = RECORD_LIMIT
+) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises `error` when it cannot be read."""
     try:
-        data = read_regular(path, limit)
-        if toml or path.suffix == ".toml":
-            tree = tomllib.loads(decoded(data))
-            return TypeAdapter(model).validate_python(tree, strict=True)
-        require_few_values(data)
-        return TypeAdapter(model).validate_json(data.removeprefix(codecs.BOM_UTF8), strict=True)
-    except ValidationError as wrong:
-        raise error(f"{path} is not as expected ({reason(wrong)}).", remedy) from wrong
-    except tomllib.TOMLDecodeError as wrong:
-        raise error(f"{path} is not valid TOML ({reason(wrong)}).", remedy) from wrong
-    except (OSError, ValueError, RecursionError) as wrong:
+        return read_regular(path, limit)
+    except (OSError, ValueError) as wrong:
         raise error(f"{path} cannot be read ({reason(wrong)}).", remedy) from wrong
 
 
-def read_json(path: Path, limit: int) -> Any:
-    """The value of a JSON file of at most `limit` bytes. Raises OSError or ValueError."""
-    return parse_json(read_regular(path, limit))
+def parse_record(
+    data: bytes,
+    model: type[RecordT],
+    place: Path,
+    remedy: str,
+    error: type[ColaError] = InputError,
+    what: str = "as expected",
+    toml: bool = False,
+) -> RecordT:
+    """The content of a file at `place`, JSON or TOML, as a record of the type `model`.
+
+    Types are strict: no text for a number, no 1 for true. Raises `error` naming the file and the wrong
+    field, with the remedy, when the file is not such a record (is not `what`).
+    """
+    try:
+        if toml:
+            return TypeAdapter(model).validate_python(tomllib.loads(decoded(data)), strict=True)
+        require_few_values(data)
+        return TypeAdapter(model).validate_json(data.removeprefix(codecs.BOM_UTF8), strict=True)
+    except ValidationError as wrong:
+        raise error(f"{place} is not {what} ({reason(wrong)}).", remedy) from wrong
+    except tomllib.TOMLDecodeError as wrong:
+        raise error(f"{place} is not valid TOML ({reason(wrong)}).", remedy) from wrong
+    except (ValueError, RecursionError) as wrong:
+        raise error(f"{place} cannot be read ({reason(wrong)}).", remedy) from wrong
 
 
 def require_few_values(data: bytes | str) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cola_cli.artifacts.artifact import Artifact
 from cola_cli.artifacts.reading import conversion, decoded, parse_json, reason
-from cola_cli.artifacts.unpacking import unpacked
+from cola_cli.artifacts.unpacking import DAMAGED, unpacked
 from cola_cli.errors import InputError
 
 PART_SUFFIX = ".jsonl.zst"  # of the parts of samples and evaluation artifacts
@@ -48,7 +46,7 @@ def rows_of(raw: BinaryIO, name: object) -> Iterator[tuple[int, dict[str, Any]]]
                 raise InputError(f"{name}, line {number} is too long.", "Is it a JSONL file?")
             if line.strip():
                 yield number, _row(name, number, line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{name} is truncated or damaged ({reason(error)}).", "Fetch it again."
         ) from error

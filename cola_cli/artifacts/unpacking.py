@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
@@ -12,11 +13,12 @@ READ_BYTES = 1 << 20
 ZSTD_BYTES = 1 << 10
 
 
-def unpacked(name: object, raw: BinaryIO) -> BinaryIO:
-    """The content of a .gz or .zst file, other files as they are. Reading raises EOFError when it is cut off.
+# what reading raises of a file that is cut off or damaged
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
-    A damaged .gz file raises gzip.BadGzipFile or zlib.error.
-    """
+
+def unpacked(name: object, raw: BinaryIO) -> BinaryIO:
+    """The content of a .gz or .zst file, other files as they are."""
     match PurePosixPath(str(name)).suffix.lower():
         case ".gz":
             return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]

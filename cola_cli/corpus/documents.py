@@ -6,22 +6,26 @@ What a file holds is read rightly, refused by line or row, or counted: never pas
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
 import hashlib
 import io
 import itertools
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from cola_cli.artifacts.files import sha256_stream
-from cola_cli.artifacts.reading import VALUES_LIMIT, parse_json, reason, shown
-from cola_cli.artifacts.unpacking import unpacked
+from cola_cli.artifacts.reading import (
+    VALUES_LIMIT,
+    conversion,
+    is_utf16,
+    parse_json,
+    reason,
+    shown,
+)
+from cola_cli.artifacts.unpacking import DAMAGED, unpacked
 from cola_cli.corpus.files import READ_BYTES, CorpusFile, file_format
 from cola_cli.corpus.parquet_footer import largest_page
 from cola_cli.errors import ColaError, InputError, is_encodable
@@ -29,7 +33,6 @@ from cola_cli.errors import ColaError, InputError, is_encodable
 DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line
 PARQUET_ROWS = 256
 PAGE_LIMIT = 1 << 30  # bytes, unpacked, of one page, and of the rows that are held at once
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 DocumentRule = Literal["blank-line", "file"]
 
@@ -86,7 +89,7 @@ def read_documents(
                 pass
         if digest is not None:
             _require(file, expected, digest.hexdigest())
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{file} is truncated or damaged ({reason(error)}).", "Fetch it again."
         ) from error
@@ -131,18 +134,15 @@ def _lines(file: CorpusFile, stream: BinaryIO) -> Iterator[tuple[int, str]]:
 
 
 def _decoded(file: CorpusFile, number: int, line: bytes) -> str:
-    if number == 1 and (line.startswith(UTF16) or line.count(0) * 4 > len(line)):
-        raise InputError(
-            f"{file} is UTF-16, not UTF-8.",
-            "Convert the file, for example with: iconv -f utf-16 -t utf-8.",
-        )
+    if number == 1 and is_utf16(line):
+        raise InputError(f"{file} is UTF-16, not UTF-8.", conversion(line))
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file}, line {number} is not UTF-8 (byte {line[error.start]:#04x} at column"
             f" {error.start + 1}).",
-            "Convert the file, for example with: iconv -f latin1 -t utf-8.",
+            conversion(line),
         ) from error
 
 

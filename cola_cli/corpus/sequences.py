@@ -46,27 +46,20 @@ class Rows:
 
     def take(self, places: Sequence[int] | NDArray[np.int64] | slice) -> Rows:
         """The sequences at these places."""
-        return Rows(
-            self.rows[places],
-            self.tokens[places],
-            self.lengths[places],
-            None if self.mean is None else self.mean[places],
-            None if self.logvar is None else self.logvar[places],
-        )
+        taken: Any = (None if array is None else array[places] for array in self._arrays())
+        return Rows(*taken)
+
+    def _arrays(self) -> tuple[Any, ...]:
+        return self.rows, self.tokens, self.lengths, self.mean, self.logvar
 
 
 def concatenate(pieces: list[Rows]) -> Rows:
     """One Rows of several."""
     if len(pieces) == 1:
         return pieces[0]
-    has_latents = pieces[0].mean is not None
-    return Rows(
-        np.concatenate([piece.rows for piece in pieces]),
-        np.concatenate([piece.tokens for piece in pieces]),
-        np.concatenate([piece.lengths for piece in pieces]),
-        np.concatenate([p.mean for p in pieces if p.mean is not None]) if has_latents else None,
-        np.concatenate([p.logvar for p in pieces if p.logvar is not None]) if has_latents else None,
-    )
+    columns = zip(*(piece._arrays() for piece in pieces), strict=True)
+    joined: Any = (None if column[0] is None else np.concatenate(column) for column in columns)
+    return Rows(*joined)
 
 
 # What columns of other types or lengths than ours make of numpy and Arrow.
@@ -126,9 +119,8 @@ class Sequences:
             rows = rows_of(table, int(self._starts[part]) + start)
             if len(rows) != stop - start:
                 raise ValueError(f"it has {len(rows)} rows where {stop - start} should be")
-            if (
-                rows.mean is None or rows.logvar is None
-            ) and self.artifact.manifest.kind == "latents":
+            is_latents = self.artifact.manifest.kind == "latents"
+            if is_latents and (rows.mean is None or rows.logvar is None):
                 raise ValueError("it has no latents")
         except (pa.ArrowException, OSError, *_FOREIGN) as error:
             raise DamagedArtifact(

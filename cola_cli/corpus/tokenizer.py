@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cola_cli.artifacts.kinds import TOKENIZER, TypedArtifact
-from cola_cli.artifacts.reading import parse_json, read_regular, reason, shown
+from cola_cli.artifacts.reading import decoded, parse_record, read_file, reason, shown
 from cola_cli.errors import InputError, UsageError
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot_id|>")
@@ -283,26 +283,18 @@ def load_tokenizer(path: Path, end_of_text: str | int | None = None) -> TextToke
     `end_of_text`: see TextTokenizer.
     """
     remedy = "Give the tokenizer.json of a Hugging Face tokenizer."
+    data = read_file(path, remedy, limit=TOKENIZER_LIMIT)
+    document = parse_record(data, dict[str, Any], path, remedy, what="a tokenizer")
     try:
-        text = read_regular(path, TOKENIZER_LIMIT).decode("utf-8-sig")
-        document = parse_json(text)
-        if not isinstance(document, dict):
-            raise ValueError("it is not a JSON object")
         if (largest := max(_token_ids(document), default=0)) >= ID_LIMIT:
             raise ValueError(f"a token has the number {largest}")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}).", remedy) from error
-    except ValueError as error:
-        raise InputError(f"{path} is not a tokenizer ({reason(error)}).", remedy) from error
-    try:
-        tokenizer = TextTokenizer(Tokenizer.from_str(text), end_of_text)
+        tokenizer = TextTokenizer(Tokenizer.from_str(decoded(data)), end_of_text)
         tokenizer.decode(tokenizer.encode(PROBE))  # some have no token for unknown characters
         return tokenizer
     except UsageError:
         raise
-    except (
-        BaseException
-    ) as error:  # the library raises plain Exception; its panics are not even that
+    except BaseException as error:
+        # the library raises plain Exception; its panics are not even that
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise InputError(f"{path} is not a tokenizer ({reason(error)}).", remedy) from error

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,13 +37,13 @@ from cola_cli.artifacts.files import (
     write_atomic,
     writing_failed,
 )
-from cola_cli.artifacts.reading import read_json
+from cola_cli.artifacts.reading import read_record
 from cola_cli.errors import DamagedArtifact, Interrupted
 from cola_cli.machine.processes import ALONE, World
 
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
-RECORD_LIMIT = 64 << 20  # bytes
+REMEDY = "Remove that checkpoint's directory to go on from the one before it."
 # Raised by the code below for a header or record of another shape.
 _FOREIGN = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
@@ -59,6 +60,15 @@ class Progress:
     summed: int = 0
 
 
+class _Written(BaseModel):
+    """What is recorded of a file of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
 class Checkpoint:
     """A committed checkpoint, opened for reading by all processes; each checks its share of the files.
 
@@ -69,21 +79,16 @@ class Checkpoint:
         self.path = path
         self.step = step
         self._world = world
-        try:
-            self._files: dict[str, dict[str, Any]] = read_json(path / COMMITTED, RECORD_LIMIT)
-            for name, record in self._files.items():
-                if Path(name).name != name or {*record} != {"bytes", "sha256"}:
-                    raise ValueError(f"{name} is not a record of a file in it")
-            self._check(STATE)
-            self.state: dict[str, Any] = read_json(path / STATE, RECORD_LIMIT)
-            if not isinstance(self.state, dict):
-                raise ValueError("state.json holds no state")
-        except (OSError, ValueError, *_FOREIGN) as error:
-            raise _damaged(path / COMMITTED) from error
-        files = sorted(name for name in self._files if name.endswith(".safetensors"))
-        for name in files[world.rank :: world.size]:
+        files = read_record(path / COMMITTED, dict[str, _Written], REMEDY, DamagedArtifact)
+        if any(Path(name).name != name for name in files) or STATE not in files:
+            raise _damaged(path / COMMITTED)
+        self._files = files
+        self._check(STATE)
+        self.state = read_record(path / STATE, dict[str, Any], REMEDY, DamagedArtifact)
+        names = sorted(name for name in files if name.endswith(".safetensors"))
+        for name in names[world.rank :: world.size]:
             self._check(name)
-        strangers = {file.name for file in path.glob("*.safetensors")}.difference(files)
+        strangers = {file.name for file in path.glob("*.safetensors")}.difference(names)
         if strangers:
             raise DamagedArtifact(
                 f"{path / min(strangers)} is not a part of that checkpoint.", "Remove it."
@@ -138,9 +143,9 @@ class Checkpoint:
     def _check(self, name: str) -> None:
         """Compare a file with its record."""
         path, record = self.path / name, self._files[name]
-        if path.is_symlink() or not path.is_file() or path.stat().st_size != record["bytes"]:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != record.bytes:
             raise _damaged(path)
-        if sha256_file(path) != record["sha256"]:
+        if sha256_file(path) != record.sha256:
             raise _damaged(path)
 
 
@@ -252,10 +257,7 @@ def latest(directory: Path, world: World = ALONE) -> Checkpoint | None:
 
 
 def _damaged(path: Path) -> DamagedArtifact:
-    return DamagedArtifact(
-        f"{path} is damaged.",
-        "Remove that checkpoint's directory to go on from the one before it.",
-    )
+    return DamagedArtifact(f"{path} is damaged.", REMEDY)
 
 
 def is_sharded(tensor: Tensor) -> bool:
