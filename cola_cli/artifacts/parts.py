@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -33,14 +34,14 @@ def is_part(name: PurePath) -> bool:
     return name.parts[:-1] == (PARTS,) and bool(_PART_OR_RECORD.fullmatch(name.name))
 
 
+@dataclass
 class PartWriter:
     """One data part being written: write the file at `path`, then set what its record says."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows = 0
-        self.tokens = 0
-        self.statistics: dict[str, Any] = {}
+    path: Path
+    rows: int = 0
+    tokens: int = 0
+    statistics: dict[str, Any] = field(default_factory=dict)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cola_cli.cost.training import (
     causal_pairs,
+    prior_block,
     text_vae_decoding,
     text_vae_encoding,
     transformer_pass,
@@ -77,8 +78,11 @@ def masked_diffusion_sampling(
 def _prefill(vae: TextVAEConfig, prior: PriorConfig, prefix: int) -> float:
     """The prompt's whole blocks into both caches; the prior's last layer gives keys and values only."""
     inner = prior.heads * prior.head_dim
-    layer = 4 * prior.dim * inner + 2 * prior.expand_ratio * prior.dim**2
-    products = (prior.layers - 1) * layer + 2 * prior.dim * inner + prior.latent_dim * prior.dim
+    products = (
+        (prior.layers - 1) * prior_block(prior)
+        + 2 * prior.dim * inner
+        + prior.latent_dim * prior.dim
+    )
     pairs = (prior.layers - 1) * causal_pairs(prefix, prior.block_size)
     remembered = 2.0 * (prefix * products + 2 * inner * pairs)
     decoded = vae.decoder_layers * causal_pairs(prefix, vae.block_size)
@@ -97,10 +101,9 @@ def _evaluation(prior: PriorConfig, history: int, guided: bool) -> float:
 
 
 def _prior_pass(prior: PriorConfig, positions: int, pairs: int) -> float:
-    dim, inner = prior.dim, prior.heads * prior.head_dim
-    layer = 4 * dim * inner + 2 * prior.expand_ratio * dim * dim
-    products = positions * (prior.layers * layer + 2 * prior.latent_dim * dim)
-    return 2.0 * (products + 2 * inner * prior.layers * pairs)
+    ends = 2 * prior.latent_dim * prior.dim
+    products = positions * (prior.layers * prior_block(prior) + ends)
+    return 2.0 * (products + 2 * prior.heads * prior.head_dim * prior.layers * pairs)
 
 
 def row_bucket(rows: int) -> int:

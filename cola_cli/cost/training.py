@@ -99,17 +99,23 @@ def prior_cost(
     """Training the prior on sequences of `length` tokens, and the VAE with it in joint mode.
 
     The reference posterior is read from the latents and costs nothing. Block sizes other than the model's
-    count as its own.
+    count as its own, and a token head counts at every position, also where the stagger asks for none.
     """
     train, positions = settings.train, length // vae.patch_size
+    rows, copies = train.batch_size, settings.data.noisy_copies
     parameters, core = config.parameter_count(), config.core_parameter_count()
-    copies = settings.data.noisy_copies
-    operations = prior_training(config, train.batch_size, positions, copies)
+    noisy = copies * prior_noisy_copy(config, rows, positions)
+    # timesteps: t = 0, and of every noisy block, or of every level
+    levels = LEVELS if config.stagger else rows * copies * positions // config.block_size
+    passes = prior_clean_copy(config, rows, positions) + noisy
+    passes += prior_conditioning(config, 1 + levels)
+    operations = BACKWARD_TOO * passes
+    operations += noisy if config.self_conditioning else 0  # a first estimate, without gradient
     activations = prior_activations(config, train, positions, copies)
     if settings.mode == "joint":
         masked = _masked_share(settings.mask)
         parameters += vae.parameter_count()
-        operations += text_vae_training(vae, train.batch_size, length, masked)
+        operations += text_vae_training(vae, rows, length, masked)
         activations += text_vae_activations(vae, train, length, masked)
     return Cost(parameters, core, operations, activations)
 
@@ -149,7 +155,7 @@ def _transformer_cost(
     return Cost(
         parameters=config.parameter_count(),
         core_parameters=config.core_parameter_count(),
-        flops=transformer_training(config, train.batch_size, passed, predicted),
+        flops=BACKWARD_TOO * transformer_forward(config, train.batch_size, passed, predicted),
         activations=transformer_activations(config, train, passed, predicted / passed),
     )
 
@@ -205,20 +211,6 @@ def text_vae_training(config: TextVAEConfig, rows: int, length: int, masked_shar
     return BACKWARD_TOO * forward
 
 
-def prior_training(config: PriorConfig, rows: int, length: int, copies: int = 1) -> float:
-    """A training step of the prior on `rows` sequences of `length` latents, with so many noisy copies each.
-
-    A token head counts at every position, also where the stagger asks for none.
-    """
-    noisy = copies * prior_noisy_copy(config, rows, length)
-    # timesteps: t = 0, and of every noisy block, or of every level
-    levels = LEVELS if config.stagger else rows * copies * length // config.block_size
-    passes = prior_clean_copy(config, rows, length) + noisy
-    passes += prior_conditioning(config, 1 + levels)
-    estimated = noisy if config.self_conditioning else 0  # without gradient
-    return BACKWARD_TOO * passes + estimated
-
-
 def prior_clean_copy(config: PriorConfig, rows: int, length: int) -> float:
     """The pass of `rows` sequences, without their last block, as the history of noisy ones.
 
@@ -226,7 +218,7 @@ def prior_clean_copy(config: PriorConfig, rows: int, length: int) -> float:
     """
     inner = config.heads * config.head_dim
     clean = length - config.block_size
-    block = _prior_block(config)
+    block = prior_block(config)
     products = config.layers * block - block + 2 * config.dim * inner
     products += config.latent_dim * config.dim
     pairs = (config.layers - 1) * causal_pairs(clean, config.block_size)
@@ -236,7 +228,7 @@ def prior_clean_copy(config: PriorConfig, rows: int, length: int) -> float:
 def prior_noisy_copy(config: PriorConfig, rows: int, length: int, alone: bool = False) -> float:
     """The pass of noisy blocks that see the clean ones before them, unless `alone`, and themselves."""
     inner, block = config.heads * config.head_dim, config.block_size
-    products = config.layers * _prior_block(config)
+    products = config.layers * prior_block(config)
     products += (config.latent_dim + config.out_dim) * config.dim
     pairs = length * block if alone else causal_pairs(length, block)
     return 2.0 * rows * (length * products + 2 * inner * config.layers * pairs)
@@ -250,7 +242,7 @@ def prior_conditioning(config: PriorConfig, timesteps: int) -> float:
     )
 
 
-def _prior_block(config: PriorConfig) -> int:
+def prior_block(config: PriorConfig) -> int:
     """Multiplications of one block of the network at a position, without those of its attention."""
     dim, inner = config.dim, config.heads * config.head_dim
     return 4 * dim * inner + 2 * config.expand_ratio * dim * dim
@@ -272,13 +264,6 @@ def transformer_pass(
     layer = 4 * config.dim * inner + 3 * config.dim * config.ffn_dim
     products = positions * config.layers * layer + head_tokens * config.dim * config.vocab_size
     return 2.0 * (products + 2 * inner * config.layers * pairs)
-
-
-def transformer_training(
-    config: TransformerConfig, rows: int, length: int, head_tokens: float
-) -> float:
-    """A training step of a baseline."""
-    return BACKWARD_TOO * transformer_forward(config, rows, length, head_tokens)
 
 
 def text_vae_activations(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,6 +20,7 @@ from cola_cli.training.shares import Workers
 FLUSH_SECONDS = 20.0
 
 
+@dataclass
 class Monitor:
     """Logs the steps of one run.
 
@@ -26,45 +28,35 @@ class Monitor:
     that a process does in plain matrix products.
     """
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        train: Train,
-        optim: Optimizer,
-        world: World,
-        reporter: Reporter,
-        length: int,
-        flops: float,
-    ) -> None:
-        self._metrics = metrics
-        self._train = train
-        self._optim = optim
-        self._world = world
-        self._reporter = reporter
-        self._length = length
-        self._flops = flops
-        self._rate = 1.0
-        self._flushed = time.monotonic()
+    metrics: Metrics
+    train: Train
+    optim: Optimizer
+    world: World
+    reporter: Reporter
+    length: int
+    flops: float
+    rate: float = 1.0
+    flushed: float = field(default_factory=time.monotonic)
 
     def measure_machine(self, width: int, bf16: bool, rows: int, workers: Workers) -> None:
         """Time plain matrix products of the model's width, the yardstick of `flops_use`, on all workers.
 
         rows: sequences that are computed together.
         """
-        device, tokens = str(self._world.device), min(8192, self._length * rows)
+        device, tokens = str(self.world.device), min(8192, self.length * rows)
 
         def rate(worker: int) -> float:
             return speed.matrix_rate(device, bf16, width, tokens)
 
-        self._rate = sum(workers.each(rate, range(workers.count or 1)))
-        self._reporter.note(f"matrix products run at {self._rate / 1e9:,.0f} GFLOP/s here")
+        self.rate = sum(workers.each(rate, range(workers.count or 1)))
+        self.reporter.note(f"matrix products run at {self.rate / 1e9:,.0f} GFLOP/s here")
 
     def log(self, progress: Progress, seconds: float, waited: float) -> None:
         """Log the step just done, which took `seconds`, of which `waited` for its data."""
-        train = self._train
-        tokens = train.batch_size * self._length
+        train = self.train
+        tokens = train.batch_size * self.length
         tokens_per_second = tokens / seconds
-        use = self._flops / seconds / self._rate / self._world.size
+        use = self.flops / seconds / self.rate / self.world.size
         memory = self._memory()
         shown = {
             "tokens_s": f"{tokens_per_second:.3g}",
@@ -73,14 +65,14 @@ class Monitor:
         }
         if progress.summed:
             shown = {"loss": f"{progress.sums['loss'] / progress.summed:.4f}"} | shown
-        self._reporter.advance(1, **shown)
+        self.reporter.advance(1, **shown)
         if progress.step % train.log_every and progress.step != train.steps:
             return
         values = {name: value / progress.summed for name, value in progress.sums.items()}
         values |= {
-            "learning_rate": schedule.learning_rate(progress.step - 1, self._optim, train.steps),
+            "learning_rate": schedule.learning_rate(progress.step - 1, self.optim, train.steps),
             "tokens": float(progress.step * tokens),
-            "flops": progress.step * self._flops,
+            "flops": progress.step * self.flops,
             "skipped": float(progress.skipped),
             "seconds": seconds,
             "tokens_per_second": tokens_per_second,
@@ -88,13 +80,13 @@ class Monitor:
             "reader_share": waited / seconds,
             "memory_bytes": memory,
         }
-        self._metrics.add(progress.step, values)
+        self.metrics.add(progress.step, values)
         progress.sums, progress.summed = {}, 0
-        if self._world.leads and time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self._metrics.flush()
-            self._flushed = time.monotonic()
+        if self.world.leads and time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.metrics.flush()
+            self.flushed = time.monotonic()
 
     def _memory(self) -> float:
-        if self._world.device.type == "cuda":
-            return float(torch.cuda.max_memory_allocated(self._world.device))
+        if self.world.device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated(self.world.device))
         return peak_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,25 +19,17 @@ from cola_cli.training.reader import Step, make_step, scaled, to_device
 from cola_cli.training.shares import Workers
 
 
+@dataclass
 class Validation:
     """The validation sequences of a run, shared out among its processes, `rows` at a time by `workers`."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        sequences: Sequences,
-        train: Train,
-        world: World,
-        rows: int,
-        workers: Workers,
-    ) -> None:
-        self._objective = objective
-        self._sequences = sequences
-        self._train = train
-        self._world = world
-        self._rows = rows
-        self._workers = workers
-        self._steps: list[Step] = []  # the same every time
+    objective: Objective
+    sequences: Sequences
+    train: Train
+    world: World
+    rows: int
+    workers: Workers
+    steps: list[Step] = field(default_factory=list)  # the same every time
 
     def sums(
         self, autocast: Callable[[], torch.autocast], asked: Callable[[], int]
@@ -45,11 +38,11 @@ class Validation:
 
         Stops between batches, with a part of the sums, once `asked` says so.
         """
-        world = self._world
-        if not self._steps:
-            self._steps = self._draw()
+        world = self.world
+        if not self.steps:
+            self.steps = self._draw()
         counts: dict[str, float] = {}
-        for step in self._steps:
+        for step in self.steps:
             for name, value in step.counts.items():
                 counts[name] = counts.get(name, 0.0) + value
         counts = world.total(counts)
@@ -57,23 +50,23 @@ class Validation:
         def compute(batch: Batch) -> dict[str, Tensor]:
             batch = to_device(scaled(batch, counts, 1), world.device)
             with torch.no_grad(), autocast():
-                sums: dict[str, Tensor] = self._objective(batch, evaluate=True)
+                sums: dict[str, Tensor] = self.objective(batch, evaluate=True)
             return sums
 
         totals: dict[str, Tensor] = {}
-        self._objective.eval()
-        batches = [batch for step in self._steps for batch in step.batches]
-        for sums in self._workers.each(compute, batches):
+        self.objective.eval()
+        batches = [batch for step in self.steps for batch in step.batches]
+        for sums in self.workers.each(compute, batches):
             for name, term in sums.items():
                 totals[name] = totals.get(name, 0) + term.float()
             if asked():
                 break
-        self._objective.train()
+        self.objective.train()
         return totals
 
     def metrics(self, sums: dict[str, Tensor], step: int) -> dict[str, float]:
         """The metrics over all processes. Raises Diverged when the loss is not a finite number."""
-        world = self._world
+        world = self.world
         totals = {name: world.total_tensor(sums[name]).cpu() for name in sorted(sums)}
         loss = totals["loss"].item()
         if not math.isfinite(loss):
@@ -81,22 +74,22 @@ class Validation:
                 f"step {step}: the loss of validation is {loss:.6g}.",
                 "Lower optim.lr, and run again with --overwrite.",
             )
-        return self._objective.metrics(totals)
+        return self.objective.metrics(totals)
 
     def _draw(self) -> list[Step]:
         """As many steps in every process; the last ones may have no weight."""
-        train, world = self._train, self._world
-        limit = min(train.validation_sequences, self._sequences.count)
-        size = self._rows
+        train, world = self.train, self.world
+        limit = min(train.validation_sequences, self.sequences.count)
+        size = self.rows
         steps = []
         for start in range(0, limit, size * world.size):
             stop = min(start + size * world.size, limit)
             places = list(range(start, stop))[world.rank :: world.size]
-            rows = self._sequences.read(start, stop).take(slice(world.rank, None, world.size))
+            rows = self.sequences.read(start, stop).take(slice(world.rank, None, world.size))
             if not places:  # the networks must run in all processes at once
-                rows, places = self._sequences.read(start, start + 1), [start]
+                rows, places = self.sequences.read(start, start + 1), [start]
                 rows.lengths[:] = 0
             steps.append(
-                make_step(self._objective, rows, places, 0, train.seed, size, randomness.VALIDATION)
+                make_step(self.objective, rows, places, 0, train.seed, size, randomness.VALIDATION)
             )
         return steps
