@@ -59,7 +59,7 @@ class DamagedArtifact(ColaError):
 
 
 class Diverged(ColaError):
-    """Training whose numbers are not numbers any more, or that never was any."""
+    """Training whose loss or weights are not finite numbers, or all of whose steps were skipped."""
 
     exit_code = 6
 

@@ -176,7 +176,8 @@ def writing_failed(path: Path, error: OSError) -> ColaError:
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return OutputConflict(
-            f"{path} needs a directory where a file lies.", "Choose another output directory."
+            f"{path} cannot be written: a file lies where a directory is needed.",
+            "Choose another output directory.",
         )
     reason = os.strerror(error.errno) if error.errno else str(error)
     return ColaError(

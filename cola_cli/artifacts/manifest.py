@@ -116,7 +116,7 @@ class PartRecord(_Record):
     sha256: Digest
     source: str = ""
     statistics: Tree = {}
-    digest: str = ""  # as in a manifest, which records the digest of this file too when finished
+    digest: str = ""  # as in a manifest, which has this file's digest as well once it is complete
 
     @property
     def data(self) -> FileRecord:

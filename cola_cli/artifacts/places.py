@@ -61,7 +61,8 @@ def require_file_place(path: Path, what: str, mark: str = "", reads: Iterable[Pa
         with path.open("rb") as file:
             if mark.encode() not in file.read(512):
                 raise OutputConflict(
-                    f"{path} is not {what} of cola.", "Choose another name; nothing was touched."
+                    f"{path} exists and is not {what} that cola wrote.",
+                    "Choose another name; nothing was touched.",
                 )
 
 

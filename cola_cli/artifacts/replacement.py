@@ -63,7 +63,9 @@ def remove(path: Path) -> None:
     if not (new / MANIFEST_NAME).exists() and any(
         file.name != REPLACED for file in content_files(new)
     ):
-        raise OutputConflict(f"{new} is not cola's.", "Move it away; nothing was touched.")
+        raise OutputConflict(
+            f"{new} holds files that cola did not write.", "Move it away; nothing was touched."
+        )
     try:
         for entry in new.iterdir():
             if entry.is_dir() and not entry.is_symlink():
@@ -136,7 +138,7 @@ def _leaving(path: Path, arriving: list[FileRecord]) -> set[str]:
         for place in blocked:
             if place.as_posix() not in names:
                 raise OutputConflict(
-                    f"{path / place} is in the way of the new artifact and is not of the old one.",
+                    f"{path / place} is in the way of the new artifact and does not belong to the old one.",
                     "Move it away and run the same command again; nothing was touched.",
                 )
     return names

@@ -132,7 +132,7 @@ def verify(
 
     With --repair, what is damaged or missing is dropped, and the next run makes just that again; foreign
     files are left where they are. Exit code 5 when anything is found; an unfinished artifact whose files are
-    whole is `incomplete` and no damage, so that the exit code is 0.
+    whole is `incomplete`, which is not damage: the exit code is 0.
 
     Example: cola verify runs/demo
     """

@@ -36,7 +36,7 @@ def encode(
 
     def describe(made: dict[str, Any]) -> list[str]:
         if "rows" not in made:
-            return [f"{output}: {made['parts']} parts done, others to come"]
+            return [f"{output}: {made['parts']} parts done; other processes make the rest"]
         return [f"{output}: done", f"  {made['rows']:,} sequences, logSNR {made['log_snr']:.3f}"]
 
     run.show_outcome(outcome, describe)

@@ -18,7 +18,7 @@ def score(
     ],
     file: Annotated[Path, typer.Argument(help="Generated answers, .jsonl or .jsonl.zst.")],
 ) -> None:
-    """Score generated answers by the released scorer's rules, with the honest metrics beside it.
+    """Score generated answers by the released scorer's rules, with honest metrics beside its accuracy.
 
     Example: cola eval score mmlu answers.jsonl.zst --json
     """
@@ -119,7 +119,7 @@ def compare(
     run: Invocation,
     artifacts: Annotated[list[Path], typer.Argument(help="Artifacts of `cola eval run`.")],
 ) -> None:
-    """Accuracies with intervals, and every model's difference from the task's first, item by item.
+    """Accuracies with intervals, and each model's difference from the first of its task, item by item.
 
     Example: cola eval table runs/ours/mmlu runs/theirs/mmlu
     """
@@ -135,7 +135,7 @@ def words(
     samples: Annotated[Path, typer.Argument(help="A samples artifact, of `cola sample -o`.")],
     tokens: Annotated[Path, typer.Option("--tokens", help="The tokens the model was trained on.")],
 ) -> None:
-    """Share of generated words and word pairs that the training text has, beside validation text's.
+    """Share of generated words and word pairs that occur in the training text; of validation text as well.
 
     Example: cola eval words runs/demo/samples --tokens runs/demo/tokens
     """
@@ -205,7 +205,7 @@ def text(
         typer.Option("--ngram", min=1, max=64, help="n of the n-grams sought in training text."),
     ] = 8,
 ) -> None:
-    """Perplexity under a judge, entropy, variety, repetition and memorisation; real text's beside them.
+    """Perplexity under a judge, entropy, variety, repetition, memorisation; of held-out text as well.
 
     Example: cola eval text runs/demo/samples --tokens runs/demo/tokens --judge runs/demo/ar
     """

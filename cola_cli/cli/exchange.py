@@ -25,7 +25,7 @@ def import_checkpoint(
     run: Invocation,
     dtype: Annotated[Precision, DTYPE] = "stored",
 ) -> None:
-    """Make a prior artifact of a released checkpoint, or of the weights alone of a trained prior.
+    """Make a prior artifact from a released checkpoint, or from the weights of a trained prior.
 
     Example: cola import downloads/Cola-DLM -o runs/released
     """

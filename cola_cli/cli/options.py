@@ -76,7 +76,10 @@ Shard = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, max=MOST, help="Threads of the matrix library. Default: by itself."
+        "--threads",
+        min=1,
+        max=MOST,
+        help="Threads of the matrix library. Default: OMP_NUM_THREADS, or one a core.",
     ),
 ]
 Device = Annotated[

@@ -40,7 +40,7 @@ def tokenize(
 
     if tokenizer is not None and run.flags["vocab_size"] is not None:
         raise UsageError(
-            "--tokenizer and --vocab-size exclude each other.",
+            "--tokenizer and --vocab-size cannot be combined.",
             "Give one tokenizer or the size of one to train.",
         )
     settings, output = run.settings(), run.output
@@ -57,7 +57,7 @@ def tokenize(
     if not outcome.changed:
         state, line = "up to date", "up to date"
     elif "documents" not in made:
-        state, line = "unfinished", f"{made['parts']} parts done, others to come"
+        state, line = "unfinished", f"{made['parts']} parts done; other processes make the rest"
     else:
         state = "complete"
         line = (

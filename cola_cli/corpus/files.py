@@ -159,7 +159,7 @@ def find_files(
         matches = _behind(name, left_out) if URL.match(name) else _on_disk(name, own, left_out)
         if not matches:
             raise InputError(
-                f"{name} names no corpus file{f' (left out: {left_out})' if str(left_out) else ''}.",
+                f"{name} matches no corpus file{f' (left out: {left_out})' if str(left_out) else ''}.",
                 _remedy(name),
             )
         for match in matches:

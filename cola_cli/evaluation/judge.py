@@ -83,7 +83,7 @@ class TransformersJudge:
             transformers = importlib.import_module("transformers")
         except ImportError as error:
             raise UsageError(
-                f"--judge {folder}: to use such a model, the package transformers is needed.",
+                f"--judge {folder}: loading it needs the package transformers.",
                 "Install it with `pip install transformers`, or name a model of `cola train ar`.",
             ) from error
         transformers.utils.logging.disable_progress_bar()

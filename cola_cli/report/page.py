@@ -60,7 +60,7 @@ def render(collected: Collected) -> str:
         _section(
             "samples",
             "Samples",
-            "One prompt, what each run made of it. Not picked: the first of every artifact.",
+            "One prompt, what each run made of it. Not selected: the first ones of every artifact.",
             continuations(collected),
             "No samples. `cola sample PRIOR --prompts FILE -o SAMPLES` makes some.",
         ),

@@ -17,12 +17,17 @@ class Teacher(Settings):
 
     steps: int = Field(default=16, ge=1, le=10_000, description="Steps; a multiple of passes.")
     guidance: float = Field(
-        default=7.0, ge=0, le=1_000, description="Scale of guidance, which the student has within."
+        default=7.0,
+        ge=0,
+        le=1_000,
+        description="Scale of guidance, which is built into the student.",
     )
     guidance_interval: tuple[float, float] = Field(
         default=(0.0, 1.0), description="Times t in [0, 1] at which guidance acts."
     )
-    head_temperature: float = Field(default=1.0, gt=0, description="Of a teacher's token head.")
+    head_temperature: float = Field(
+        default=1.0, gt=0, description="Temperature of the teacher's token head."
+    )
 
 
 class DistillSettings(Settings):

@@ -14,7 +14,9 @@ class EncodeSettings(Settings):
 
     batch_size: int = runtime(32, ge=1, description="Sequences at once.")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        default="float32", description="Of the encoder. auto: bf16 autocast on a GPU."
+        default="float32", description="Precision of the encoder. auto: bf16 autocast on a GPU."
     )
     rows_per_group: int = Field(default=256, ge=1, description="Sequences of a Parquet row group.")
-    compression_level: int = Field(default=1, ge=1, le=19, description="Of Zstandard.")
+    compression_level: int = Field(
+        default=1, ge=1, le=19, description="Level of the Zstandard compression."
+    )

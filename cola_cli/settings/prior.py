@@ -122,10 +122,10 @@ class SamplingDefaults(Settings):
         description="Passes with the same tokens after which a block is finished; 0: off.",
     )
     head_temperature: float | None = runtime(
-        None, gt=0, description="Of the token head: below 1 is bolder."
+        None, gt=0, description="Temperature of the token head; below 1 is bolder."
     )
     temperature: float | None = runtime(
-        None, ge=0, description="Of the decoder's token choice; 0 is greedy."
+        None, ge=0, description="Temperature of the decoder's token choice; 0 is greedy."
     )
 
 

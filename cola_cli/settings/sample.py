@@ -45,10 +45,12 @@ class Sampling(Settings):
     settle: int = later(
         0,
         ge=0,
-        description="Of a prior with a token head: a block is finished once its tokens have stayed the same"
+        description="For a prior with a token head: a block is finished once its tokens have stayed the same"
         " for so many passes. 0: all passes are taken.",
     )
-    temperature: float = Field(default=0.0, ge=0, description="Of the token choice; 0 is greedy.")
+    temperature: float = Field(
+        default=0.0, ge=0, description="Temperature of the token choice; 0 is greedy."
+    )
     top_k: int | None = Field(default=None, ge=1, description="Sample from the k likeliest tokens.")
     top_p: float | None = Field(
         default=None,
@@ -70,21 +72,21 @@ class Sampling(Settings):
         default=1,
         ge=1,
         le=1_000,
-        description="Of partial-repaint: passes over each repainted step.",
+        description="Passes over each repainted step of partial-repaint.",
     )
     repaint_fraction: float = Field(
-        default=1.0, ge=0, le=1, description="Of partial-repaint: share of the steps that repaint."
+        default=1.0, ge=0, le=1, description="Share of the steps of partial-repaint that repaint."
     )
     unmask_steps: int = Field(
-        default=0, ge=0, description="Of LLaDA: passes a continuation; 0: one a token."
+        default=0, ge=0, description="Passes of LLaDA over a continuation; 0: one for each token."
     )
     unmask_block: int = Field(
-        default=0, ge=0, description="Of LLaDA: tokens of a semi-autoregressive block; 0: all."
+        default=0, ge=0, description="Tokens of a semi-autoregressive block of LLaDA; 0: all."
     )
     head_temperature: float = later(
         1.0,
         gt=0,
-        description="Of the token head of a prior that predicts tokens: below 1 is bolder.",
+        description="Temperature of the token head of a prior that predicts tokens; below 1 is bolder.",
     )
     history: Literal["generated", "re-encoded"] = later(
         "generated",
@@ -149,7 +151,8 @@ class SampleSettings(Sampling):
     )
     dtype: Literal["auto", "stored", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Of the weights. auto: float32 on a CPU, where bf16 products are emulated, else stored.",
+        description="Precision of the weights. auto: float32 on a CPU, where bf16 products are emulated, else"
+        " stored.",
     )
     items_per_part: int = Field(
         default=16, ge=1, description="Prompts committed to an artifact together."

@@ -15,7 +15,7 @@ class TokenizeSettings(Settings):
     vocab_size: int = Field(
         8192, ge=1, le=1 << 24, description="Train a byte-level BPE of this size."
     )
-    seq_len: int = Field(512, ge=2, le=1 << 20, description="Tokens a packed row.")
+    seq_len: int = Field(512, ge=2, le=1 << 20, description="Tokens of a packed sequence.")
     text_field: str = Field("text", description="Field or column of records with the text.")
     documents: Literal["blank-line", "file"] = Field(
         "blank-line", description="Where text files are cut into documents."

@@ -73,7 +73,7 @@ class Train(Settings):
         default=0.0,
         ge=0,
         lt=1,
-        description="Of averaged weights; 0, as in the paper: no averaging.",
+        description="Decay of the averaged weights (EMA); 0, as in the paper: no averaging.",
     )
     log_every: int = Field(default=10, ge=1, description="Steps between logged metrics.")
     validate_every: int = Field(default=200, ge=1, description="Steps between validations.")

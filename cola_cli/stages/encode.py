@@ -124,7 +124,7 @@ def open_encoder(tokens: Artifact, path: Path) -> Artifact:
         )
     if tokens.file(TOKENIZER).read_bytes() != vae.file(TOKENIZER).read_bytes():
         raise InputError(
-            f"{vae.path} was trained with another tokenizer than {tokens.path} has.",
+            f"{vae.path} was trained with a tokenizer that is not that of {tokens.path}.",
             "Tokenize with that tokenizer.json, or train a VAE on these tokens.",
         )
     return vae
@@ -285,7 +285,7 @@ def _statistics(path: Path, tokens: Tokens, shape: tuple[int, int]) -> LatentsSt
     )
     if not 0 < square.mean() < math.inf or not 0 < variance.mean() < math.inf:
         raise InputError(
-            f"the latents in {path} carry nothing: their mean square is {square.mean():.3g}, their"
+            f"the latents in {path} carry no information: their mean square is {square.mean():.3g}, their"
             f" variance {variance.mean():.3g}.",
             "The Text VAE was not trained, or its training has diverged: train it again.",
         )

@@ -33,7 +33,7 @@ def refuse_overwriting(overwrite: bool) -> None:
     """Raise UsageError if a shard was told to overwrite."""
     if overwrite:
         raise UsageError(
-            "--overwrite and shards exclude each other: one would remove another's parts.",
+            "--overwrite cannot be combined with shards: one would remove another's parts.",
             "Remove the output directory first.",
         )
 

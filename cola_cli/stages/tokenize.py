@@ -297,6 +297,6 @@ def _say(statistics: TokensStatistics, report: Reporter) -> None:
         )
     if not statistics.splits["validation"].rows:
         report.warn(
-            "no document is held out for validation, which training needs: whole documents are, so give more"
-            " documents or a larger --validation-fraction"
+            "no document is held out for validation, which training needs: give more documents (they are held"
+            " out whole) or a larger --validation-fraction"
         )

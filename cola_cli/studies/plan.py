@@ -311,7 +311,7 @@ class _Planner:
         lines = {line.name: line for line in self.sweep.lines if line.model in PRIORS}
         if self.line.match not in lines:
             raise UsageError(
-                f"{self.name}: there is no prior's line {self.line.match!r} to match.",
+                f"{self.name}: no line of a prior is called {self.line.match!r}.",
                 nearest(self.line.match or "", lines),
             )
         line = lines[self.line.match]

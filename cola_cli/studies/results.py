@@ -34,8 +34,8 @@ OWN_LOSS = (
     " compare them along a line, never between lines of different models."
 )
 ONE_JUDGE = (
-    "perplexity is that of what the models write, under one judge; it means something only beside entropy,"
-    " which falls when a model repeats itself."
+    "perplexity is that of the generated text under one judge; read it together with entropy, which falls"
+    " when a model repeats itself."
 )
 # of the compute, in a row of a table
 TAKEN = ("parameters", "tokens", "flops", "total_flops", "paper_flops", "token_flops")
@@ -91,7 +91,7 @@ def study_results(study: Study, folder: Path) -> list[Results]:
         for sweep in study.sweeps
     ]
     if not any(results.places for results in found):
-        raise InputError(f"no run of the study in {folder} is done.", "Use `cola study run`.")
+        raise InputError(f"no run of the study in {folder} is finished.", "Use `cola study run`.")
     return found
 
 
@@ -106,7 +106,7 @@ def notes(study: Study, results: Sequence[Results]) -> list[str]:
             " go through the means."
         )
     if missing := sum(one.missing for one in results):
-        found.append(f"{missing} runs are not done and left out.")
+        found.append(f"{missing} runs are not finished and are left out.")
     return found
 
 
@@ -152,7 +152,7 @@ def drawn_curves(study: Study, folder: Path, x: str | None = None) -> dict[str, 
     }
     if not any(one.points for one in drawn.values()):
         raise InputError(
-            f"the points of the study in {folder} have no numbers to be drawn along.",
+            f"the points of the study in {folder} have no numeric x to plot against.",
             "Give --x flops.",
         )
     return drawn

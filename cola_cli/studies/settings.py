@@ -64,7 +64,7 @@ class Point(Settings):
     @model_validator(mode="after")
     def _one_length(self) -> Point:
         if sum(x is not None for x in (self.share, self.flops, self.paper_flops)) > 1:
-            raise ValueError("share, flops and paper_flops exclude each other")
+            raise ValueError("only one of share, flops and paper_flops can be given")
         return self
 
 

@@ -160,7 +160,7 @@ def test_a_zstd_bomb_is_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_kinds_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="names no corpus file"):
+    with pytest.raises(InputError, match="matches no corpus file"):
         find_files([str(tmp_path / "*.txt")])
     (tmp_path / "a.docx").touch()
     with pytest.raises(InputError, match=r"a\.docx is not of a known kind"):

@@ -78,8 +78,8 @@ def test_patterns_choose_among_the_files_of_a_url(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("memory://nothing/there.txt", "names no corpus file"),
-        ("memory://corpus/*.docx", "names no corpus file"),
+        ("memory://nothing/there.txt", "matches no corpus file"),
+        ("memory://corpus/*.docx", "matches no corpus file"),
         ("memory://corpus/sub/image.png", "is not of a known kind"),
         ("nosuch://place/a.txt", "cannot be opened"),
     ],

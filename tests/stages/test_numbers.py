@@ -146,7 +146,7 @@ def test_latents_that_are_not_finite_are_named_with_file_and_row(
     [
         (lambda w: w.fill_(torch.nan), "not finite numbers for row 0 of"),
         (lambda w: w.mul_(1e30), "not finite numbers for row 0 of"),
-        (lambda w: w.zero_(), "carry nothing"),
+        (lambda w: w.zero_(), "carry no information"),
     ],
 )
 def test_encode_refuses_a_vae_that_says_nothing(

@@ -168,7 +168,7 @@ def test_a_given_tokenizer_is_used(cola: Run, tmp_path: Path) -> None:
     result = cola(
         "tokenize", "corpus", "-o", "x", "--tokenizer", given, "--vocab-size", 999, expect=2
     )
-    assert "exclude each other" in result.stderr
+    assert "cannot be combined" in result.stderr
 
 
 def test_special_tokens_of_a_given_tokenizer_are_found_or_added_and_recorded(

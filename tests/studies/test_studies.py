@@ -418,7 +418,7 @@ def test_what_runs_share_is_made_once_and_what_changes_is_made_anew(
             "compute, cola, point 1",
         ),
         ('match = "cola"', 'match = "colla"', "Did you mean cola?"),
-        ("share = 1.0", "share = 1.0\nflops = 1e9", "exclude each other"),
+        ("share = 1.0", "share = 1.0\nflops = 1e9", "only one of share, flops"),
         ('"entropy"', '"entropie"', "Did you mean entropy?"),
         ("share = 1.0", "shares = 1.0", "shares"),
         ("seeds = [3, 4]", "seeds = [3, 3]", "a seed occurs twice"),
