@@ -49,11 +49,7 @@ def sha256_file(path: Path) -> str:
 
 def sha256_stream(stream: Any) -> str:
     """Hexadecimal SHA-256 of what a binary stream holds, read in pieces so that memory stays flat."""
-    digest = hashlib.sha256()
-    piece = memoryview(bytearray(READ_BYTES))
-    while count := stream.readinto(piece):
-        digest.update(piece[:count])
-    return digest.hexdigest()
+    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

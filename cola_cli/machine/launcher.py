@@ -43,13 +43,11 @@ def launched() -> Launch | None:
     return Launch(
         rank=rank,
         size=size,
-        local_rank=_number("LOCAL_RANK", least=0) if "LOCAL_RANK" in os.environ else 0,
+        local_rank=_number("LOCAL_RANK", least=0, absent=0),
         host=os.environ["MASTER_ADDR"],
         port=port,
         hosts_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-        attempt=_number("TORCHELASTIC_RESTART_COUNT", least=0)
-        if "TORCHELASTIC_RESTART_COUNT" in os.environ
-        else 0,
+        attempt=_number("TORCHELASTIC_RESTART_COUNT", least=0, absent=0),
     )
 
 
@@ -59,7 +57,9 @@ def leads() -> bool:
     return found is None or found.rank == 0
 
 
-def _number(name: str, least: int) -> int:
+def _number(name: str, least: int, absent: int | None = None) -> int:
+    if absent is not None and name not in os.environ:
+        return absent
     text = os.environ.get(name, "")
     if not text:
         given = [n for n in NEEDED if os.environ.get(n)]

@@ -11,7 +11,7 @@ from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.kinds import TOKENIZER
 from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.weights.configs import Precision
-from cola_cli.weights.folder import ModelFolder, open_model_folder
+from cola_cli.weights.folder import open_model_folder
 
 STAGE = "import"
 
@@ -28,9 +28,13 @@ def import_checkpoint(
     from cola_cli.weights.released import find_root
 
     run = run or Run()
-    model = open_model_folder(source if is_artifact(source) else find_root(source))
+    root = source if is_artifact(source) else find_root(source)
+    model = open_model_folder(root)
     model.configs()  # a model of another kind is refused here
-    tokenizer = _tokenizer_file(source, model, run)
+    tokenizer = model.tokenizer_file()
+    run.reporter.note(f"reading {root}")
+    if tokenizer is None:
+        run.reporter.warn(f"{root} has no tokenizer.json: the artifact will not sample text.")
     inputs = {"checkpoint": model.fingerprint()}
     if tokenizer is not None:
         inputs["tokenizer"] = sha256_file(tokenizer)
@@ -63,18 +67,3 @@ def import_checkpoint(
             writer.write(TOKENIZER, tokenizer.read_bytes())
         writer.finish(statistics)
     return Outcome(output_path, True, statistics)
-
-
-def _tokenizer_file(source: Path, model: ModelFolder, run: Run) -> Path | None:
-    if model.artifact is not None:
-        return model.artifact.file(TOKENIZER) if model.artifact.has(TOKENIZER) else None
-    from cola_cli.weights.released import find_root, tokenizer_file
-
-    root = find_root(source)
-    run.reporter.note(f"reading {root}")
-    found = tokenizer_file(root)
-    if found is None:
-        run.reporter.warn(
-            f"no tokenizer.json beside or in {root}: the artifact will not sample text."
-        )
-    return found

@@ -235,16 +235,14 @@ class _Planner:
             PRIOR, data, self._seeds(), flags={"mode": self.line.model}
         )
         prior = self._step(PRIOR.stage, {"latents": latents}, settings, assignments)
-        steps = settings.train.steps
-        rows = settings.train.batch_size * steps
-        compute = Compute(
-            parameters=cost.core_parameters,
-            all_parameters=cost.core_parameters + vae_shape.parameter_count(),
-            steps=steps,
-            tokens=rows * data.length,
-            flops=cost.flops * steps,
-            earlier_flops=stage_1 + text_vae_encoding(vae_shape, rows, data.length),
-            sampling=self._sampling(data.length, partial(cola_sampling, vae_shape, shape)),
+        rows = settings.train.batch_size * settings.train.steps
+        compute = self._compute(
+            settings,
+            data,
+            cost,
+            cost.core_parameters + vae_shape.parameter_count(),
+            stage_1 + text_vae_encoding(vae_shape, rows, data.length),
+            partial(cola_sampling, vae_shape, shape),
         )
         return prior, compute
 
@@ -263,17 +261,29 @@ class _Planner:
                 family, data, [], recorded=recorded
             )
         assert family.token_model is not None
+        flops = partial(family.token_model.flops, shape)
+        compute = self._compute(settings, data, cost, cost.parameters, 0.0, flops)
+        return self._step(family.stage, inputs, settings, assignments), compute
+
+    def _compute(
+        self,
+        settings: Any,
+        data: Data,
+        cost: Cost,
+        all_parameters: int,
+        earlier_flops: float,
+        sampling: Callable[[SamplingOptions, int, int], float],
+    ) -> Compute:
         steps = settings.train.steps
-        compute = Compute(
+        return Compute(
             parameters=cost.core_parameters,
-            all_parameters=cost.parameters,
+            all_parameters=all_parameters,
             steps=steps,
             tokens=settings.train.batch_size * steps * data.length,
             flops=cost.flops * steps,
-            earlier_flops=0.0,
-            sampling=self._sampling(data.length, partial(family.token_model.flops, shape)),
+            earlier_flops=earlier_flops,
+            sampling=self._sampling(data.length, sampling),
         )
-        return self._step(family.stage, inputs, settings, assignments), compute
 
     def _lengthened(
         self,

@@ -29,6 +29,9 @@ class ModelFolder(Protocol):
     context: int | None
     sampling: dict[str, Any]
 
+    def tokenizer_file(self) -> Path | None:
+        """The file of the tokenizer, if there is one."""
+
     def tokenizer(self) -> TextTokenizer | None:
         """The tokenizer, if there is one."""
 
@@ -66,10 +69,11 @@ class _OurFolder:
         self.context = artifact.statistics.seq_len
         self.sampling = artifact.sampling
 
+    def tokenizer_file(self) -> Path | None:
+        return self._artifact.file(TOKENIZER) if self._artifact.has(TOKENIZER) else None
+
     def tokenizer(self) -> TextTokenizer | None:
-        if not self._artifact.has(TOKENIZER):
-            return None
-        return tokenizer_of(self._artifact)
+        return tokenizer_of(self._artifact) if self._artifact.has(TOKENIZER) else None
 
     def fingerprint(self) -> str:
         return self._artifact.manifest.fingerprint
@@ -94,10 +98,13 @@ class _ReleasedFolder:
         self.sampling: dict[str, Any] = {}
         self._path, self._root = path, find_root(path)
 
-    def tokenizer(self) -> TextTokenizer | None:
+    def tokenizer_file(self) -> Path | None:
         from cola_cli.weights.released import tokenizer_file
 
-        found = tokenizer_file(self._root)
+        return tokenizer_file(self._root)
+
+    def tokenizer(self) -> TextTokenizer | None:
+        found = self.tokenizer_file()
         return load_tokenizer(found) if found else None
 
     def fingerprint(self) -> str:
@@ -112,5 +119,4 @@ class _ReleasedFolder:
     def load(self) -> tuple[TextVAE, Prior]:
         from cola_cli.weights.released import read_checkpoint
 
-        checkpoint = read_checkpoint(self._root)
-        return checkpoint.vae, checkpoint.prior
+        return read_checkpoint(self._root)

@@ -7,7 +7,6 @@ the rotary frequencies once a layer; all else is the same, so tensors go both wa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,35 +27,35 @@ _Config = TypeVar("_Config", TextVAEConfig, PriorConfig)
 ROOT, VAE, PRIOR = "cola_dlm", "cola_vae", "cola_dit"
 TOKENIZER = "tokenizer.json"
 
-# our setting -> the released one
-VAE_SETTINGS = {
-    "vocab_size": "vocab_size",
-    "encoder_layers": "encoder_num_blocks",
-    "decoder_layers": "decoder_num_blocks",
-    "dim": "dim",
-    "ffn_dim": "ffn_dim",
-    "latent_dim": "latent_dim",
-    "patch_size": "patch_size",
-    "heads": "num_heads",
-    "block_size": "block_size",
-    "norm_eps": "layer_norm_eps",
-    "rope_theta": "rope_theta",
-    "bias": "bias",
-    "qk_bias": "qk_bias",
-    "scaling_factor": "scaling_factor",
-    "shifting_factor": "shifting_factor",
+# our setting -> the released one, and its value where a config.json leaves it out
+VAE_SETTINGS: dict[str, tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", 100278),
+    "encoder_layers": ("encoder_num_blocks", 4),
+    "decoder_layers": ("decoder_num_blocks", 4),
+    "dim": ("dim", 1536),
+    "ffn_dim": ("ffn_dim", 6144),
+    "latent_dim": ("latent_dim", 16),
+    "patch_size": ("patch_size", 1),
+    "heads": ("num_heads", 12),
+    "block_size": ("block_size", 4),
+    "norm_eps": ("layer_norm_eps", 1e-6),
+    "rope_theta": ("rope_theta", 500_000.0),
+    "bias": ("bias", True),
+    "qk_bias": ("qk_bias", False),
+    "scaling_factor": ("scaling_factor", 1.0),
+    "shifting_factor": ("shifting_factor", 0.0),
 }
-PRIOR_SETTINGS = {
-    "latent_dim": "txt_in_channels",
-    "dim": "txt_dim",
-    "heads": "heads",
-    "head_dim": "head_dim",
-    "expand_ratio": "expand_ratio",
-    "layers": "num_layers",
-    "norm_eps": "norm_eps",
-    "qk_bias": "qk_bias",
-    "rope_dim": "rope_dim",
-    "block_size": "block_size",
+PRIOR_SETTINGS: dict[str, tuple[str, Any]] = {
+    "latent_dim": ("txt_in_channels", 16),
+    "dim": ("txt_dim", 2048),
+    "heads": ("heads", 16),
+    "head_dim": ("head_dim", 128),
+    "expand_ratio": ("expand_ratio", 4),
+    "layers": ("num_layers", 24),
+    "norm_eps": ("norm_eps", 1e-5),
+    "qk_bias": ("qk_bias", False),
+    "rope_dim": ("rope_dim", 96),
+    "block_size": ("block_size", 4),
 }
 # what else a released config may say, and the only value whose mathematics is the released model's
 VAE_FIXED: dict[str, Any] = {
@@ -82,18 +81,6 @@ VAE_DEFAULTS = VAE_FIXED | {
     "rope_full_precision": True,
     "use_emb": True,
 }
-# defaults of the released config classes, for settings a config.json leaves out
-VAE_ABSENT = {
-    "vocab_size": 100278, "encoder_num_blocks": 4, "decoder_num_blocks": 4, "dim": 1536,
-    "ffn_dim": 6144, "latent_dim": 16, "patch_size": 1, "num_heads": 12, "block_size": 4,
-    "layer_norm_eps": 1e-6, "rope_theta": 500_000.0, "bias": True, "qk_bias": False,
-    "scaling_factor": 1.0, "shifting_factor": 0.0,
-}  # fmt: skip
-PRIOR_ABSENT = {
-    "txt_in_channels": 16, "txt_dim": 2048, "heads": 16, "head_dim": 128, "expand_ratio": 4,
-    "num_layers": 24, "norm_eps": 1e-5, "qk_bias": False, "rope_dim": 96, "block_size": 4,
-}  # fmt: skip
-
 VAE_NAMES = {
     "embedding": "encoder.wte",
     "patch_in": "encoder.patch_embedder",
@@ -135,15 +122,6 @@ ADA_PARTS = (("msa_in", 2), ("msa_out", 1), ("mlp_in", 2), ("mlp_out", 1))
 FREQUENCIES = "msa.rope.rope.freqs"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A released checkpoint in memory; the tensors may be views of mapped files."""
-
-    vae: TextVAE
-    prior: Prior
-    tokenizer: Path | None
-
-
 def find_root(folder: Path) -> Path:
     """The folder that holds `cola_vae` and `cola_dit`: the one given, or `cola_dlm` in it."""
     for root in (folder, folder / ROOT):
@@ -156,8 +134,8 @@ def find_root(folder: Path) -> Path:
     )
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a released checkpoint; weights keep their stored precision.
+def read_checkpoint(folder: Path) -> tuple[TextVAE, Prior]:
+    """Text VAE and prior of a released checkpoint, in their stored precision; perhaps views of mapped files.
 
     Raises InputError for a config or tensors that disagree, naming the first that does, and
     DamagedArtifact for files that are not whole.
@@ -172,17 +150,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     prior.load_state_dict(own, assign=True)
     # not part of the checkpoint, so still without values
     vae.frequencies = rotary_frequencies(vae_config.head_dim, vae_config.rope_theta)
-    return Checkpoint(vae, prior, tokenizer_file(root))
+    return vae, prior
 
 
 def read_configs(root: Path) -> tuple[TextVAEConfig, PriorConfig]:
     """The shapes of the VAE and the prior below `root`, checked against each other."""
-    vae = _config(
-        root / VAE / "config.json", TextVAEConfig, VAE_SETTINGS, VAE_ABSENT, lambda vae: VAE_FIXED
-    )
-    prior = _config(
-        root / PRIOR / "config.json", PriorConfig, PRIOR_SETTINGS, PRIOR_ABSENT, _prior_fixed
-    )
+    vae = _config(root / VAE / "config.json", TextVAEConfig, VAE_SETTINGS, lambda vae: VAE_FIXED)
+    prior = _config(root / PRIOR / "config.json", PriorConfig, PRIOR_SETTINGS, _prior_fixed)
     if prior.latent_dim != vae.latent_dim:
         raise InputError(
             f"{root}: the VAE has {vae.latent_dim} latent channels, the prior {prior.latent_dim}.",
@@ -277,10 +251,11 @@ def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tupl
             "Keep it as an artifact, or train a prior with the defaults of these settings.",
         )
     vae_document = VAE_DEFAULTS | {
-        theirs: getattr(vae, ours) for ours, theirs in VAE_SETTINGS.items()
+        theirs: getattr(vae, ours) for ours, (theirs, _) in VAE_SETTINGS.items()
     }
-    prior_document = {theirs: getattr(prior, ours) for ours, theirs in PRIOR_SETTINGS.items()}
-    prior_document |= _prior_fixed(prior)
+    prior_document = _prior_fixed(prior) | {
+        theirs: getattr(prior, ours) for ours, (theirs, _) in PRIOR_SETTINGS.items()
+    }
     names = (("ColaTextVAEModel", "cola_text_vae"), ("ColaDiTModel", "cola_dit"))
     documents = [
         document | {"architectures": [architecture], "model_type": kind, "dtype": dtype}
@@ -295,19 +270,18 @@ def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tupl
 def _config(
     path: Path,
     kind: type[_Config],
-    names: dict[str, str],
-    absent: dict[str, Any],
+    names: dict[str, tuple[str, Any]],
     fixed: Callable[[_Config], dict[str, Any]],
 ) -> _Config:
     document = read_record(path, dict[str, Any], "Fetch the checkpoint again.")
-    settings = {ours: document.get(theirs, absent[theirs]) for ours, theirs in names.items()}
+    settings = {ours: document.get(*theirs) for ours, theirs in names.items()}
     try:
         config = kind.model_validate(settings, strict=True)
     except ValidationError as error:
         ours = next(iter(error.errors()[0]["loc"]), None)
         why = reason(error)
         if ours is not None:
-            why = f"{names[str(ours)]} = {settings[str(ours)]!r} is not possible ({why})"
+            why = f"{names[str(ours)][0]} = {settings[str(ours)]!r} is not possible ({why})"
         raise InputError(f"{path}: {why}.", "Correct it.") from error
     for name, allowed in fixed(config).items():
         if document.get(name, allowed) != allowed:

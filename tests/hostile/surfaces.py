@@ -473,8 +473,8 @@ def _odd_tensors(folder: Path) -> Iterator[Case]:
 def _released(folder: Path) -> Any:
     from cola_cli.weights.released import read_checkpoint
 
-    found = read_checkpoint(folder)
-    return found.vae.config, found.prior.config
+    vae, prior = read_checkpoint(folder)
+    return vae.config, prior.config
 
 
 def _networks(folder: Path) -> Any:
