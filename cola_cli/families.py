@@ -1,8 +1,8 @@
 """The kinds of model, each declared once: its command, settings, network, objective, cost and sampler.
 
-A new kind is one entry of FAMILIES beside its network, objective and sampler; commands, plans, studies,
-status and report follow from the table. Imports neither torch nor pydantic: entries import what they use when
-they are called.
+A new kind is one entry of FAMILIES beside its network, objective and sampler; a stage that makes one model
+from another is one entry of DERIVED. Commands, plans, studies, status and report follow from the tables.
+Imports neither torch nor pydantic: entries import what they use when they are called.
 """
 
 from __future__ import annotations
@@ -71,17 +71,32 @@ class TokenModel:
 
 
 @dataclass(frozen=True)
-class Family:
-    """A kind of model.
+class Base:
+    """A trained model that models of a family are made from: the first argument of their command.
 
-    kind: of its artifacts. command: `cola train COMMAND`, with `summary` as its help. title: in the report.
-    reads: the kind of artifact that it is trained on. inputs: fingerprints of further ones. table: of its
-    settings, see `settings.TABLES`; `ignored` are sections that matter to other kinds only. config: of the
-    network; raises ValueError or UsageError for impossible sizes. trained: names of the networks that the
-    artifact holds.
-    kept: statistics of the input that the artifact repeats. metrics: validation metrics to show after
-    training, with their meaning. titles: title and unit of metrics that mean something else than in other
-    kinds. writes: whether it continues text; token_model: how, None for a prior.
+    kind: of its artifact; help: of the argument. family: of the models made from such an artifact, whose
+    config, cost and build depend on it. recorded: what is taken over of the sampling settings that it was
+    stored with.
+    """
+
+    kind: str
+    help: str
+    family: Callable[[Artifact], Family]
+    recorded: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda stored: {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model, and the stage that trains it.
+
+    kind: of its artifacts. command: `cola train COMMAND`, with `summary` as its help, or `cola COMMAND` where
+    `group` is empty. title: in the report. reads: the kind of artifact that it is trained on. base: the model
+    that it is made from, if any. inputs: fingerprints of further artifacts. table: of its settings, see
+    `settings.TABLES`; `flags` are settings with flags of their own, `ignored` sections that matter to other
+    kinds only. config: of the network; raises ValueError or UsageError for impossible sizes. trained: names
+    of the networks that the artifact holds. kept: statistics of the input that the artifact repeats. metrics:
+    validation metrics to show after training, with their meaning. titles: title and unit of metrics that mean
+    something else than in other kinds. writes: whether it continues text; token_model: how, None for a prior.
     """
 
     kind: str
@@ -101,6 +116,8 @@ class Family:
     writes: bool = True
     token_model: TokenModel | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    base: Base | None = None
+    flags: tuple[str, ...] = ()
     group: str = "train"
 
     @property
@@ -114,6 +131,11 @@ class Family:
         from cola_cli.settings import TABLES
 
         return self.trained(TABLES[self.table]())[-1]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The kinds of the artifacts that its command reads, in their order."""
+        return (self.base.kind, self.reads) if self.base else (self.reads,)
 
 
 def lazy(module: str, name: str) -> Callable[..., Any]:
@@ -219,7 +241,7 @@ def _prior_config(data: Data, settings: PriorSettings) -> PriorConfig:
             )
     if settings.data.block_sizes and settings.train.parallel == "fsdp":
         raise UsageError(
-            "prior.data.block_sizes and train.parallel = fsdp exclude each other: processes would differ"
+            "prior.data.block_sizes and train.parallel = fsdp cannot be combined: processes would differ"
             " in the number of passes.",
             "Use train.parallel = ddp.",
         )
@@ -236,7 +258,7 @@ def _require_head_fits(settings: PriorSettings, positions: int, length: int) -> 
         )
     if settings.mode == "joint":
         raise UsageError(
-            "prior.model.prediction = tokens and mode = joint exclude each other: the codes of the tokens"
+            "prior.model.prediction = tokens and mode = joint cannot be combined: the codes of the tokens"
             " would move.",
             "Use mode = frozen, or set prior.model.prediction=velocity.",
         )
@@ -282,6 +304,7 @@ PRIOR = Family(
     summary="Train the block-causal prior by flow matching, the VAE frozen or joint (stage 2 of the paper).",
     reads="latents",
     table="prior",
+    flags=("mode", "loss.flow_gradient"),
     config=_prior_config,
     cost=lambda config, data, settings: _prior_cost(config, _vae_of(data), settings, data.length),
     build=_build_prior,
@@ -336,24 +359,31 @@ def student_of(teacher: Artifact) -> Family:
         objective = Distillation(student, load_prior(teacher), settings, length, vae)
         return Networks(objective, {"prior": (student, config)})
 
-    return replace(
-        PRIOR,
-        command="distill",
-        group="",
-        summary="Distil a prior into one that needs few passes a block.",
-        table="distill",
-        config=config,
-        cost=cost,
-        build=build,
-        trained=lambda settings: ("prior",),
-        metrics={
-            "validation_loss": "distance to the teacher's predictions",
-            "validation_gap": "squared distance of the latents to the teacher's",
-            "validation_gap_of_teacher": "that of the teacher in as few passes",
-            "validation_accuracy": "tokens equal to the teacher's",
-        },
-        inputs={PRIOR.kind: teacher.manifest.fingerprint},
-    )
+    inputs = {PRIOR.kind: teacher.manifest.fingerprint}
+    return replace(DISTILLED, config=config, cost=cost, build=build, inputs=inputs)
+
+
+DISTILLED = replace(
+    PRIOR,
+    command="distill",
+    group="",
+    summary="Distil a prior into a student that needs few passes a block, with guidance built in.",
+    table="distill",
+    flags=("passes",),
+    trained=lambda settings: ("prior",),
+    metrics={
+        "validation_loss": "distance to the teacher's predictions",
+        "validation_gap": "squared distance of the latents to the teacher's",
+        "validation_gap_of_teacher": "that of the teacher in as few passes",
+        "validation_accuracy": "tokens equal to the teacher's",
+    },
+    base=Base(
+        PRIOR.kind,
+        "The teacher, a prior artifact.",
+        student_of,
+        lazy("settings.distill", "settings_of_teacher"),
+    ),
+)
 
 
 # The baselines: a transformer over tokens, matched to a prior
@@ -446,6 +476,12 @@ LLADA = Family(
 
 
 FAMILIES = {family.kind: family for family in (TEXT_VAE, PRIOR, AUTOREGRESSIVE, LLADA)}
+DERIVED = [DISTILLED]  # made from a model of FAMILIES, and of the kind of one of them
+
+
+def trainings() -> list[Family]:
+    """Whatever has a training command."""
+    return [*FAMILIES.values(), *DERIVED]
 
 
 def baselines() -> list[Family]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,16 +18,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cola_cli.artifacts import Artifact
+from cola_cli.artifacts import Artifact, Output
 from cola_cli.artifacts.kinds import Tokens
 from cola_cli.corpus.sequences import Rows
 from cola_cli.cost.training import Cost
-from cola_cli.families import AUTOREGRESSIVE, FAMILIES, Data, Family, Networks, TokenModel
+from cola_cli.families import (
+    AUTOREGRESSIVE,
+    DERIVED,
+    FAMILIES,
+    Base,
+    Data,
+    Family,
+    Networks,
+    TokenModel,
+)
 from cola_cli.models.config import Shape, Size
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.sampler import Sampler
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.sample import SamplingOptions
+from cola_cli.stages.status import survey
 from cola_cli.training.objectives import objective as objectives
 from cola_cli.training.objectives.objective import Batch, Draws, Objective
 from tests.conftest import content
@@ -160,9 +170,35 @@ TOY = Family(
 )
 
 
+def go_on(base: Artifact) -> Family:
+    """The tables that begin as the one of an artifact."""
+
+    def build(shape: BigramConfig, tokens: Tokens, settings: BaselineSettings) -> Networks:
+        objective = BigramLoss(load(base), tokens.statistics.seq_len)
+        return Networks(objective, {"bigram": (objective.network, shape)})
+
+    return replace(
+        AGAIN,
+        config=lambda data, settings: read_config(base),
+        build=build,
+        inputs={TOY.kind: base.manifest.fingerprint},
+    )
+
+
+AGAIN = replace(
+    TOY,
+    command="again",
+    group="",
+    summary="Train a table of the next token further.",
+    base=Base(TOY.kind, "The table to begin with.", go_on),
+    flags=("train.steps",),
+)
+
+
 def main() -> None:
-    """`cola` with one kind of model more."""
+    """`cola` with one kind of model more, and one stage that makes such a model from another."""
     FAMILIES[TOY.kind] = TOY
+    DERIVED.append(AGAIN)
     from cola_cli.cli.main import main as cola
 
     cola()
@@ -241,6 +277,30 @@ def test_a_toy_kind_is_trained_shown_and_sampled_by_every_command(toy: Toy) -> N
     assert states["quiet"]["next"] == 'cola sample quiet --prompt "..."'
     toy("report", ".", "-o", "report.html")
     assert "Bigram table" in (toy.folder / "report.html").read_text()
+
+
+def test_a_stage_that_makes_a_model_from_another_is_an_entry_too(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["again", "quiet", "tokens", "-o", "further", *SETTINGS, "--steps", "160", "--json"]
+    assert json.loads(toy(*command))["path"] == "further"
+    before, after = (Artifact.open(toy.folder / name).manifest for name in ("quiet", "further"))
+    assert (after.kind, after.identity.stage) == ("bigram", "again")
+    assert after.identity.inputs["bigram"] == before.fingerprint
+    assert after.statistics["validation_loss"] < before.statistics["validation_loss"]
+    assert json.loads(toy(*command))["changed"] is False
+    assert "Train a table of the next token further." in toy("--help")
+    assert "The table to begin with." in toy("again", "--help")
+
+    monkeypatch.setitem(FAMILIES, TOY.kind, TOY)
+    monkeypatch.setattr("cola_cli.families.DERIVED", [AGAIN])
+    monkeypatch.chdir(toy.folder)
+    with Output.open(
+        "begun", "bigram", after.identity.model_copy(update={"settings": {}})
+    ).writing():
+        pass
+    states = {state.path: state for state in survey(Path())}
+    assert states["begun"].next == "cola again quiet tokens -o begun"
 
 
 def test_a_toy_kind_is_a_line_of_a_study(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,14 @@ from cola_cli.cli import (
 )
 from cola_cli.cli.console import prepare_streams
 from cola_cli.cli.options import register
-from cola_cli.families import FAMILIES
+from cola_cli.families import trainings
 from cola_cli.version import __version__
 
+COMMANDS = {family.stage: train.command_of(family) for family in trainings()}
+STANDALONE = [family.stage for family in trainings() if not family.group]
 # The commands in the order in which they are met, as `cola --help` shows them.
 PANELS = {
-    "Stages": ("tokenize", "train", "encode", "distill", "sample", "serve"),
+    "Stages": ("tokenize", "train", "encode", *STANDALONE, "sample", "serve"),
     "Artifacts": ("status", "inspect", "sql", "verify", "schema"),
     "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
     "Exchange": ("import", "export"),
@@ -72,7 +74,6 @@ def cola(
 for name, body in {
     "tokenize": tokenize.tokenize,
     "encode": encode.encode,
-    "distill": train.distill,
     "sample": sample.sample,
     "serve": serve.serve,
     "status": artifacts.status,
@@ -84,6 +85,7 @@ for name, body in {
     "report": report.report,
     "import": exchange.import_checkpoint,
     "export": exchange.export,
+    **{name: COMMANDS[name] for name in STANDALONE},
 }.items():
     register(app, name, body, rich_help_panel=PANEL_OF[name])
 register(app, "score", likelihood.likelihood, hidden=True)  # its name before
@@ -91,7 +93,7 @@ register(app, "score", likelihood.likelihood, hidden=True)  # its name before
 GROUPS = {
     "train": (
         "Train the Text VAE, the prior, or a baseline.",
-        {family.command: train.command_of(family) for family in FAMILIES.values()},
+        {f.command: COMMANDS[f.stage] for f in trainings() if f.group == "train"},
     ),
     "diagnose": ("What a trained network's latents are like.", {"vae": diagnose.vae}),
     "eval": (

@@ -8,9 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from cola_cli.cli.options import STAGE, Invocation, command, setting_flags
-from cola_cli.families import PRIOR, Family
+from cola_cli.families import PRIOR, Base, Family
 
-Tokens = Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")]
+SOURCES = {
+    "tokens": "A tokens artifact, of `cola tokenize`.",
+    "latents": "A latents artifact, of `cola encode`.",
+}
 Match = Annotated[
     Path | None,
     typer.Option(
@@ -31,35 +34,56 @@ def command_of(family: Family) -> Any:
     """The command that trains a family."""
     if family is PRIOR:
         return prior
+    if family.base is not None:
+        return _derived(family, family.base)
     return _matched(family) if family.token_model is not None else _plain(family)
 
 
 def _plain(family: Family) -> Any:
-    def train(tokens: Tokens, run: Invocation, start: From = None) -> None:
-        _train(family, tokens, run, start=start)
+    def train(source: Path, run: Invocation, start: From = None) -> None:
+        _train(family, source, run, start=start)
 
-    return _named(family, train, f"-o runs/demo/{family.command} --preset tiny")
+    return _named(family, train, "--preset tiny")
 
 
 def _matched(family: Family) -> Any:
-    def train(tokens: Tokens, run: Invocation, match: Match = None, start: From = None) -> None:
-        _train(family, tokens, run, match, start)
+    def train(source: Path, run: Invocation, match: Match = None, start: From = None) -> None:
+        _train(family, source, run, match, start)
 
-    return _named(family, train, f"-o runs/demo/{family.command} --match runs/demo/prior")
+    return _named(family, train, "--match runs/demo/prior")
+
+
+def _derived(family: Family, base: Base) -> Any:
+    def train(origin: Path, source: Path, run: Invocation) -> None:
+        from cola_cli.stages.sample import stored_settings
+        from cola_cli.stages.train import derived_family
+
+        derived = derived_family(family, origin, source)
+        place, stored = stored_settings(origin)
+        _train(derived, source, run, recorded=(place, base.recorded(stored)))
+
+    train.__annotations__["origin"] = _argument(base.kind, base.help)
+    return _named(family, train, "--preset tiny")
 
 
 def _named(family: Family, body: Any, example: str) -> Any:
+    """The command of a family: `body`, with the help, arguments and flags that the family says."""
     body.__name__ = family.command
-    body.__doc__ = (
-        f"{family.summary}\n\nExample: cola {family.stage} runs/demo/{family.reads} {example}"
-    )
-    return command(*STAGE, table=family.table)(body)
+    inputs = " ".join(f"runs/demo/{kind}" for kind in family.arguments)
+    shown = f"cola {family.stage} {inputs} -o runs/demo/{family.command} {example}"
+    body.__doc__ = f"{family.summary}\n\nExample: {shown}"
+    body.__annotations__["source"] = _argument(family.reads, SOURCES[family.reads])
+    return command(*STAGE, table=family.table)(setting_flags(*family.flags)(body))
+
+
+def _argument(kind: str, help: str) -> Any:
+    return Annotated[Path, typer.Argument(metavar=kind, help=help)]
 
 
 @command(*STAGE, table=PRIOR.table)
-@setting_flags("mode", "loss.flow_gradient")
+@setting_flags(*PRIOR.flags)
 def prior(
-    latents: Annotated[Path, typer.Argument(help="A latents artifact, of `cola encode`.")],
+    latents: Annotated[Path, typer.Argument(help=SOURCES["latents"])],
     run: Invocation,
     vae: Annotated[
         Path | None, typer.Option("--vae", help="The VAE that made the latents, to confirm it.")
@@ -76,26 +100,6 @@ def prior(
     if vae is not None:
         require_maker(Latents.open(latents), vae)
     _train(PRIOR, latents, run, start=start)
-
-
-@command(*STAGE, table="distill")
-@setting_flags("passes")
-def distill(
-    prior: Annotated[Path, typer.Argument(help="The teacher, a prior artifact.")],
-    latents: Annotated[Path, typer.Argument(help="Latents of its VAE, of `cola encode`.")],
-    run: Invocation,
-) -> None:
-    """Distil a prior into a student that needs few passes a block, with the guidance within.
-
-    Example: cola distill runs/demo/prior runs/demo/latents -o runs/demo/student --passes 4
-    """
-    from cola_cli.settings.distill import settings_of_teacher
-    from cola_cli.stages.sample import stored_settings
-    from cola_cli.stages.train import student_family
-
-    family = student_family(prior, latents)
-    source, stored = stored_settings(prior)
-    _train(family, latents, run, recorded=(source, settings_of_teacher(stored)))
 
 
 def _train(

@@ -15,7 +15,7 @@ from cola_cli.artifacts.parts import PARTS
 from cola_cli.artifacts.replacement import replacement
 from cola_cli.artifacts.verify import find_artifacts
 from cola_cli.errors import ColaError
-from cola_cli.families import FAMILIES
+from cola_cli.families import FAMILIES, trainings
 
 # The commands that use and that make an artifact; {kind} is the directory of the artifact of that kind.
 NEXT = {
@@ -26,7 +26,6 @@ NEXT = {
 NEXT_OF_WRITERS = 'cola sample {path} --prompt "..."'
 AGAIN = {
     "encode": "cola encode {tokens} --vae {vae}",
-    "distill": "cola distill {prior} {latents}",
     "sample": "cola sample {model}",
 }
 _NAMED = re.compile(r"\{(\w+)\}")
@@ -134,8 +133,9 @@ def _stale(surveyed: _Surveyed, directory: Path) -> list[str]:
 def _again(surveyed: _Surveyed, directory: Path, identity: Identity) -> str:
     """The command that makes an artifact (again); its settings are in the manifest."""
     inputs = {name: surveyed.found.get(f) for name, f in identity.inputs.items()}
-    commands = AGAIN | {f.stage: f"cola {f.stage} {{{f.reads}}}" for f in FAMILIES.values()}
-    command = commands.get(identity.stage, f"cola {identity.stage} ...")
+    trained = {family.stage: family.arguments for family in trainings()}
+    arguments = " ".join(f"{{{kind}}}" for kind in trained.get(identity.stage, ())) or "..."
+    command = AGAIN.get(identity.stage, f"cola {identity.stage} {arguments}")
     command = _filled(command + " --from {start}" * ("start" in inputs), inputs)
     return f"{command} -o {shlex.quote(str(directory))}"
 

@@ -13,7 +13,7 @@ from cola_cli.artifacts.kinds import PACKED, TOKENIZER, Latents, Packed
 from cola_cli.artifacts.reading import reason
 from cola_cli.cost.training import Cost, Place, training_plan
 from cola_cli.errors import Diverged, InputError, UsageError
-from cola_cli.families import Data, Family, student_of
+from cola_cli.families import Data, Family
 from cola_cli.machine.threads import (
     choose_threads,
     describe_environment,
@@ -24,7 +24,7 @@ from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import result_settings
 from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.training.shares import Shares
-from cola_cli.weights.configs import PRIOR, network_files, vae_config
+from cola_cli.weights.configs import VAE, network_files, vae_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,20 +190,25 @@ def require_maker(latents: Latents, vae_path: Path) -> None:
         )
 
 
-def student_family(prior_path: Path, latents_path: Path) -> Family:
-    """The family of students of a prior. Raises InputError unless its VAE is the one of the latents."""
-    teacher, latents = Artifact.open(prior_path, PRIOR), Latents.open(latents_path)
+def derived_family(family: Family, base_path: Path, source_path: Path) -> Family:
+    """The family of the models made from the artifact at `base_path`, see `Base`.
+
+    Raises InputError when it is of another kind, or has another VAE than the latents that it is trained on.
+    """
+    assert family.base is not None
+    base = Artifact.open(base_path, family.base.kind)
+    source = PACKED[family.reads].open(source_path)
     digests = [
         {record.path: record.sha256 for record in artifact.manifest.files}
-        for artifact in (teacher, latents)
+        for artifact in (base, source)
     ]
-    for name in network_files("vae"):
+    for name in network_files(VAE):
         if digests[0].get(name) != digests[1].get(name):
             raise InputError(
-                f"{prior_path} lives in another latent space than {latents_path}: their VAEs differ.",
+                f"{base_path} lives in another latent space than {source_path}: their VAEs differ.",
                 "Name the latents that it was trained on, its VAE frozen, or others of the same VAE.",
             )
-    return student_of(teacher)
+    return family.base.family(base)
 
 
 def _train(

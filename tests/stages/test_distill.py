@@ -11,13 +11,13 @@ import pytest
 import cola_cli
 from cola_cli.artifacts import Artifact
 from cola_cli.errors import InputError, UsageError
-from cola_cli.families import PRIOR, TEXT_VAE
+from cola_cli.families import DISTILLED, PRIOR, TEXT_VAE
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.likelihood import open_scorer
-from cola_cli.stages.train import plan_training, student_family, train
+from cola_cli.stages.train import derived_family, plan_training, train
 from cola_cli.weights.configs import prior_config
 from tests.conftest import CPU, Run, content
 from tests.stages.conftest import (
@@ -49,7 +49,7 @@ def teachers(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def student(made: Path, teachers: Path) -> Path:
     """A student of two passes of `tokens`."""
     settings = distill_settings(passes=2, steps=30)
-    family = student_family(teachers / "tokens", made / "latents")
+    family = derived_family(DISTILLED, teachers / "tokens", made / "latents")
     train(family, made / "latents", teachers / "student", settings, CPU)
     return teachers / "student"
 
@@ -136,7 +136,7 @@ def test_settings_that_do_not_fit_together_are_errors(
 def test_guidance_of_a_teacher_that_is_a_student_is_an_error(
     made: Path, student: Path, tmp_path: Path
 ) -> None:
-    family = student_family(student, made / "latents")
+    family = derived_family(DISTILLED, student, made / "latents")
     settings = distill_settings(passes=1, teacher={"steps": 2, "guidance": 2.0})
     with pytest.raises(UsageError, match="cannot be given guidance 2"):
         train(family, made / "latents", tmp_path / "out", settings, CPU)
@@ -152,7 +152,7 @@ def test_only_what_the_released_layout_can_hold_is_exported(
         "no place for a prior with prediction"
         in cola("export", student, "-o", tmp_path / "a", expect=4).stderr
     )
-    family = student_family(teachers / "velocity", made / "latents")
+    family = derived_family(DISTILLED, teachers / "velocity", made / "latents")
     train(family, made / "latents", tmp_path / "out", distill_settings(passes=2, steps=2), CPU)
     cola("export", tmp_path / "out", "-o", tmp_path / "b")
     ours = cola_cli.load(tmp_path / "out").generate(["Anna sees"], max_new_tokens=12)
@@ -167,7 +167,7 @@ def test_a_student_comes_nearer_to_its_teacher_than_the_teacher_in_as_few_passes
     made: Path, teachers: Path, tmp_path: Path, teacher: str, passes: int
 ) -> None:
     settings = distill_settings(passes=passes, steps=80, validate_every=80)
-    family = student_family(teachers / teacher, made / "latents")
+    family = derived_family(DISTILLED, teachers / teacher, made / "latents")
     found = train(family, made / "latents", tmp_path / "out", settings, CPU).statistics
     assert found["validation_gap"] < 0.8 * found["validation_gap_of_teacher"]
 
@@ -179,7 +179,7 @@ def test_killed_again_and_again_the_student_is_the_same_to_the_byte(
     settings = distill_settings(passes=2, steps=60, checkpoint_every=7, validate_every=30)
     values = settings.model_dump(exclude_unset=True) | {"sampling": {"temperature": 0.5}}
     settings = DistillSettings.model_validate(values)  # as is stored with the teacher
-    family = student_family(teachers / "tokens", made / "latents")
+    family = derived_family(DISTILLED, teachers / "tokens", made / "latents")
     train(family, made / "latents", tmp_path / "quiet", settings, CPU)
     command = ["distill", str(teachers / "tokens"), str(made / "latents")]
     command += ["-o", str(tmp_path / "killed"), "--device", "cpu", "--passes", "2"]
@@ -195,7 +195,7 @@ def test_killed_again_and_again_the_student_is_the_same_to_the_byte(
 
 
 def test_a_plan_counts_teacher_and_student(made: Path, teachers: Path) -> None:
-    family = student_family(teachers / "tokens", made / "latents")
+    family = derived_family(DISTILLED, teachers / "tokens", made / "latents")
     plans = {
         (passes, guidance): plan_training(
             family,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from cola_cli.errors import Interrupted
-from cola_cli.families import PRIOR, TEXT_VAE
+from cola_cli.families import DISTILLED, PRIOR, TEXT_VAE
 from cola_cli.machine import interruption
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.vae import VAESettings
-from cola_cli.stages.train import student_family, train
+from cola_cli.stages.train import derived_family, train
 from cola_cli.training.loop import Training
 from tests.conftest import CPU, content
 from tests.stages.conftest import distill_settings, prior_settings, vae_settings
@@ -81,7 +81,7 @@ def trained(made: Path, output: Path, settings: Changed) -> dict[str, Any]:
         teacher = output.parent / "teacher"
         chosen = changed(*KINDS["frozen, token head, staggered, self-conditioned"])
         train(PRIOR, made / "latents", teacher, chosen, CPU)
-        family = student_family(teacher, made / "latents")
+        family = derived_family(DISTILLED, teacher, made / "latents")
         return train(family, made / "latents", output, settings, CPU).statistics
     if isinstance(settings, VAESettings):
         return train(TEXT_VAE, made / "tokens", output, settings, CPU).statistics
