@@ -139,12 +139,9 @@ def read_config(artifact: Artifact) -> BigramConfig:
 
 
 def load(artifact: Artifact) -> Bigram:
-    from cola_cli.weights.artifact import load_weights
+    from cola_cli.weights.artifact import load_network
 
-    with torch.device("meta"):
-        network = Bigram(read_config(artifact))
-    load_weights(artifact, "bigram", network)
-    return network
+    return load_network(artifact, "bigram", Bigram, read_config(artifact))
 
 
 TOY = Family(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +30,9 @@ from cola_cli.weights.configs import (
     vae_config,
 )
 
+ConfigT = TypeVar("ConfigT")
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
 
 def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: Any) -> None:
     """Write the weights and the config of a network."""
@@ -47,25 +51,26 @@ def round_weights(dtype: Precision, *networks: nn.Module) -> None:
 
 def load_vae(artifact: Artifact) -> TextVAE:
     """The Text VAE of a vae, latents or prior artifact, on the CPU, in its stored precision."""
-    with torch.device("meta"):
-        vae = TextVAE(vae_config(artifact))
-    load_weights(artifact, VAE, vae)
-    return vae
+    return load_network(artifact, VAE, TextVAE, vae_config(artifact))
 
 
 def load_prior(artifact: Artifact) -> Prior:
     """The prior of a prior artifact, on the CPU, in its stored precision."""
-    with torch.device("meta"):
-        prior = Prior(prior_config(artifact))
-    load_weights(artifact, PRIOR, prior)
-    return prior
+    return load_network(artifact, PRIOR, Prior, prior_config(artifact))
 
 
 def load_transformer(artifact: Artifact) -> Transformer:
     """The transformer of a baseline's artifact, on the CPU, in its stored precision."""
+    return load_network(artifact, TRANSFORMER, Transformer, transformer_config(artifact))
+
+
+def load_network(
+    artifact: Artifact, name: str, make: Callable[[ConfigT], NetworkT], config: ConfigT
+) -> NetworkT:
+    """The network of this config that the artifact holds under this name; see `load_weights`."""
     with torch.device("meta"):
-        network = Transformer(transformer_config(artifact))
-    load_weights(artifact, TRANSFORMER, network)
+        network = make(config)
+    load_weights(artifact, name, network)
     return network
 
 
