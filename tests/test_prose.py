@@ -18,10 +18,12 @@ PAGES = [
     *sorted((ROOT.parent / "docs").glob("*.md")),
 ]
 FORBIDDEN = {
-    r"(?<![Tt]here )\b(is|be)( of)? no\b(?! longer| more)": "is not a",
-    r"(?<!there )\bare no\b(?! longer| more)": "are not",
+    r"(?i)(?<!there )\b(is|be)( of)? no\b(?! longer| more)": "is not a",
+    r"(?i)(?<!there )\bare no\b(?! longer| more)": "are not",
     r"\b(is|are|was|were) none\b": "there is no, there are no, is missing",
     r"\banew\b": "again, from the start",
+    r"\bexclude each other\b": "cannot be combined",
+    r"\bguidance within\b": "guidance built in",
     r"\bcan(not)? be had\b": "is available",
     r"\bcounted is\b": "counts",
     r"\bfigures\b": "metrics, charts, numbers",
