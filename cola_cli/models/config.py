@@ -183,8 +183,8 @@ class PriorConfig(PriorShape):
         """Raise UsageError for guidance of a distilled prior, which has its teacher's within."""
         if self.passes and scale != 1.0:
             raise UsageError(
-                f"this prior is distilled for {self.passes} passes a block with guidance built in; it cannot be"
-                f" given guidance {scale:g}.",
+                f"this prior is distilled for {self.passes} passes a block with guidance built in; it cannot"
+                f" be given guidance {scale:g}.",
                 "Leave guidance at 1, or name its teacher.",
             )
 
