@@ -54,22 +54,11 @@ class Start:
 
     def load_into(self, network: nn.Module) -> None:
         """Give the network these weights, in its precision. Raises InputError naming what does not fit."""
-        found, expected = self._state(self._name), network.state_dict()
+        from cola_cli.weights.tensors import require_fit
+
+        found = self._state(self._name)
         remedy = "Train a model of its sizes, or start from other weights."
-        for name, tensor in expected.items():
-            if name not in found:
-                raise InputError(f"{self.path} does not hold the weights {name}.", remedy)
-            if found[name].shape != tensor.shape:
-                raise InputError(
-                    f"{self.path}: the weights {name} have the shape {tuple(found[name].shape)}, the model"
-                    f" to be trained has {tuple(tensor.shape)}.",
-                    remedy,
-                )
-        if surplus := sorted(found.keys() - expected.keys()):
-            raise InputError(
-                f"{self.path} holds the weights {surplus[0]}, which the model to be trained does not have.",
-                remedy,
-            )
+        require_fit(found, network.state_dict(), self.path, remedy)
         network.load_state_dict(found)
 
     def require_latent_space(self, latents: Artifact) -> None:
@@ -86,7 +75,7 @@ class Start:
         )
         if not same:
             raise InputError(
-                f"{self.path} lives in another latent space than {latents.path}: their VAEs differ.",
+                f"{self.path} uses another latent space than {latents.path}: their VAEs differ.",
                 "Encode the tokens with its VAE, or start from a prior of the VAE of these latents.",
             )
 

@@ -205,7 +205,7 @@ def derived_family(family: Family, base_path: Path, source_path: Path) -> Family
     for name in network_files(VAE):
         if digests[0].get(name) != digests[1].get(name):
             raise InputError(
-                f"{base_path} lives in another latent space than {source_path}: their VAEs differ.",
+                f"{base_path} uses another latent space than {source_path}: their VAEs differ.",
                 "Name the latents that it was trained on, its VAE frozen, or others of the same VAE.",
             )
     return family.base.family(base)

@@ -20,12 +20,13 @@ from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import rotary_frequencies
 from cola_cli.models.text_vae import TextVAE
-from cola_cli.weights.tensors import read_tensors
+from cola_cli.weights.tensors import read_tensors, require_fit
 
 _Config = TypeVar("_Config", TextVAEConfig, PriorConfig)
 
 ROOT, VAE, PRIOR = "cola_dlm", "cola_vae", "cola_dit"
 TOKENIZER = "tokenizer.json"
+FIT = "Use the config.json and the weights of one and the same checkpoint."
 
 # our setting -> the released one, and its value where a config.json leaves it out
 VAE_SETTINGS: dict[str, tuple[str, Any]] = {
@@ -213,13 +214,13 @@ def prior_to_released(prior: Prior) -> dict[str, Tensor]:
 
 def vae_from_released(tensors: dict[str, Tensor], vae: TextVAE, where: Path) -> dict[str, Tensor]:
     """The state of our VAE from released tensors; `where` is named in errors."""
-    _check(tensors, vae_to_released(vae), where)
+    require_fit(tensors, vae_to_released(vae), where, FIT)
     return _renamed(tensors, {theirs: ours for ours, theirs in vae_names(vae.config)})
 
 
 def prior_from_released(tensors: dict[str, Tensor], prior: Prior, where: Path) -> dict[str, Tensor]:
     """The state of our prior from released tensors; `where` is named in errors."""
-    _check(tensors, prior_to_released(prior), where)
+    require_fit(tensors, prior_to_released(prior), where, FIT)
     names = {theirs: ours for ours, theirs in prior_names(prior.config)}
     state = _renamed(tensors, names)
     first = tensors.get(f"blocks.0.{FREQUENCIES}")
@@ -295,24 +296,6 @@ def _config(
 def _prior_fixed(prior: PriorConfig) -> dict[str, Any]:
     """As VAE_FIXED: a released prior says some sizes twice."""
     return {"txt_out_channels": prior.latent_dim, "emb_dim": prior.dim, "patch_size": 1}
-
-
-def _check(tensors: dict[str, Tensor], expected: dict[str, Tensor], where: Path) -> None:
-    """Name the first tensor that is missing, surplus, misshapen or not of a type of weights."""
-    remedy = "Use the config.json and the weights of one and the same checkpoint."
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise InputError(f"{where}: the tensor {name} is missing.", remedy)
-        if tensors[name].shape != tensor.shape:
-            raise InputError(
-                f"{where}: the tensor {name} has shape {tuple(tensors[name].shape)} instead of"
-                f" {tuple(tensor.shape)}.",
-                remedy,
-            )
-        if tensors[name].dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise InputError(f"{where}: the tensor {name} is {tensors[name].dtype}.", remedy)
-    if surplus := sorted(tensors.keys() - expected.keys()):
-        raise InputError(f"{where}: the tensor {surplus[0]} is not part of this model.", remedy)
 
 
 def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:

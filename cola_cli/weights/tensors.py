@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from pydantic import AfterValidator, BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -59,6 +60,28 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if missing := sorted(weight_map.keys() - tensors.keys()):
         raise DamagedArtifact(f"{folder}: {missing[0]} is in {INDEX} but in no shard.", REMEDY)
     return tensors
+
+
+def require_fit(
+    tensors: dict[str, Tensor], expected: dict[str, Tensor], where: Path, remedy: str
+) -> None:
+    """Raise InputError naming the first tensor that is missing, surplus, misshapen or not of weights.
+
+    expected: the state of the network that the tensors of `where` are to be given to.
+    """
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise InputError(f"{where}: the tensor {name} is missing.", remedy)
+        if tensors[name].shape != tensor.shape:
+            raise InputError(
+                f"{where}: the tensor {name} has shape {tuple(tensors[name].shape)} instead of"
+                f" {tuple(tensor.shape)}.",
+                remedy,
+            )
+        if tensors[name].dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(f"{where}: the tensor {name} is {tensors[name].dtype}.", remedy)
+    if surplus := sorted(tensors.keys() - expected.keys()):
+        raise InputError(f"{where}: the tensor {surplus[0]} is not part of this model.", remedy)
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
