@@ -61,6 +61,10 @@ bench-sample *arguments:
 bench-against-ar *arguments:
     {{python}} tests/bench/against_autoregressive.py {{arguments}}
 
+# the server under 64 streaming clients against one batch of `cola sample`
+bench-serve *arguments:
+    {{python}} tests/bench/serve.py {{arguments}}
+
 # generation at the paper's size on a GPU, against an autoregressive transformer of its size
 bench-sample-gpu *arguments:
     {{python}} tests/bench/sample_gpu.py {{arguments}}

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from cola_cli.cli import (
     artifacts,
+    chat,
     diagnose,
     encode,
     evaluate,
@@ -30,7 +31,7 @@ COMMANDS = {family.stage: train.command_of(family) for family in trainings()}
 STANDALONE = [family.stage for family in trainings() if not family.group]
 # The commands in the order in which they are met, as `cola --help` shows them.
 PANELS = {
-    "Stages": ("tokenize", "train", "encode", *STANDALONE, "sample", "serve"),
+    "Stages": ("tokenize", "train", "encode", *STANDALONE, "sample", "chat", "serve"),
     "Artifacts": ("status", "inspect", "sql", "verify", "schema"),
     "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
     "Exchange": ("import", "export"),
@@ -75,6 +76,7 @@ for name, body in {
     "tokenize": tokenize.tokenize,
     "encode": encode.encode,
     "sample": sample.sample,
+    "chat": chat.chat,
     "serve": serve.serve,
     "status": artifacts.status,
     "inspect": artifacts.inspect,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +50,8 @@ def sample(
 ) -> None:
     """Continue prompts block by block, on the terminal, as JSON lines, or into an artifact.
 
+    A text that is piped in is a prompt too.
+
     Example: cola sample runs/demo/prior --prompt "Once upon a time"
     """
     from cola_cli.artifacts.places import require_apart
@@ -60,14 +64,15 @@ def sample(
     )
 
     path = model_path(model)
-    if path != Path(model) and prompt is None and prompts is None:
+    piped = None if prompt or prompts else _piped()
+    if path != Path(model) and prompt is None and prompts is None and piped is None:
         prompt = [DEMO_PROMPT]
     settings = run.settings(recorded=stored_settings(path))
-    if bool(prompt) == (prompts is not None):
+    if bool(prompt) + (prompts is not None) + (piped is not None) != 1:
         raise UsageError(
             "give either --prompt or --prompts.", 'Such as: --prompt "Once upon a time".'
         )
-    found = _prompts(prompt, prompts)
+    found = _prompts(prompt, prompts) if piped is None else iter([piped])
     if run.dry_run:
         run.show_plan(settings, plan_sampling(path, settings, list(found), run.device))
     elif output is not None:
@@ -80,6 +85,14 @@ def sample(
         )
     else:
         _to_stdout(path, found, settings, run, watch)
+
+
+def _piped() -> Prompt | None:
+    """The prompt that a pipe or a file gives as standard input, if it is one and gives any."""
+    from cola_cli.sampling.prompts import piped_prompt
+
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    return piped_prompt(sys.stdin.buffer) if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) else None
 
 
 def _prompts(given: list[str] | None, file: str | None) -> Iterator[Prompt]:

@@ -13,8 +13,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from cola_cli.api import Cola
     from cola_cli.corpus.tokenizer import TextTokenizer
-    from cola_cli.sampling.engine import Glimpse
+    from cola_cli.sampling.engine import Engine, Glimpse
     from cola_cli.sampling.prompts import Prompt
+    from cola_cli.sampling.requests import Generation, Request
     from cola_cli.settings.sample import SampleSettings
 
 SECONDS_A_STEP = 0.08  # at least, so that the eye can follow a fast model
@@ -71,30 +72,35 @@ class Page:
 
 def watch_denoising(model: Cola, prompts: Iterable[Prompt], settings: SampleSettings) -> None:
     """Show prompts one after another as they are continued; an interrupt leaves the text so far."""
-    from cola_cli.sampling.engine import Engine
     from cola_cli.sampling.requests import Request
     from cola_cli.stages.answers import encoded_prompt
 
     tokenizer = model.require_tokenizer()
-    options = settings.options((tokenizer.end_of_text_id,))
-    engine = Engine(model.vae, model.prior, options, 1, tokenizer.pad_id)
-    console = Console()
+    engine = model.sampler(settings.options((tokenizer.end_of_text_id,)), 1, tokenizer.pad_id)
     for item, prompt in enumerate(prompts):
         request = Request(item, encoded_prompt(model, prompt))
         page = Page(prompt.text, [*request.prompt], tokenizer)
-        try:
-            with Live(console=console, auto_refresh=False, transient=True) as live:
+        watch(engine, request, page, Console())
 
-                def show(seen: list[Glimpse], page: Page = page, live: Live = live) -> None:
-                    started = time.monotonic()
-                    live.update(tail(page.step(seen[0].t, seen[0].ids), console), refresh=True)
-                    time.sleep(max(0.0, SECONDS_A_STEP - (time.monotonic() - started)))
 
-                engine.on_step = show
-                for _, generation in engine.run([request]):
-                    page.finish_block(generation.ids)
-        finally:
-            console.print(page.text, end="\n\n", soft_wrap=True)
+def watch(
+    engine: Engine, request: Request, page: Page, console: Console, pause: float = SECONDS_A_STEP
+) -> Generation:
+    """Continue a request on the screen, where the page stays; a step takes `pause` seconds or more."""
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+
+            def show(seen: list[Glimpse]) -> None:
+                started = time.monotonic()
+                live.update(tail(page.step(seen[0].t, seen[0].ids), console), refresh=True)
+                time.sleep(max(0.0, pause - (time.monotonic() - started)))
+
+            engine.on_step = show
+            for _, generation in engine.run([request]):
+                page.finish_block(generation.ids)
+    finally:
+        console.print(page.text, end="\n\n", soft_wrap=True)
+    return generation
 
 
 def tail(page: Text, console: Console) -> Text:

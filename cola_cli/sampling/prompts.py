@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cola_cli.artifacts.reading import shown
+from cola_cli.artifacts.reading import decoded, reason, shown
 from cola_cli.artifacts.rows import read_rows, rows_of
 from cola_cli.errors import InputError, is_encodable
 
+PIPE_LIMIT = 1 << 20  # bytes of a prompt
 REMEDY = 'Write each prompt as {"id": ..., "prompt": "..."} on a line of its own.'
 
 
@@ -30,6 +31,25 @@ def given_prompts(texts: list[str]) -> list[Prompt]:
         if not is_encodable(prompt.text):
             raise InputError(f"{prompt.place} is not UTF-8.", "Give it in UTF-8.")
     return found
+
+
+def piped_prompt(stream: BinaryIO) -> Prompt | None:
+    """The text of a pipe or file, without the line feed at its end, as one prompt; None if it is empty.
+
+    Raises InputError where it is not UTF-8, or too long.
+    """
+    data = stream.read(PIPE_LIMIT + 1)
+    if len(data) > PIPE_LIMIT:
+        raise InputError(
+            f"standard input holds more than {PIPE_LIMIT:,} bytes.", "Give a shorter prompt."
+        )
+    try:
+        text = decoded(data).removesuffix("\n")
+    except ValueError as error:
+        raise InputError(
+            f"standard input is not UTF-8 ({reason(error)}).", "Give it in UTF-8."
+        ) from None
+    return Prompt(0, text, "standard input") if text else None
 
 
 def read_prompts(path: Path) -> Iterator[Prompt]:

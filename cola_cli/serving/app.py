@@ -149,7 +149,7 @@ class App:
             return next(iter(self._models.values()))
         if name not in self._models:
             known = ", ".join(self._models)
-            message = f"There is no model {name[:100]!r} here, but {known}."
+            message = f"The model {name[:100]!r} is not served here, but {known}."
             raise Refused(404, message, "model", "model_not_found")
         return self._models[name]
 

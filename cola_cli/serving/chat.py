@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from cola_cli.api import LanguageModel
 from cola_cli.artifacts.reading import decoded, read_regular, reason
 from cola_cli.corpus.tokenizer import TextTokenizer
-from cola_cli.errors import InputError
+from cola_cli.errors import InputError, UsageError
+from cola_cli.sampling.requests import Generation, Request
 from cola_cli.serving.schema import Message, Refused
+from cola_cli.settings.resolve import nearest, resolve
+from cola_cli.settings.sample import SampleSettings, SamplingOptions
 
 LIMIT = 1 << 20  # bytes
+MOST_TOKENS = 2048  # of a conversation with a model whose context is not known
 
 
 class ChatTemplate:
@@ -46,6 +51,70 @@ class ChatTemplate:
             return self._template.render(messages=messages, add_generation_prompt=True)
         except TemplateError as error:
             raise Refused(400, f"The chat template: {reason(error)}.", "messages") from None
+
+
+class Conversation:
+    """Turns with a model: a text that both write on, or messages in a chat template."""
+
+    def __init__(
+        self, model: LanguageModel, settings: SampleSettings, template: ChatTemplate | None = None
+    ) -> None:
+        self.model, self.settings, self.template = model, settings, template
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self._said: list[Message] = []
+        self._turns = 0
+
+    def set(self, name: str, value: str) -> Any:
+        """Change a setting of sampling, or with an empty value show it. Raises UsageError."""
+        if name not in SampleSettings.model_fields:
+            raise UsageError(
+                f"there is no command /{name}.", nearest(name, SampleSettings.model_fields)
+            )
+        if value:
+            before = self.settings.model_dump(mode="json", exclude_none=True)
+            self.settings = resolve(
+                SampleSettings,
+                "sample",
+                assignments=[f"{name}={value}"],
+                recorded=("now", {key: old for key, old in before.items() if key != name}),
+            )
+        return getattr(self.settings, name)
+
+    def ask(self, line: str) -> Request:
+        """The request that continues after a line. Raises UsageError where the template refuses it."""
+        tokenizer = self.model.require_tokenizer()
+        self._said.append(Message(role="user", content=line))
+        if self.template is None:
+            ids = tokenizer.encode("".join(message.text for message in self._said))
+        else:
+            try:
+                ids = self.template.encode(self._said, tokenizer)
+            except Refused as refused:
+                self._said.pop()
+                raise UsageError(f"{refused}", "Say it otherwise.") from None
+        room = (self.model.context or MOST_TOKENS) - self.settings.max_new_tokens
+        self._turns += 1
+        return Request(self._turns - 1, ids[-max(1, room) :])
+
+    def options(self) -> SamplingOptions:
+        """The options of the next turn."""
+        return self.settings.options((self.model.require_tokenizer().end_of_text_id,))
+
+    def stream(self, request: Request) -> Iterator[tuple[Request, Generation]]:
+        """The continuation so far, block by block."""
+        return self.model.stream([request], self.options(), 1)
+
+    def text(self, request: Request, generation: Generation) -> str:
+        """What a continuation says."""
+        return self.model.require_tokenizer().continuation(request.prompt, generation.ids)
+
+    def answer(self, request: Request, generation: Generation) -> None:
+        """Take a continuation into what was said."""
+        text = self.text(request, generation)
+        self._said.append(Message(role="assistant", content=text))
 
 
 def load_template(path: Path) -> ChatTemplate:

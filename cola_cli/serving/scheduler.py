@@ -29,7 +29,7 @@ GLIMPSES = 4096  # that a slow watcher may be behind
 
 
 class Busy(Exception):
-    """There is no place in the queue, or the scheduler is closed."""
+    """The queue is full, or the scheduler is closed."""
 
 
 @dataclass(eq=False)
@@ -119,7 +119,7 @@ class Scheduler:
         return self._thread.is_alive()
 
     def submit(self, tickets: list[Ticket]) -> None:
-        """Queue tickets, all or none. Raises Busy where there is no place for them."""
+        """Queue tickets, all or none. Raises Busy where they have no place."""
         with self._changed:
             free = self._room - self.active + self.queue - len(self._waiting)
             if self._closed or not self.alive or len(tickets) > free:

@@ -79,7 +79,7 @@ class Wanted(BaseModel):
             if name not in SETTINGS:
                 known = [*type(self).model_fields, *SETTINGS]
                 remedy = nearest(name, known)
-                raise Refused(400, f"There is no field {shown(name)!r}. {remedy}", shown(name))
+                raise Refused(400, f"{shown(name)} is not a field. {remedy}", shown(name))
             own[name] = value
         if self.max_tokens is not None:
             own["max_new_tokens"] = self.max_tokens

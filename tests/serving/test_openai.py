@@ -229,7 +229,7 @@ def test_an_option_that_the_model_refuses_is_a_bad_request(client: openai.OpenAI
         )
     with pytest.raises(openai.BadRequestError, match="goes on from one"):
         client.completions.create(model="next", prompt="", max_tokens=4)
-    with pytest.raises(openai.NotFoundError, match="no model 'gpt-4'"):
+    with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served"):
         client.completions.create(model="gpt-4", prompt="", max_tokens=4)
 
 

@@ -16,11 +16,16 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
 
 
 def on_a_terminal(
-    directory: Path, *arguments: object, interrupt_at: str | None = None, limit: float = 120.0
+    directory: Path,
+    *arguments: object,
+    interrupt_at: str | None = None,
+    type_at: tuple[str, str] | None = None,
+    limit: float = 120.0,
 ) -> tuple[str, int, bool]:
     """What a terminal of 24 x 60 received, the exit code, and whether the terminal's modes are as before.
 
-    Ctrl-C is pressed once when the text `interrupt_at`, or the file of that name, is there.
+    Ctrl-C is pressed once when the text `interrupt_at`, or the file of that name, is there; `type_at` is a
+    text to wait for and one to type.
     """
     command = cola_command(*arguments)
     pid, master = pty.fork()
@@ -41,6 +46,9 @@ def on_a_terminal(
             time.sleep(0.005)
         except OSError:  # the other side is closed
             break
+        if type_at and type_at[0] in received.decode(errors="replace"):
+            os.write(master, type_at[1].encode())
+            type_at = None
         here = interrupt_at and (
             interrupt_at in received.decode(errors="replace") or (directory / interrupt_at).exists()
         )
