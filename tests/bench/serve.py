@@ -4,7 +4,8 @@
 
 MODEL is the demo model by default. Clients and `cola sample` take turns, each with all of the machine, and
 must get the same texts. `throughput` is the tokens a second of the clients over those of one batch, the best
-round of each; `first_block` the seconds until one client has its first block over those of `cola sample`.
+round of each; `first_block` the seconds until one client has its first block over those of `cola sample`;
+`work` the processor's seconds of the server over those of the batches, which busy neighbours hardly change.
 With --requests so many short requests follow, and `memory` tells the server's resident bytes before and after
 them.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -44,25 +46,29 @@ WORDS = [
 WARM = 500  # requests before memory is looked at
 
 
-async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[str, float]:
-    """The text of a streamed completion, and the seconds until its first block."""
+async def stream(port: int, body: dict[str, Any]) -> tuple[str, float]:
+    """The text of a streamed completion, and the seconds until its first block. Little work for a client."""
+    data = json.dumps(body | {"stream": True}).encode()
     started, first, text = time.perf_counter(), 0.0, ""
-    async with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {"):
-                first = first or time.perf_counter() - started
-                text += json.loads(line[6:])["choices"][0]["text"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+    writer.write(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + data)
+    assert b" 200 " in await reader.readline()
+    async for line in reader:
+        if line.startswith(b"data: [DONE]"):
+            break
+        if line.startswith(b"data: {"):
+            first = first or time.perf_counter() - started
+            text += json.loads(line[6:])["choices"][0]["text"]
+    writer.close()
     return text, first
 
 
-async def together(url: str, bodies: list[dict[str, Any]]) -> tuple[list[str], float, float]:
+async def together(port: int, bodies: list[dict[str, Any]]) -> tuple[list[str], float, float]:
     """The texts of clients that ask at once, the seconds until all are served, and until the first block."""
-    limits = httpx.Limits(max_connections=len(bodies))
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        started = time.perf_counter()
-        found = await asyncio.gather(*[stream(client, body) for body in bodies])
-        return [text for text, _ in found], time.perf_counter() - started, found[0][1]
+    started = time.perf_counter()
+    found = await asyncio.gather(*[stream(port, body) for body in bodies])
+    return [text for text, _ in found], time.perf_counter() - started, found[0][1]
 
 
 async def many(url: str, count: int, clients: int) -> None:
@@ -75,6 +81,12 @@ async def many(url: str, count: int, clients: int) -> None:
                 (await client.post("/v1/completions", json=body)).raise_for_status()
 
         await asyncio.gather(*[ask(range(n, count, clients)) for n in range(clients)])
+
+
+def processor_seconds(process: int) -> float:
+    """The processor's time that a process has taken."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(process: int) -> int:
@@ -103,7 +115,7 @@ class Sampling:
         return texts, tokens, time.perf_counter() - started, first
 
 
-def measure(url: str, process: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(url: str, port: int, process: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """All that is measured, in turns."""
     sampling = Sampling(model_path(arguments.model), arguments.new)
     count = arguments.clients
@@ -113,19 +125,25 @@ def measure(url: str, process: int, arguments: argparse.Namespace) -> dict[str, 
         for item, prompt in enumerate(prompts)
     ]
     served, batch, first_served, first_alone, tokens = [], [], [], [], 0
+    work = [0.0, 0.0]
     for _ in range(arguments.rounds + 1):
+        before = time.process_time()
         expected, tokens, seconds, _ = sampling.run(prompts, count)
+        work[0] += time.process_time() - before
         batch.append(seconds)
-        texts, seconds, _ = asyncio.run(together(url, bodies))
+        before = processor_seconds(process)
+        texts, seconds, _ = asyncio.run(together(port, bodies))
+        work[1] += processor_seconds(process) - before
         assert texts == expected, "a client got another text than `cola sample` gives"
         served.append(seconds)
         for _ in range(3):
             first_alone.append(sampling.run(prompts[:1], 1)[3])
-            first_served.append(asyncio.run(together(url, bodies[:1]))[2])
+            first_served.append(asyncio.run(together(port, bodies[:1]))[2])
     best, alone = min(served[1:]), min(batch[1:])  # the first round warms up
     found: dict[str, Any] = {
         "throughput": round(alone / best, 3),
         "first_block": round(min(first_served[3:]) / min(first_alone[3:]), 3),
+        "work": round(work[1] / work[0], 3),
     }
     print(
         f"{count} clients: {tokens / best:.1f} tokens/s; one batch: {tokens / alone:.1f}; {found}",
@@ -171,7 +189,7 @@ def main() -> None:
         try:
             assert server.stdout is not None
             url = json.loads(server.stdout.readline())["url"]
-            found = measure(url, server.pid, arguments)
+            found = measure(url, int(url.rpartition(":")[2]), server.pid, arguments)
         finally:
             server.terminate()
     assert server.returncode == 0
