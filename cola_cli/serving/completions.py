@@ -121,7 +121,9 @@ class Job:
         if wanted.watch and not wanted.stream:
             raise Refused(400, "watch is for streams.", "watch")
         if getattr(wanted, "logprobs", None) not in (None, False):
-            raise Refused(400, NO_LOGPROBS, "logprobs")
+            raise Refused(
+                400, NEXT_TOKEN_LOGPROBS if served.model.needs_prompt else NO_LOGPROBS, "logprobs"
+            )
         prompts = encoded(wanted, served, limits.tokens - settings.max_new_tokens)
         if not 1 <= len(prompts) * wanted.n <= limits.choices:
             raise Refused(400, f"A request may have 1 to {limits.choices} continuations.", "n")
@@ -218,6 +220,7 @@ class Job:
         return about | {key: value | {"content": text} for key, value in chat.items()}
 
 
+NEXT_TOKEN_LOGPROBS = "logprobs are not given by this server, though this model has them."
 NO_LOGPROBS = (
     "logprobs are not given: blocks are decoded from latents, or filled in by certainty, so tokens have no"
     " probabilities given those before them. `cola likelihood` bounds the likelihood of a text."
