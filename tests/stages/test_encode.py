@@ -132,7 +132,7 @@ def test_shards_made_apart_and_merged_equal_one_run(made: Path, tmp_path: Path) 
 
 def test_a_vae_of_another_tokenizer_is_an_error(made: Path, tmp_path: Path) -> None:
     tokens = make_tokens(tmp_path, documents=500)
-    with pytest.raises(InputError, match="another tokenizer"):
+    with pytest.raises(InputError, match="a tokenizer that is not that of"):
         encode(tokens, made / "vae", tmp_path / "out", EncodeSettings(), CPU)
 
 
