@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The small model that ships with cola, made anew: stories from a grammar and the World English Bible, tokens, VAE,
-# latents, prior, and both networks rounded to bf16. Two hours of one core. Stop it and run it again: it goes on.
+# The small model that ships with cola: stories from a grammar and the World English Bible, tokens, VAE, latents, prior, and
+# both networks rounded to bf16. Three hours of one core. Stop it and run it again: it goes on.
 #
 #   bash pipelines/demo-model.sh [RUN] [MODEL]      runs/demo-model and RUN/model by default
 #   bash pipelines/demo-model.sh runs/demo-model cola_cli/demo       replaces the one that ships
@@ -10,6 +10,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 run=${1:-runs/demo-model}
 model=${2:-$run/model}
 stories=${STORIES:-30000} # how many
+more=${MORE:-5500} # steps of a second training of the prior, which begins with the weights of the first; 0: none
 settings=${SETTINGS:-$root/pipelines/demo-model.toml}
 cola=${COLA:-$root/.venv/bin/cola} # the command to run
 export PYTHON=${PYTHON:-$root/.venv/bin/python}
@@ -30,6 +31,12 @@ IFS=$'\n' read -r -d '' -a texts <<< "$CORPUS" || true # several names or patter
 "$cola" train vae "$run/tokens" -o "$run/vae" --config "$settings"
 "$cola" encode "$run/tokens" --vae "$run/vae" -o "$run/latents" --config "$settings"
 "$cola" train prior "$run/latents" -o "$run/prior" --config "$settings"
+prior=$run/prior
+if [ "$more" -gt 0 ]; then
+    prior=$run/prior-more
+    "$cola" train prior "$run/latents" -o "$prior" --from "$run/prior" --config "$settings" \
+        --set "train.steps=$more" --set train.data_seed=1
+fi
 
-"$cola" import "$run/prior" -o "$model" --dtype bfloat16 # the weights alone, in half the size
+"$cola" import "$prior" -o "$model" --dtype bfloat16 # the weights alone, in half the size
 "$cola" sample "$model" --prompt "Once upon a time there was" --max-new-tokens 96
