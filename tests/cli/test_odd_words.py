@@ -18,7 +18,11 @@ COUNT = 4  # lines of each command
 
 
 def test_every_command_has_a_line() -> None:
-    assert commands().keys() == LINES.keys()
+    talking = {
+        "chat",
+        "serve",
+    }  # these go on until they are told to stop: test_chat.py, tests/serving
+    assert commands().keys() - talking == LINES.keys()
 
 
 def test_odd_command_lines_end_in_a_result_or_a_sentence() -> None:
