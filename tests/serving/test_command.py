@@ -74,7 +74,7 @@ def test_a_key_comes_from_the_environment_and_is_not_shown(serve: Start) -> None
     headers = {"Authorization": "Bearer k3y-of-mine"}
     (model,) = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
     assert model["id"] == "demo"
-    assert model["cola"]["defaults"]["guidance"] == 3.0  # as it is stored with the model
+    assert model["cola"]["defaults"]["guidance"] == 1.0  # as it is stored with the model
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=30)
     assert "k3y-of-mine" not in out + err
