@@ -194,8 +194,14 @@ class Job:
         ) | {"usage": self.usage()}
 
     def chunk(self, choice: Choice, glimpse: Glimpse | None) -> dict[str, Any]:
-        """A piece of the stream: what is new of one choice."""
-        found = self._message(choice, {"delta": {"role": "assistant"}}, choice.news())
+        """A piece of the stream: what is new of one choice.
+
+        A glimpse comes without text: what its block became may be known already, but is told after it.
+        """
+        text = choice.news() if glimpse is None else ""
+        found = self._message(choice, {"delta": {"role": "assistant"}}, text)
+        if glimpse is not None:
+            found["finish_reason"] = None
         answer = self._answer([found], ".chunk")
         if glimpse is not None and self.served.watching is not None:
             tokens = self.served.model.require_tokenizer()

@@ -38,9 +38,6 @@ def page(window: Browser, server: Running) -> Browser:
     return window
 
 
-@pytest.mark.xfail(
-    strict=False, reason="once, on a busy machine, the page lacked a block's text; cause not found"
-)
 def test_a_text_settles_block_by_block_and_is_the_one_of_the_interface(
     page: Browser, server: Running
 ) -> None:
