@@ -280,9 +280,10 @@ def _build_prior(config: PriorConfig, latents: Latents, settings: PriorSettings)
     variance = np.add(statistics.channel_variance, statistics.posterior_variance)
     variance *= vae_shape.scaling_factor**2
     prior, length = Prior(config), statistics.seq_len
-    objective = FlowMatching(prior, settings, variance, length, vae_shape)
     saved: dict[str, Any] = {"prior": (prior, config)}
-    if settings.mode == "joint":
+    if settings.mode == "frozen":
+        objective = FlowMatching(prior, settings, variance, length, vae_shape)
+    else:
         vae = TextVAE(vae_shape) if settings.joint.from_scratch else load_vae(latents)
         objective = JointTraining(prior, vae, settings, variance, length)
         saved = {"vae": (vae, vae_shape), **saved}

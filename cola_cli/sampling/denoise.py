@@ -155,12 +155,12 @@ class Trajectory:
         eta = self.options.eta
         return [(start, stop, further_time(start, stop, eta)) for start, stop in steps]
 
-    def fresh_noise(self, rows: list[Generating]) -> Tensor | None:
+    def fresh_noise(self, rows: list[Generating], device: torch.device) -> Tensor | None:
         """What the steps of the rows' next blocks draw, (steps, rows, block_size, d); None without eta."""
         if not self.options.eta:
             return None
         shape = (len(self.grid) - 1, self.block, self.channels)
-        return torch.stack([_drawn(row, STEP, shape) for row in rows], 1)
+        return torch.stack([_drawn(row, STEP, shape) for row in rows], 1).to(device)
 
     def follow(
         self,
@@ -281,8 +281,7 @@ class PlainDenoiser:
             t = self._times[evaluation].view(1, -1, 1)
             return estimates.velocity(torch.cat(each) if each else None, z, t)
 
-        fresh = self.trajectory.fresh_noise(rows)
-        fresh = None if fresh is None else fresh.to(noise)
+        fresh = self.trajectory.fresh_noise(rows, noise.device)
         return self.trajectory.follow(rows, noise, pins, velocity, self.shown, fresh)
 
     def _commit(self, row: Generating) -> None:

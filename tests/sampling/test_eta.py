@@ -35,7 +35,9 @@ def sampled(eta: float, stagger: float) -> tuple[Tensor, Tensor]:
     ]
     shape = (ROWS, prior.config.block_size, prior.config.latent_dim)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    return noise, trajectory.follow(rows, noise, None, velocity, fresh=trajectory.fresh_noise(rows))
+    return noise, trajectory.follow(
+        rows, noise, None, velocity, fresh=trajectory.fresh_noise(rows, noise.device)
+    )
 
 
 @pytest.mark.parametrize("stagger", [0.0, 1.5])

@@ -222,7 +222,8 @@ class GraphDenoiser:
         bucket.noise.copy_(starts)
         bucket.scale.copy_(scale)
         bucket.pending.copy_(pending)
-        if bucket.fresh is not None and (drawn := self.trajectory.fresh_noise(rows)) is not None:
+        drawn = self.trajectory.fresh_noise(rows, pending.device)
+        if bucket.fresh is not None and drawn is not None:
             fresh = torch.zeros(bucket.fresh.shape)
             fresh[:, slots] = drawn
             bucket.fresh.copy_(fresh)

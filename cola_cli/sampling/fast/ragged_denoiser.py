@@ -151,8 +151,7 @@ class RaggedDenoiser:
                 output = self._output(chosen, at, evaluation, passes[key])
             return estimates.velocity(output, z, self._times[evaluation].view(1, -1, 1))
 
-        fresh = self.trajectory.fresh_noise(rows)
-        fresh = None if fresh is None else fresh.to(noise)
+        fresh = self.trajectory.fresh_noise(rows, self._device)
         return self.trajectory.follow(rows, noise, pins, velocity, self.shown, fresh)
 
     def _pass(self, rows: list[Generating], guides: bool, pins: Pins | None) -> _Pass:

@@ -180,17 +180,17 @@ class FlowMatching(Objective):
             "t": t,
             "z1": randomness.normal(randoms, copies * positions, channels),
         }
-        if asked.validation:
+        config = self.prior.config
+        if linear_too := asked.validation and config.prediction != "tokens":
             linear = linear_prediction_loss(t, self.latent_variance)
             noisy["linear"] = linear.repeat(block_size, 1).astype(np.float32)
-        config = self.prior.config
         if config.stagger:
             levels = draw_levels(randoms, t, config.stagger, block_size)
             levels[clean] = 0
             # positions that have not begun or are finished do not move, so their velocity is not asked for
             moving = (levels > 0) & (levels < LEVELS)
             noisy |= {"levels": levels, "flow_weight": np.where(moving, weight, np.float32(0))}
-            if asked.validation:
+            if linear_too:
                 times = (levels / LEVELS).astype(np.float32)
                 noisy["linear"] = linear_prediction_loss(times, self.latent_variance)
         if config.self_conditioning:
