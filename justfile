@@ -36,7 +36,7 @@ study name *arguments:
 # break every stage at every write point, live random histories, flip a byte, try hostile files: writes docs/reliability.md
 crash *arguments:
     {{python}} -m tests.faults {{arguments}}
-    {{python}} -m tests.faults.ranks --page
+    {{python}} -m tests.faults.ranks --minutes 60 --page
     {{python}} -m tests.faults.histories
     {{python}} tests/bench/verify.py --page
     {{python}} -m tests.hostile

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cola_cli.artifacts.files import make_directory, refuse_links, writing_failed
 from cola_cli.artifacts.reading import parse_json, shown
-from cola_cli.errors import OutputLocked
+from cola_cli.errors import OutputConflict, OutputLocked
+from cola_cli.machine.liveness import state_of
 
 LOCK_NAME = ".lock"
 
@@ -40,16 +42,18 @@ def locked(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(directory / LOCK_NAME, flags, 0o644)
+    except IsADirectoryError as error:
+        raise OutputConflict(
+            f"{directory / LOCK_NAME} is a directory where the lock belongs.",
+            "Choose another output directory.",
+        ) from error
     except OSError as error:
         raise writing_failed(directory / LOCK_NAME, error) from error
     try:
         deadline = time.monotonic() + wait_seconds
         while not _try_lock(descriptor, directory):
             if time.monotonic() >= deadline:
-                raise OutputLocked(
-                    f"{directory} is being written by {_holder(descriptor)}.",
-                    "Wait for it, stop it, or choose another output directory.",
-                )
+                raise _locked(directory, descriptor)
             time.sleep(0.1)
         try:
             os.truncate(descriptor, 0)
@@ -103,9 +107,19 @@ def _self_description() -> dict[str, str | int]:
     }
 
 
+def _locked(directory: Path, descriptor: int) -> OutputConflict:
+    problem = f"{directory} is being written by {_holder(descriptor)}"
+    if _is_stopped(descriptor):  # whoever waits would wait without end
+        return OutputConflict(
+            f"{problem}, which is stopped.",
+            "Let that process go on (kill -CONT) or end it, then run the same command again.",
+        )
+    return OutputLocked(f"{problem}.", "Wait for it, stop it, or choose another output directory.")
+
+
 def _holder(descriptor: int) -> str:
     try:
-        holder = parse_json(os.pread(descriptor, 65536, 0))
+        holder = _description(descriptor)
         return shown(
             f"process {holder['pid']} on {holder['host']} since {holder['since']}"
             f" ({holder['command']})",
@@ -113,3 +127,15 @@ def _holder(descriptor: int) -> str:
         )
     except (ValueError, KeyError, TypeError):
         return "another process"
+
+
+def _is_stopped(descriptor: int) -> bool:
+    try:
+        holder = _description(descriptor)
+        return state_of(int(holder["pid"]), str(holder["host"])) == "stopped"
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _description(descriptor: int) -> Any:
+    return parse_json(os.pread(descriptor, 65536, 0))

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from cola_cli.errors import ColaError, Interrupted, PeerFailed
 from cola_cli.machine.launcher import Launch
+from cola_cli.machine.liveness import state_of
 
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 3.0  # without a beat: whoever is silent for so long is asked after
@@ -83,7 +84,7 @@ class Peers:
             raise PeerFailed(
                 f"rank 0 of {launch.size} did not join at {where} within"
                 f" {_minutes(self._timeout)}.",
-                "Start every rank, check MASTER_ADDR and MASTER_PORT, or raise train.timeout.",
+                "Start every rank, check MASTER_ADDR and MASTER_PORT, or raise the setting timeout.",
             ) from error
         store: dist.Store = dist.PrefixStore(f"cola/{launch.attempt}", server)
         store.set(_beat_key(launch.rank), self._beat(0))
@@ -93,7 +94,7 @@ class Peers:
                 names = ", ".join(map(str, missing))
                 raise PeerFailed(
                     f"rank {names} of {launch.size} did not join within {_minutes(self._timeout)}.",
-                    "Start every rank, or raise train.timeout.",
+                    "Start every rank, or raise the setting timeout.",
                 )
             time.sleep(0.02)
         return store
@@ -179,7 +180,8 @@ class Peers:
         for rank, (beat, since) in self._beats.items():
             if rank == self._launch.rank or beat == LEFT or now - since < after:
                 continue
-            state = _state(beat)
+            _, process, host = beat.split(" ", 2)
+            state = state_of(int(process), host)
             if state == "dead":
                 return PeerFailed(f"rank {rank} of {size} was killed.", AGAIN)
             if now - since >= silence:
@@ -266,22 +268,6 @@ class Peers:
 
 def _beat_key(rank: int) -> str:
     return f"beat/{rank}"
-
-
-def _state(beat: str) -> str:
-    """Of the process that wrote a beat: dead, stopped, or unknown when it is on another machine or lives."""
-    _, process, host = beat.split(" ", 2)
-    if host != socket.gethostname():
-        return "unknown"
-    try:
-        os.kill(int(process), 0)
-        with open(f"/proc/{process}/stat") as stream:
-            letter = stream.read().rpartition(")")[2].split()[0]
-    except ProcessLookupError:
-        return "dead"
-    except OSError:
-        return "unknown"
-    return {"Z": "dead", "X": "dead", "T": "stopped", "t": "stopped"}.get(letter, "unknown")
 
 
 def _minutes(seconds: float) -> str:

@@ -14,8 +14,6 @@ from cola_cli.errors import ColaError, Interrupted, UsageError
 from cola_cli.machine.launcher import launched
 from cola_cli.machine.peers import Peers
 
-TIMEOUT = 10.0  # minutes
-
 
 @dataclass(frozen=True)
 class World:
@@ -99,7 +97,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def joined(device: str, timeout: float = TIMEOUT) -> Iterator[World]:
+def joined(device: str, timeout: float) -> Iterator[World]:
     """The world of this process: alone, or one of several that torchrun (or srun) started.
 
     timeout: minutes for the others to join, and to answer. Raises PeerFailed naming the rank that does not,

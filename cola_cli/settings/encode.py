@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cola_cli.settings.fields import Settings, runtime
+from cola_cli.settings.fields import Settings, runtime, timeout_of_ranks
 
 
 class EncodeSettings(Settings):
@@ -20,3 +20,4 @@ class EncodeSettings(Settings):
     compression_level: int = Field(
         default=1, ge=1, le=19, description="Level of the Zstandard compression."
     )
+    timeout: float = timeout_of_ranks()

@@ -21,6 +21,17 @@ def runtime(default: Any, **field: Any) -> Any:
     return Field(default, json_schema_extra={"changes_result": False}, **field)
 
 
+def timeout_of_ranks() -> Any:
+    """The field of stages that several processes may do together."""
+    return runtime(
+        10.0,
+        gt=0,
+        le=100_000,
+        description="With several processes: minutes for all to join, and for one to answer, before the"
+        " others stop.",
+    )
+
+
 def is_left_out(field: FieldInfo, value: Any) -> bool:
     """Whether a setting that came after format 1 has its default, so that old fingerprints stay."""
     extra = field.json_schema_extra

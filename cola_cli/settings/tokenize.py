@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cola_cli.settings.fields import Settings, runtime
+from cola_cli.settings.fields import Settings, runtime, timeout_of_ranks
 
 
 class TokenizeSettings(Settings):
@@ -35,3 +35,4 @@ class TokenizeSettings(Settings):
     workers: int | None = runtime(
         None, ge=1, description="Processes. Unset: as many as there are cores."
     )
+    timeout: float = timeout_of_ranks()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cola_cli.settings.fields import Settings, runtime
+from cola_cli.settings.fields import Settings, runtime, timeout_of_ranks
 
 
 class Optimizer(Settings):
@@ -103,14 +103,7 @@ class Train(Settings):
         "ddp",
         description="With several processes. ddp: each has all weights; fsdp: weights are sharded.",
     )
-
-    timeout: float = runtime(
-        10.0,
-        gt=0,
-        le=100_000,
-        description="With several processes: minutes for all to join, and for one to answer, before the"
-        " others stop.",
-    )
+    timeout: float = timeout_of_ranks()
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Train:

@@ -66,7 +66,7 @@ def encode(
     from cola_cli.weights.artifact import load_vae
 
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with joined(run.device) as world:
+    with joined(run.device, settings.timeout) as world:
         shard = (world.rank, world.size) if world.size > 1 else shard
         reporter.note(str(chosen))
         environment = describe_environment(chosen) | {"device": str(world.device)}

@@ -91,7 +91,7 @@ def tokenize(
     def make_tokenizer(writer: Writer) -> None:
         _make_tokenizer(writer, found, settings, tokenizer, report)
 
-    with _joined() as world:
+    with _joined(settings.timeout) as world:
         if world is not None:
             shard = (world.rank, world.size)
         if shard != WHOLE:
@@ -115,14 +115,14 @@ def tokenize(
 
 
 @contextlib.contextmanager
-def _joined() -> Iterator[World | None]:
+def _joined(timeout: float) -> Iterator[World | None]:
     """The processes under torchrun; None without it, so that torch need not be there."""
     if launched() is None:
         yield None
         return
     from cola_cli.machine.processes import joined
 
-    with joined("cpu") as world:
+    with joined("cpu", timeout) as world:
         yield world
 
 

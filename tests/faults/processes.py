@@ -37,6 +37,7 @@ LATE = (
     "torch.distributed.checkpoint",
     "zstandard",
 )
+FAILURE = signal.SIGRTMIN  # has a child raise an error wherever it is
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
 
@@ -237,6 +238,10 @@ def _break(running: Running, fault: str) -> None:
         running.kill()
 
 
+def _fail(*_: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), "/its/disk")
+
+
 def _be_cola(arguments: list[str], log: Path, tell: socket.socket | None) -> None:
     """In the child: become `cola ARGUMENTS` and never return."""
     code = 70
@@ -248,6 +253,7 @@ def _be_cola(arguments: list[str], log: Path, tell: socket.socket | None) -> Non
             os.close(opened)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.argv = ["cola", *arguments]
+        signal.signal(FAILURE, _fail)
         if tell is not None:
             try:
                 descriptor = seccomp.install()

@@ -136,12 +136,13 @@ def test_any_history_ends_in_the_same_artifact() -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_stopped_or_absent_costs_the_other_nothing() -> None:
-    """At three write points of rank 0 of a training on two; the module tries all."""
-    command = [sys.executable, "-m", "tests.faults.ranks", "--stages", "train vae", "--points", "3"]
+def test_whatever_befalls_one_of_two_processes_costs_nothing() -> None:
+    """At a write point, by chance, of each stage that two can share; the module tries all."""
+    command = [sys.executable, "-m", "tests.faults.ranks", "--sample", "1"]
+    command += ["--seed", str(drawn_seed())]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 faults: 0 lost" in done.stdout
+    assert "faults: 0 lost" in done.stdout
 
 
 def test_a_machine_that_cannot_hold_calls_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -76,6 +77,31 @@ def test_a_conflict_that_will_not_pass_is_an_error_at_once(tmp_path: Path) -> No
         with pytest.raises(OutputConflict, match="is being written by process"):
             begin(mine)
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_holder_that_is_stopped_is_not_waited_for(tmp_path: Path, holds: bool) -> None:
+    path = tmp_path / "a"
+    begin(place(path, 1))
+    code = "import sys, pathlib, cola_cli.artifacts.lock as lock\n"
+    code += "with lock.writer_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        if holds:
+            holder.send_signal(signal.SIGSTOP)
+            with pytest.raises(OutputConflict, match="which is stopped"):
+                add(path, 0, 1)
+        holder.kill()
+    add(path, 0, 1)
+
+
+def test_a_directory_where_the_lock_belongs_is_a_conflict(tmp_path: Path) -> None:
+    (tmp_path / "a" / ".lock").mkdir(parents=True)
+    with pytest.raises(OutputConflict, match="is a directory where the lock belongs"):
+        begin(place(tmp_path / "a", 1))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
