@@ -17,6 +17,8 @@ from cola_cli.errors import ColaError, InputError, printable
 RECORD_LIMIT = 64 << 20  # bytes of a record; cola writes some kilobytes
 # A list of lists takes 25 times the bytes of its text in memory; this many values take 1 GiB at most.
 VALUES_LIMIT = 8_000_000
+# What packed files begin with.
+PACKED_SIGNS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 SHOWN = 300  # characters of a foreign text in a sentence
 
 RecordT = TypeVar("RecordT")
@@ -45,19 +47,26 @@ def decoded(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError("it is UTF-16" if is_utf16(data) else "it is not UTF-8") from error
+        raise ValueError(f"it is {foreign_encoding(data) or 'not UTF-8'}") from error
 
 
 def conversion(data: bytes) -> str:
     """The remedy for a file that is not UTF-8 and begins with, or holds, these bytes."""
-    source = "utf-16" if is_utf16(data) else "latin1"
-    return f"Convert the file, for example with: iconv -f {source} -t utf-8."
+    for sign, suffix in PACKED_SIGNS.items():
+        if data.startswith(sign):
+            return f"It is packed: let its name end in {suffix}."
+    source = foreign_encoding(data) or "latin1"
+    return f"Convert the file, for example with: iconv -f {source.lower()} -t utf-8."
 
 
-def is_utf16(data: bytes) -> bool:
-    """Whether the start of a text is UTF-16: by its byte order mark, or as every other byte is zero."""
-    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return marked or data.count(0) * 4 > len(data)
+def foreign_encoding(data: bytes) -> str | None:
+    """UTF-16 or UTF-32 for a text that begins with these bytes; None for any other."""
+    zeros = data.count(0) / max(1, len(data))
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) or zeros > 0.6:
+        return "UTF-32"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or zeros > 0.25:
+        return "UTF-16"
+    return None
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -20,7 +20,7 @@ from cola_cli.artifacts.files import sha256_stream
 from cola_cli.artifacts.reading import (
     VALUES_LIMIT,
     conversion,
-    is_utf16,
+    foreign_encoding,
     parse_json,
     reason,
     shown,
@@ -134,8 +134,8 @@ def _lines(file: CorpusFile, stream: BinaryIO) -> Iterator[tuple[int, str]]:
 
 
 def _decoded(file: CorpusFile, number: int, line: bytes) -> str:
-    if number == 1 and is_utf16(line):
-        raise InputError(f"{file} is UTF-16, not UTF-8.", conversion(line))
+    if number == 1 and (encoding := foreign_encoding(line)):
+        raise InputError(f"{file} is {encoding}, not UTF-8.", conversion(line))
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:

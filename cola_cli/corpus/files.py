@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cola_cli.artifacts.files import sha256_stream
 from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.artifacts.parts import PARTS
 from cola_cli.artifacts.reading import reason, shown
 from cola_cli.errors import InputError, is_encodable
 
@@ -186,10 +187,10 @@ def _on_disk(name: str, own: str, left_out: LeftOut) -> list[CorpusFile]:
     if path.is_file():
         return [CorpusFile(str(path))]
     if path.is_dir():
-        if _is_artifact(path):
+        if _is_artifact(path) or _holds_parts(path):
             raise InputError(
                 f"{name} is an artifact that cola wrote, not a corpus.",
-                "Give the texts that it was made from.",
+                "Give the texts that it was made from, or single files of it if you mean them.",
             )
         paths = [p for p in _walk(path, own, left_out) if _is_readable(p, left_out)]
     else:
@@ -240,6 +241,12 @@ def _is_artifact(folder: Path) -> bool:
         return False
 
 
+def _holds_parts(folder: Path) -> bool:
+    """Whether a folder holds the parts of an artifact, or lies among them."""
+    real = Path(os.path.realpath(folder))
+    return any(one.name == PARTS and _is_artifact(one.parent) for one in (real, *real.parents))
+
+
 def _matches(name: str, own: str, left_out: LeftOut) -> Iterator[Path]:
     """The files that a pattern names; its first components are literal as far as they exist."""
     start, pattern = _split_pattern(name)
@@ -261,7 +268,7 @@ def _matches(name: str, own: str, left_out: LeftOut) -> Iterator[Path]:
 
     def is_ours(folder: Path) -> bool:
         if folder not in known:
-            known[folder] = _is_artifact(folder)
+            known[folder] = _is_artifact(folder) or _holds_parts(folder)
             if known[folder]:
                 left_out.artifacts.add(str(folder))
             known[folder] |= os.path.realpath(folder) == own

@@ -26,6 +26,7 @@ from cola_cli.errors import DamagedArtifact, InputError
 
 CHUNK = 1024  # rows that stay together until the window is permuted
 DOCUMENT_ROWS = 256  # sequences read at a time for their documents
+LARGEST_LOGVAR = 0x558B  # the half 88.6875, the last whose exponential float32 can hold
 SHAPE = b"cola.shape"  # schema metadata of latent parts: JSON [N, d]
 
 Integers = NDArray[np.int64]
@@ -223,6 +224,10 @@ def require_sound(rows: Rows, path: Path, first: int, vocabulary: int) -> None:
             # an exponent of ones; numpy's isfinite converts every half first
             wrong = (halves.view(np.uint16) & 0x7C00) == 0x7C00
             faults.append((wrong.any((1, 2)), f"values in {name} that are not finite numbers"))
+    if rows.logvar is not None:
+        bits = rows.logvar.view(np.uint16)
+        large = (bits > LARGEST_LOGVAR) & (bits < 0x7C00)
+        faults.append((large.any((1, 2)), "values in logvar whose variance is infinite"))
     for found, what in faults:
         if found.any():
             raise DamagedArtifact(

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from cola_cli.artifacts.kinds import TOKENIZER, TypedArtifact
 from cola_cli.artifacts.reading import decoded, parse_record, read_file, reason, shown
-from cola_cli.errors import InputError, UsageError
+from cola_cli.errors import InputError, UsageError, is_encodable
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot_id|>")
 PAD = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>")
@@ -70,7 +70,9 @@ class TextTokenizer:
         return [t.content for t in tokens if t.special and t.content not in self.added]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, no special tokens added."""
+        """Token ids of a text, no special tokens added. Raises InputError for half of a surrogate pair."""
+        if not is_encodable(text):
+            raise InputError(f"the text '{shown(text, 40)}' is not UTF-8.", "Give it in UTF-8.")
         return self._ids(text, self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_marked(self, text: str) -> list[int]:

@@ -37,7 +37,7 @@ def launched() -> Launch | None:
         raise _wrong(f"RANK={rank} is not below WORLD_SIZE={size}")
     if size == 1:
         return None
-    port = _number("MASTER_PORT", least=1)
+    port = _number("MASTER_PORT", least=1, most=65535)
     if not os.environ.get("MASTER_ADDR"):
         raise _wrong(f"{_is_set(*given)}, but MASTER_ADDR is {_state('MASTER_ADDR')}")
     return Launch(
@@ -57,7 +57,7 @@ def leads() -> bool:
     return found is None or found.rank == 0
 
 
-def _number(name: str, least: int, absent: int | None = None) -> int:
+def _number(name: str, least: int, most: int = 1 << 31, absent: int | None = None) -> int:
     if absent is not None and name not in os.environ:
         return absent
     text = os.environ.get(name, "")
@@ -65,8 +65,8 @@ def _number(name: str, least: int, absent: int | None = None) -> int:
         given = [n for n in NEEDED if os.environ.get(n)]
         problem = f"variable {name} is {_state(name)}"
         raise _wrong(f"{_is_set(*given)}, but {problem}" if given else problem)
-    if not text.isascii() or not text.isdecimal() or int(text) < least:
-        raise _wrong(f"variable {name}: {text!r} is not a number from {least} on")
+    if not text.isascii() or not text.isdecimal() or not least <= int(text[:20]) <= most:
+        raise _wrong(f"variable {name}: {text!r} is not a number from {least} to {most}")
     return int(text)
 
 

@@ -101,6 +101,21 @@ def peak_memory() -> float:
     return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
+def memory() -> float | None:
+    """Bytes of memory, swap included, that processes here may hold at all; None where that is not known."""
+    try:
+        with open("/proc/meminfo") as stream:
+            lines = dict(line.split(":") for line in stream)
+        held = sum(float(lines[name].split()[0]) * 1024 for name in ("MemTotal", "SwapTotal"))
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        with open("/sys/fs/cgroup/memory.max") as stream:
+            return min(held, float(stream.read()))
+    except (OSError, ValueError):
+        return held
+
+
 def describe_environment(threads: Threads) -> dict[str, str | int]:
     """What can change the last digit of a result; recorded in manifests."""
     import platform

@@ -18,7 +18,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 
 from cola_cli.artifacts.manifest import Tree, flatten
 from cola_cli.artifacts.reading import read_record, shown
-from cola_cli.errors import UsageError
+from cola_cli.errors import UsageError, is_encodable
 from cola_cli.settings.fields import Settings
 from cola_cli.settings.tables import TABLES
 
@@ -52,6 +52,10 @@ def resolve(
         if name not in known:
             raise UsageError(
                 f"{source}: there is no setting {shown(name)!r} in {table}.", nearest(name, known)
+            )
+        if isinstance(value, str) and not is_encodable(value):
+            raise UsageError(
+                f"{source}: the value {shown(value)!r} of {name} is not UTF-8.", "Give it in UTF-8."
             )
         values[name] = (value, source)
 

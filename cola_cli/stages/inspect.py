@@ -55,10 +55,18 @@ def _decoded_rows(connection: Any, artifact: Path, rows: int) -> list[dict[str, 
         for name, cell in zip(columns, row, strict=True):
             if name == "tokens" and decode is not None:
                 # the ends of documents are part of what a row holds
-                example["text"] = decode(cell[:SHOWN_TOKENS], skip_special_tokens=False)
+                shown = cell[:SHOWN_TOKENS]
+                if min(shown, default=0) < 0:
+                    example["text"] = f"(no text: {shown[:8]} ...)"
+                else:
+                    example["text"] = decode(shown, skip_special_tokens=False)
             elif isinstance(cell, bytes):
                 values = np.frombuffer(cell, dtype=np.float16).astype(np.float64)
-                example[name] = {"mean": float(values.mean()), "deviation": float(values.std())}
+                with np.errstate(invalid="ignore"):  # infinite ones are shown as they are
+                    example[name] = {
+                        "mean": float(values.mean()),
+                        "deviation": float(values.std()),
+                    }
             else:
                 example[name] = cell
         examples.append(example)

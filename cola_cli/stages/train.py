@@ -12,11 +12,12 @@ from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
 from cola_cli.artifacts.kinds import PACKED, TOKENIZER, Latents, Packed
 from cola_cli.artifacts.reading import reason
 from cola_cli.cost.training import Cost, Place, training_plan
-from cola_cli.errors import Diverged, InputError, UsageError
+from cola_cli.errors import Diverged, InputError, OutputConflict, UsageError
 from cola_cli.families import Data, Family
 from cola_cli.machine.threads import (
     choose_threads,
     describe_environment,
+    memory,
     peak_memory,
     prepare_torch,
 )
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 Source = Packed[Any]
+NOWHERE = Place("cpu", False, 0.0)  # where only the model itself counts
 
 
 def data_of(source: Source) -> Data:
@@ -114,7 +116,7 @@ def train(
             **({"start": start.fingerprint} if start else {}),
         },
     )
-    output = Output.open(
+    output = _opened(
         output_path,
         family.kind,
         identity,
@@ -142,6 +144,8 @@ def train(
     cost = family.cost(config, data, settings)
     files = (METRICS, *network_files(*family.trained(settings)))
     with joined(run.device, settings.train.timeout) as world, ExitStack() as stack:
+        if world.device.type == "cpu":
+            _require_memory(training_plan(cost, settings.train, settings.optim, NOWHERE, 1))
         shares = Shares.chosen(settings.train, threads.count, world.device.type, world.size, before)
         environment = describe_environment(threads) | {
             "device": str(world.device),
@@ -178,6 +182,30 @@ def train(
         statistics = _statistics(family, source, cost) | _metrics(output.place)
         writer.finish(statistics)
         return Outcome(output_path, True, statistics)
+
+
+def _opened(*arguments: Any) -> Output:
+    """`Output.open`, which says of other steps that a run is not extended."""
+    try:
+        return Output.open(*arguments)
+    except OutputConflict as error:
+        if " train.steps: " in error.problem:
+            error.remedy += (
+                " A run is not extended, as its learning rate follows train.steps; `cola train --from` begins"
+                " another with its weights."
+            )
+        raise
+
+
+def _require_memory(plan: dict[str, Any]) -> None:
+    """Raise UsageError for a model that cannot fit: the system would kill this process, or others."""
+    needed, held = plan["state_bytes"], memory()
+    if held is not None and needed > held:
+        raise UsageError(
+            f"training {plan['parameters']:,} parameters takes {needed / 1e9:.1f} GB for weights, gradients"
+            f" and moments alone; this machine has {held / 1e9:.1f} GB.",
+            "Choose a smaller model, such as --preset tiny (presets: tiny, small, base).",
+        )
 
 
 def require_maker(latents: Latents, vae_path: Path) -> None:

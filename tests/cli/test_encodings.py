@@ -7,13 +7,16 @@ import io
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 import zstandard
 
+import cola_cli
 from cola_cli.artifacts.reading import read_record
 from cola_cli.artifacts.rows import read_rows
+from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
 from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation.tasks import read_template
@@ -22,6 +25,7 @@ from cola_cli.settings.resolve import read_toml
 from tests.conftest import Run, cola_command
 
 BOM = b"\xef\xbb\xbf"
+DEMO = str(Path(cola_cli.__file__).parent / "demo")
 PROMPTS = '{"id": "né", "prompt": "你好"}\n\n{"prompt": "a"}\n'.encode()
 
 
@@ -60,15 +64,48 @@ def test_records_and_settings_are_read_behind_a_mark(tmp_path: Path) -> None:
     assert [row["a"] for _, row in read_rows(tmp_path / "r.jsonl")] == [1, 2]
 
 
-@pytest.mark.parametrize(("encoding", "cure"), [("utf-16", "utf-16"), ("latin-1", "latin1")])
+@pytest.mark.parametrize(
+    ("encoding", "cure"), [("utf-16", "utf-16"), ("utf-32", "utf-32"), ("latin-1", "latin1")]
+)
 def test_another_encoding_is_named_with_its_cure(tmp_path: Path, encoding: str, cure: str) -> None:
     file = tmp_path / "p.jsonl"
     file.write_bytes('{"prompt": "é"}\n'.encode(encoding))
     with pytest.raises(InputError, match=f"line 1 is not UTF-8.*iconv -f {cure} "):
         list(read_prompts(file))
     file.write_bytes('a = "é"'.encode(encoding))
-    with pytest.raises(UsageError, match="UTF-16" if encoding == "utf-16" else "not UTF-8"):
+    with pytest.raises(
+        UsageError, match="not UTF-8" if encoding == "latin-1" else encoding.upper()
+    ):
         read_toml(file)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_packed_file_of_another_name_is_named_with_its_cure(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "p.jsonl").write_bytes(_packed(f"p{suffix}", PROMPTS))
+    documents = partial(read_documents, text_field="prompt", rule="file")
+    for read in (read_prompts, documents):
+        with pytest.raises(InputError, match=f"line 1 is not UTF-8.*let its name end in {suffix}"):
+            list(read(tmp_path / "p.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["likelihood", DEMO, "--text", b"caf\xe9"], 4),
+        (["likelihood", DEMO, "--text", "fine", "--prefix", b"caf\xe9"], 4),
+        (["tokenize", "corpus.txt", "-o", "out", "--text-field", b"caf\xe9"], 2),
+        (["tokenize", "corpus.txt", "-o", "out", "--set", b"end_of_text=caf\xe9"], 2),
+        (["train", "vae", "tokens", "-o", "out", "--set", b"optim.name=caf\xe9"], 2),
+        (["sample", "demo", "-p", "fine", "--set", b"history=caf\xe9"], 2),
+    ],
+)
+def test_no_option_takes_bytes_that_are_not_text(
+    tmp_path: Path, cola: Run, command: list[str | bytes], code: int
+) -> None:
+    (tmp_path / "corpus.txt").write_text("Anna sees the boat.")
+    words = [os.fsdecode(word) for word in command]
+    assert "is not UTF-8" in cola(*words, expect=code).stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_bytes_that_are_not_text_on_the_command_line_are_one_sentence(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def _cut(name: str) -> Callable[[Path], Path]:
         (_bad("a.csv", b'id,text\n1,"a "b" c"\n'), "line 2: not valid CSV"),
         (_bad("a.csv", b"text,text\na,b\n"), "has two columns 'text'"),
         (_bad("a.txt", "wörd".encode("utf-16")), "is UTF-16"),
+        (_bad("a.txt", "wörd".encode("utf-32")), "is UTF-32"),
         (_bad("a.jsonl", b'{\0"\0t\0'), "is UTF-16"),
         (_bad("a.jsonl", b'{"text": "\\ud800"}\n'), "line 1 holds half of a surrogate pair"),
         (_bad("a.jsonl", b"[" * 100_000), "line 1 is not valid JSON"),

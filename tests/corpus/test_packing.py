@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from cola_cli.corpus.packing import document_digest, is_validation, pack
-from cola_cli.corpus.tokenizer import load_tokenizer, train_tokenizer
+from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from cola_cli.errors import InputError, UsageError
 
 SENTENCES = [f"The {n} grey cats of Ärzte street sat on mat number {n * n}." for n in range(50)]
@@ -92,3 +93,43 @@ def test_a_tokenizer_that_panics_is_refused(tmp_path: Path) -> None:
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
     with pytest.raises(UsageError, match="vocabulary of 100 is too small"):
         train_tokenizer(SENTENCES, 100)
+
+
+def word_marking() -> dict[str, Tokenizer]:
+    """Tokenizers that mark the begin of a word, or the inside of one, and whose decoders join words."""
+    texts = ["Mia walked to the old market at noon."] * 40
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    unigram.train_from_iterator(
+        texts,
+        trainers.UnigramTrainer(vocab_size=60, unk_token="<unk>", special_tokens=["<unk>", "</s>"]),
+    )
+    mistral = Tokenizer(models.BPE(unk_token="<unk>"))
+    mistral.pre_tokenizer, mistral.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    mistral.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=80, special_tokens=["<unk>", "<s>", "</s>"])
+    )
+    bert = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    bert.normalizer, bert.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    bert.decoder = decoders.WordPiece()
+    bert.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=80, special_tokens=["[UNK]", "[PAD]", "[EOS]"])
+    )
+    return {"t5": unigram, "mistral": mistral, "bert": bert}
+
+
+@pytest.mark.parametrize("name", ["t5", "mistral", "bert"])
+def test_prompt_and_continuation_are_the_whole_text(name: str) -> None:
+    tokenizer = TextTokenizer(word_marking()[name])
+    ids = tokenizer.encode("Mia walked to the old market at noon.")
+    whole = tokenizer.decode(ids)
+    assert " market" in whole
+    for cut in range(1, len(ids)):
+        assert tokenizer.decode(ids[:cut]) + tokenizer.continuation(ids[:cut], ids[cut:]) == whole
+
+
+@pytest.mark.parametrize("name", ["t5", "mistral", "bert"])
+def test_characters_that_a_tokenizer_lacks_are_counted(name: str) -> None:
+    tokenizer = TextTokenizer(word_marking()[name])
+    for text, lost in (("Mia walked to the market.", 0), ("Mia 世界 walked", 2), ("你好", 2)):
+        assert tokenizer.lost(text, tokenizer.encode(text)) == lost

@@ -150,6 +150,8 @@ def test_the_place_among_others_is_read(variables: pytest.MonkeyPatch) -> None:
         ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
         ({"MASTER_PORT": None}, "MASTER_PORT is not set"),
         ({"MASTER_PORT": "http"}, "MASTER_PORT: 'http'"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT: '99999'"),
+        ({"RANK": "9" * 5000}, "RANK: '999"),
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK: 'x'"),
     ],
 )

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import content
-from tests.stages.conftest import OPTIM, TRAIN, assignments, prior_settings, vae_settings
+from cola_cli.families import PRIOR
+from cola_cli.settings.prior import PriorSettings
+from cola_cli.stages.train import train
+from tests.conftest import CPU, content
+from tests.stages.conftest import (
+    OPTIM,
+    TRAIN,
+    assignments,
+    distill_settings,
+    prior_settings,
+    vae_settings,
+)
 from tests.stages.killing import assert_same_metrics
 from tests.stages.ranks import run_plan
 from tests.stages.test_many_processes import EPS, difference
@@ -17,11 +28,27 @@ RUN = TRAIN | {"steps": 10, "batch_size": 6, "micro_batch": 1, "checkpoint_every
 TRANSFORMER = {"dim": 32, "ffn_dim": 64, "heads": 2, "head_dim": 16, "layers": 2}
 FULL = (0.9, 4)  # decay of the average, steps between validations
 OTHERS = [(0.9, 1), (0.9, 10), (0.0, 4)]
-KINDS = ("vae", "frozen", "joint", "ar")
+KINDS = ("vae", "frozen", "tokens", "joint", "distill", "ar")
+# Of the prior that predicts tokens: all that its loss can have.
+HEAD = {"model.prediction": "tokens", "model.stagger": 1.0, "data.noisy_copies": 2}
+
+
+@pytest.fixture(scope="module")
+def run(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is `made`, and a prior with a token head that is taught from."""
+    folder = tmp_path_factory.mktemp("taught") / "run"
+    shutil.copytree(made, folder)
+    settings = prior_settings(steps=4).model_dump()
+    for name, value in HEAD.items():
+        table, _, leaf = name.partition(".")
+        settings[table][leaf] = value
+    settings["sampling"] = {"steps": 4, "guidance": 2.0}
+    train(PRIOR, folder / "latents", folder / "teacher", PriorSettings(**settings), CPU)
+    return folder
 
 
 def arguments(made: Path, kind: str, ema: float, validate_every: int) -> list[str]:
-    """`cola train` of a kind."""
+    """`cola train` of a kind, or `cola distill`."""
     changes = RUN | {"ema_decay": ema, "validate_every": validate_every}
     if kind == "vae":
         flags = ["train", "vae", str(made / "tokens"), *assignments(vae_settings(**changes))]
@@ -31,9 +58,15 @@ def arguments(made: Path, kind: str, ema: float, validate_every: int) -> list[st
         for table, values in tables.items():
             for name, value in values.items():
                 flags += ["--set", f"{table}.{name}={value}"]
+    elif kind == "distill":
+        flags = ["distill", str(made / "teacher"), str(made / "latents"), "--passes", "2"]
+        flags += assignments(distill_settings(teacher={"steps": 4, "guidance": 2.0}, **changes))
     else:
-        settings = prior_settings(kind, **changes)
-        flags = ["train", "prior", str(made / "latents"), "--mode", kind, *assignments(settings)]
+        mode = "joint" if kind == "joint" else "frozen"
+        settings = prior_settings(mode, **changes)
+        flags = ["train", "prior", str(made / "latents"), "--mode", mode, *assignments(settings)]
+        for name, value in HEAD.items() if kind == "tokens" else ():
+            flags += ["--set", f"{name}={value}"]
         if kind == "joint":  # steps in which the VAE has no gradient
             flags += ["--set", "joint.cycle=3", "--set", "joint.moving=2"]
     return [*flags, *EPS, "--device", "cpu"]
@@ -45,16 +78,15 @@ def check(made: Path, folder: Path, size: int, kind: str, others: list[tuple[flo
     for case in (FULL, *others):
         command, name = arguments(made, kind, *case), "-".join(map(str, case))
         alone.append({"arguments": [*command, "-o", str(folder / f"{name}-one")]})
-        for parallel in ("ddp", "fsdp") if case == FULL else ("fsdp",):
+        for parallel in ("ddp", "fsdp"):
             flags = [*command, "--set", f"train.parallel={parallel}", "-o"]
             output = str(folder / f"{name}-{parallel}")
             together.append({"arguments": [*flags, output]})
-            if case == FULL:
-                killed = [*flags, f"{output}-killed"]
-                together += [{"arguments": killed, "killed": KILLED}, {"arguments": killed}]
+            killed = [*flags, f"{output}-killed"]
+            together += [{"arguments": killed, "killed": KILLED}, {"arguments": killed}]
     run_plan(alone, 1, folder)
     run_plan(together, size, folder)
-    for finished in sorted(folder.glob("*sdp")) + sorted(folder.glob("*ddp")):
+    for finished in sorted([*folder.glob("*-fsdp"), *folder.glob("*-ddp")]):
         far = difference(finished.with_name(finished.name.rpartition("-")[0] + "-one"), finished)
         assert far < 1e-5, (finished.name, far)
     for killed_one in folder.glob("*-killed"):
@@ -65,10 +97,11 @@ def check(made: Path, folder: Path, size: int, kind: str, others: list[tuple[flo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_train_as_one_does(made: Path, tmp_path: Path, kind: str) -> None:
-    check(made, tmp_path, 2, kind, OTHERS)
+def test_two_ranks_train_as_one_does(run: Path, tmp_path: Path, kind: str) -> None:
+    check(run, tmp_path, 2, kind, OTHERS)
 
 
 @pytest.mark.slow
-def test_three_ranks_train_as_one_does(made: Path, tmp_path: Path) -> None:
-    check(made, tmp_path, 3, "joint", [])
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_ranks_train_as_one_does(run: Path, tmp_path: Path, kind: str) -> None:
+    check(run, tmp_path, 3, kind, [])

@@ -122,6 +122,55 @@ def test_token_ids_out_of_range_are_named_with_file_and_row(
     assert read_manifest(tmp_path / "out").status == "incomplete"
 
 
+@pytest.mark.parametrize("value", [-1, 300])
+def test_token_ids_out_of_range_can_be_looked_at(
+    made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], value: int
+) -> None:
+    tokens = copied(made, "tokens", tmp_path)
+    harm_part(tokens, "train", with_token(value))
+    assert cola("inspect", tokens) == 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["train prior", "distill"])
+def test_a_variance_beyond_float32_is_named_with_file_and_row(
+    made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], stage: str
+) -> None:
+    latents, prior = copied(made, "latents", tmp_path), tmp_path / "prior"
+    flags = assignments(prior_settings(**SMALL, validation_sequences=10_000))
+    assert cola("train", "prior", latents, "-o", prior, "--device", "cpu", *flags) == 0
+    part = harm_part(latents, "validation", with_half("logvar", 88.75))
+    command = ["train", "prior", latents, *flags]
+    if stage == "distill":
+        few = [f"train.{name}={value}" for name, value in (SMALL | {"batch_size": 2}).items()]
+        command = ["distill", prior, latents, "--set", "train.validation_sequences=10000"]
+        command += ["--passes", "2", *(word for one in few for word in ("--set", one))]
+    code = cola(*command, "-o", tmp_path / "out", "--device", "cpu")
+    told = capfd.readouterr().err
+    assert code == 5, told
+    assert f"{part}: row {ROW} has values in logvar whose variance is infinite" in told
+
+
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(
+    made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--set", "model.dim=16384", "--set", "model.layers=1000", "--set", "model.heads=128"]
+    command = ["train", "ar", made / "tokens", "-o", tmp_path / "out", "--device", "cpu", *sizes]
+    assert cola(*command) == 2
+    assert "for weights, gradients and moments alone; this machine has" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_steps_are_answered_with_how_to_go_on(
+    made: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = assignments(vae_settings(steps=25))
+    assert cola("train", "vae", made / "tokens", "-o", made / "vae", *flags) == 3
+    told = capfd.readouterr().err
+    assert "train.steps: 24 -> 25" in told
+    assert "A run is not extended" in told
+    assert "--from" in told
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize(("column", "value"), [("mean", np.nan), ("logvar", np.inf)])
 def test_latents_that_are_not_finite_are_named_with_file_and_row(
