@@ -18,6 +18,7 @@ from cola_cli.cli import (
     report,
     sample,
     serve,
+    settings,
     study,
     tokenize,
     train,
@@ -32,7 +33,8 @@ STANDALONE = [family.stage for family in trainings() if not family.group]
 # The commands in the order in which they are met, as `cola --help` shows them.
 PANELS = {
     "Stages": ("tokenize", "train", "encode", *STANDALONE, "sample", "chat", "serve"),
-    "Artifacts": ("status", "inspect", "sql", "verify", "schema"),
+    "Settings": ("init", "settings", "schema"),
+    "Artifacts": ("status", "inspect", "sql", "verify"),
     "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
     "Exchange": ("import", "export"),
 }
@@ -78,11 +80,13 @@ for name, body in {
     "sample": sample.sample,
     "chat": chat.chat,
     "serve": serve.serve,
+    "init": settings.init,
+    "settings": settings.settings,
+    "schema": settings.schema,
     "status": artifacts.status,
     "inspect": artifacts.inspect,
     "sql": artifacts.sql,
     "verify": artifacts.verify,
-    "schema": artifacts.schema,
     "likelihood": likelihood.likelihood,
     "report": report.report,
     "import": exchange.import_checkpoint,

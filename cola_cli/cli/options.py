@@ -36,6 +36,10 @@ def on_disk(text: str) -> Path:
     """A path to write to, which is a path whatever characters are in it. Raises BadParameter for a URL."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise typer.BadParameter(f"{text} is a URL; cola writes to directories only.")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise typer.BadParameter(f"{text!a} is not a name that this system can write.") from None
     return Path(text)
 
 
@@ -57,8 +61,19 @@ Debug = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print settings, plan and expected cost; write nothing.")
 ]
+
+
+def _presets(begun: str) -> list[str]:
+    from cola_cli.settings.resolve import PRESET_NAMES
+
+    return [name for name in PRESET_NAMES if name.startswith(begun)]
+
+
 Preset = Annotated[
-    str | None, typer.Option("--preset", help="Named settings: tiny, small, base, paper-2b.")
+    str | None,
+    typer.Option(
+        "--preset", autocompletion=_presets, help="Named settings: tiny, small, base, paper-2b."
+    ),
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 Set = Annotated[
@@ -114,11 +129,13 @@ class Invocation(Run):
     """A Run, with what the command line said that is not a stage's concern.
 
     given: values of the common options by name. flags: values of setting flags by the setting's dotted name.
+    origins: where each setting that is not at its default came from, once they are resolved.
     """
 
     given: Mapping[str, Any]
     table: str | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
     @property
     def output(self) -> Path:
@@ -157,6 +174,7 @@ class Invocation(Run):
             assignments or (),
             self.flags,
             recorded,
+            self.origins,
         )
 
     def show(self, value: Any, *tables: Table) -> None:
@@ -180,11 +198,15 @@ class Invocation(Run):
         """Print the resolved settings and what the run is expected to take."""
         from cola_cli.settings import to_toml
 
-        lines = [to_toml(self.table or "", settings)]
+        lines = [
+            "# a value without a source is the default",
+            to_toml(self.table or "", settings, self.origins),
+        ]
         for name, value in plan.items():
             shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
             lines.append(f"{name.replace('_', ' ')}: {shown}")
-        self.say(lines, {"settings": settings.model_dump(mode="json"), "plan": plan})
+        values = settings.model_dump(mode="json")
+        self.say(lines, {"settings": values, "origins": self.origins, "plan": plan})
 
     def show_outcome(
         self, outcome: Outcome, describe: Callable[[dict[str, Any]], list[str]]

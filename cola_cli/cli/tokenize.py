@@ -35,7 +35,6 @@ def tokenize(
     Example: cola tokenize "texts/*.txt" -o runs/demo/tokens --vocab-size 8192
     """
     from cola_cli.corpus.chunks import find_corpus
-    from cola_cli.settings import to_toml
     from cola_cli.stages.tokenize import tokenize as stage
 
     if tokenizer is not None and run.flags["vocab_size"] is not None:
@@ -46,9 +45,7 @@ def tokenize(
     settings, output = run.settings(), run.output
     if run.dry_run:
         found = find_corpus(corpus, output)
-        count, size = len(found.files), found.bytes
-        lines = [to_toml("tokenize", settings), f"{count} files, {size:,} bytes"]
-        run.say(lines, {"settings": settings.model_dump(), "files": count, "bytes": size})
+        run.show_plan(settings, {"files": len(found.files), "bytes": found.bytes})
         return
     outcome = stage(corpus, output, settings, tokenizer, run, run.shard)
     if not leads():

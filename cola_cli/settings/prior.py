@@ -12,7 +12,7 @@ from cola_cli.settings.training import Mask, Optimizer, Train
 
 
 class Timesteps(Settings):
-    """The distribution of the training timesteps, one per block."""
+    """The distribution of the training timesteps, one per block; logit-normal around 1 is the paper's."""
 
     law: Literal["logit-normal", "uniform", "shifted", "decided"] = Field(
         default="logit-normal",
@@ -65,7 +65,7 @@ class FlowData(CleanData):
 
 
 class JointLoss(Settings):
-    """Weights of the terms of joint training; `frozen` has the flow term alone."""
+    """Weights of the terms of joint training (not in the paper); `frozen` has the flow term alone."""
 
     vae: float = Field(default=1.0, ge=0, description="Weight of the Text VAE's terms.")
     flow: float = Field(default=1.0, ge=0, description="Weight of the flow-matching term.")

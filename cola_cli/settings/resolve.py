@@ -23,6 +23,7 @@ from cola_cli.settings.fields import Settings
 from cola_cli.settings.tables import TABLES
 
 PRESETS = Path(__file__).parent.parent / "presets"
+PRESET_NAMES = ("tiny", "small", "base", "paper-2b")  # by size
 CONFIG_LIMIT = 1 << 20  # bytes
 
 _SettingsT = TypeVar("_SettingsT", bound=Settings)
@@ -37,15 +38,16 @@ def resolve(
     assignments: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
     recorded: tuple[str, dict[str, Any]] | None = None,
+    origins: dict[str, str] | None = None,
 ) -> _SettingsT:
-    """The settings of one stage.
+    """The settings of one stage; `origins` receives where each value that is not a default came from.
 
     `recorded` are settings of another artifact to start from, with its name. `assignments` are `name=value`
     texts of `--set`; `flags` maps dotted names to values of dedicated flags (None: not given). Raises
     UsageError naming the setting and where it came from; an unknown name is answered with the nearest
     known one.
     """
-    known = _known_names(model)
+    known = known_names(model)
     values: dict[str, tuple[Any, str]] = {}
 
     def add(name: str, value: Any, source: str) -> None:
@@ -82,12 +84,29 @@ def resolve(
     for name, value in (flags or {}).items():
         if value is not None:
             add(name, value, f"--{name.rpartition('.')[2].replace('_', '-')}")
-    return _validate(model, table, values)
+    settings = _validate(model, table, values)
+    if origins is not None:
+        origins |= {name: source for name, (_, source) in values.items()}
+        chosen, defaults = (flatten(one.model_dump()) for one in (settings, model()))
+        derived = (name for name in chosen.keys() - values if chosen[name] != defaults[name])
+        origins |= dict.fromkeys(derived, "follows from other settings")
+    return settings
 
 
-def to_toml(table: str, settings: BaseModel) -> str:
-    """The resolved settings as TOML that `--config` reads back; an unset setting is left out."""
-    return tomli_w.dumps({table: settings.model_dump(mode="json", exclude_none=True)})
+def to_toml(table: str, settings: BaseModel, origins: Mapping[str, str] | None = None) -> str:
+    """The resolved settings as TOML that `--config` reads back; an unset setting is left out.
+
+    With `origins` each value that is not a default has its source as a comment.
+    """
+    section, lines = "", []
+    for line in tomli_w.dumps(
+        {table: settings.model_dump(mode="json", exclude_none=True)}
+    ).splitlines():
+        if line.startswith("["):
+            section = line.strip("[]").removeprefix(table).lstrip(".")
+        name = f"{section}.{line.partition(' = ')[0]}".lstrip(".")
+        lines.append(f"{line}  # {source}" if (source := (origins or {}).get(name)) else line)
+    return "\n".join(lines) + "\n"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -102,12 +121,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {match[0]}?" if match else f"Known: {', '.join(names)}."
 
 
-def _known_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+def known_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted names of all settings of a table."""
     names = []
     for name, field in model.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
-            names.extend(_known_names(section, f"{prefix}{name}."))
+            names.extend(known_names(section, f"{prefix}{name}."))
         else:
             names.append(prefix + name)
     return names
@@ -116,16 +136,21 @@ def _known_names(model: type[BaseModel], prefix: str = "") -> list[str]:
 def _files(table: str, preset: str | None, config: Path | None) -> list[tuple[str, dict[str, Any]]]:
     found = []
     if preset is not None:
-        available = sorted(p.stem for p in PRESETS.glob("*.toml"))
-        if preset not in available:
-            raise UsageError(f"there is no preset {preset!r}.", nearest(preset, available))
-        found.append((f"preset {preset}", read_toml(PRESETS / f"{preset}.toml").get(table, {})))
+        found.append((f"preset {preset}", read_preset(preset).get(table, {})))
     if config is not None:
         tree = read_toml(config)
         for name in tree:
             _require_table(name, table, str(config))
         found.append((str(config), tree.get(table, {})))
     return found
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The tables of a preset. Raises UsageError for an unknown name."""
+    available = sorted(path.stem for path in PRESETS.glob("*.toml"))
+    if name not in available:
+        raise UsageError(f"there is no preset {name!r}.", nearest(name, available))
+    return read_toml(PRESETS / f"{name}.toml")
 
 
 def _require_table(name: str, table: str, source: str) -> None:

@@ -50,7 +50,7 @@ class Optimizer(Settings):
 
 
 class Train(Settings):
-    """Length of the run, batches, validation, checkpoints, precision."""
+    """Length of the run, batches, validation, checkpoints, precision; the seeds are the paper's."""
 
     steps: int = Field(default=1000, ge=1, description="Steps of the run.")
     batch_size: int = Field(default=8, ge=1, description="Sequences a step, over all processes.")

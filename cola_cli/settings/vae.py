@@ -12,7 +12,7 @@ from cola_cli.settings.training import Mask, Optimizer, Train
 
 
 class TextVAELoss(Settings):
-    """Reconstruction + beta KL(q(z|x) || N(0, I)) + the masked-token loss."""
+    """Reconstruction + beta KL(q(z|x) || N(0, I)) + the masked-token loss; the paper does not give beta."""
 
     beta: float = Field(default=1e-3, ge=0, description="Weight of the KL divergence.")
     posterior: Literal["learnable", "fixed"] = Field(

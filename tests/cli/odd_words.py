@@ -46,6 +46,8 @@ LINES = {
     "sql": "'select count(*) from metrics' prior",
     "verify": "tokens vae",
     "schema": "tokens",
+    "settings": "prior train.steps",
+    "init": "--preset tiny -o out.toml",
     "likelihood": "prior --text 'Anna sees' --draws 1 --steps 2 --threads 1",
     "report": "prior -o out.html",
     "import": "released -o out",

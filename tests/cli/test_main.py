@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from cola_cli.cli import artifacts
+from cola_cli.cli import settings
 from cola_cli.cli.main import PANEL_OF, app
 from cola_cli.errors import InputError, OutputConflict
 from cola_cli.settings import TABLES
@@ -86,6 +86,44 @@ def test_flags_of_settings_say_what_their_fields_say() -> None:
     assert steps.help == field.description
 
 
+def test_a_dry_run_says_where_each_value_came_from(cola: Run, tmp_path: Path) -> None:
+    from tests.artifacts.test_promises import make
+
+    make(tmp_path / "tokens")
+    (tmp_path / "text.txt").write_text("Tom was a brave sailor.")
+    (tmp_path / "c.toml").write_text('[tokenize]\nvocab_size = 300\nnormalize = "nfc"\n')
+    given = ("--preset", "tiny", "--config", "c.toml", "--seed", "3", "--set", "part_bytes=9")
+    command = ("tokenize", "text.txt", "-o", "out", "--dry-run", *given)
+    environment = os.environ | {"COLA_TOKENIZE__NORMALIZE": "none"}
+    origins = json.loads(cola(*command, "--json", env=environment).stdout)["origins"]
+    assert origins == {
+        "vocab_size": "c.toml",
+        "seq_len": "preset tiny",
+        "normalize": "variable COLA_TOKENIZE__NORMALIZE",
+        "part_bytes": "--set",
+        "seed": "--seed",
+    }
+    printed = cola(*command, env=environment).stdout
+    assert "seq_len = 128  # preset tiny\n" in printed
+    assert 'documents = "blank-line"\n' in printed
+
+
+def test_settings_are_explained_and_the_nearest_is_suggested(cola: Run) -> None:
+    found = json.loads(cola("settings", "prior", "train.steps", "--json").stdout)
+    assert [one["name"] for one in found["settings"]] == ["train.steps"]
+    assert found["settings"][0]["about"] == "Steps of the run."
+    assert "train.timeout" in cola("settings", "prior", "train").stdout
+    assert "Did you mean train.steps?" in cola("settings", "prior", "train.stepz", expect=2).stderr
+    assert "Did you mean prior?" in cola("settings", "pior", expect=2).stderr
+
+
+def test_init_writes_a_file_once(cola: Run, tmp_path: Path) -> None:
+    cola("init", "--preset", "tiny")
+    assert "unset" in (tmp_path / "cola.toml").read_text()
+    assert "cola.toml exists" in cola("init", expect=3).stderr
+    assert cola("init", "--preset", "tinny", "-o", "x", expect=2).stderr
+
+
 def test_the_names_of_the_version_before_still_work(cola: Run) -> None:
     for old in (["score"], ["scaling", "plan"]):
         assert "Usage" in cola(*old, "--help").stdout
@@ -94,7 +132,14 @@ def test_the_names_of_the_version_before_still_work(cola: Run) -> None:
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("cola tok", "tokenize"), ("cola train p", "prior"), ("cola encode --sh", "--shard")],
+    [
+        ("cola tok", "tokenize"),
+        ("cola train p", "prior"),
+        ("cola encode --sh", "--shard"),
+        ("cola sample m --solver h", "heun"),
+        ("cola train prior l --mode j", "joint"),
+        ("cola train prior l --preset p", "paper-2b"),
+    ],
 )
 def test_the_shell_completes_commands_and_flags(cola: Run, words: str, expected: str) -> None:
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
@@ -200,10 +245,10 @@ def test_sql_reads_manifests_as_tables(cola: Run, tmp_path: Path) -> None:
 
 
 def test_every_table_of_settings_has_a_schema() -> None:
-    assert set(artifacts._models()) == {"manifest", "part", *TABLES}
+    assert set(settings._models()) == {"manifest", "part", *TABLES}
 
 
-@pytest.mark.parametrize("name", sorted(artifacts._models()))
+@pytest.mark.parametrize("name", sorted(settings._models()))
 def test_schemas_are_json_schemas_of_closed_objects(cola: Run, name: str) -> None:
     shown = json.loads(cola("schema", name).stdout)
     assert shown["type"] == "object"
