@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,19 +14,43 @@ from cola_cli.cli.console import print_json, table
 from cola_cli.cli.options import Invocation, command
 from cola_cli.errors import DamagedArtifact
 
+if TYPE_CHECKING:
+    from cola_cli.stages.status import State
+
+WATCH_SECONDS = 1.0  # between two looks
+
 
 @command()
 def status(
     run: Invocation,
     path: Annotated[Path, typer.Argument(help="An artifact, or a directory that holds some.")],
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Show every change until all are complete: shards fill a directory."
+        ),
+    ] = False,
 ) -> None:
     """List artifacts with their state, progress, inputs, and whether a newer input makes them stale.
 
     Example: cola status runs/demo
     """
+    from rich.console import Console
+
     from cola_cli.stages.status import survey
 
     rows = survey(path)
+    _show_states(run, rows)
+    while watch and any(row.unfinished for row in rows):
+        time.sleep(WATCH_SECONDS)
+        before, rows = rows, survey(path)
+        if rows != before:
+            if sys.stdout.isatty() and not run.json:
+                Console().clear()
+            _show_states(run, rows)
+
+
+def _show_states(run: Invocation, rows: list[State]) -> None:
     shown = []
     for row in rows:
         state = f"{row.state}; a new one {row.replacement}" if row.replacement else row.state

@@ -35,8 +35,6 @@ def encode(
     outcome = stage(tokens, vae, output, settings, run, run.shard)
 
     def describe(made: dict[str, Any]) -> list[str]:
-        if "rows" not in made:
-            return [f"{output}: {made['parts']} parts done; other processes make the rest"]
         return [f"{output}: done", f"  {made['rows']:,} sequences, logSNR {made['log_snr']:.3f}"]
 
     run.show_outcome(outcome, describe)

@@ -36,7 +36,7 @@ def score(
     )
 
 
-@command("output", "device", "threads", "overwrite", table="eval")
+@command("output", "shard", "device", "threads", "overwrite", table="eval")
 @setting_flags("steps", "guidance", "seed", "batch_size")
 def run(
     run: Invocation,
@@ -85,11 +85,10 @@ def run(
             "give either --data (with --template, if wanted) or --prompts.",
             f"Such as --data data/eval/{task}.jsonl.",
         )
-    outcome = run_evaluation(model, task, questions, file, run.output, settings, run)
-    found = outcome.statistics
-    line = f"{run.output}: {found['correct']} of {found['n']} right" if outcome.changed else ""
-    result = {"path": str(run.output), "changed": outcome.changed} | found
-    run.say([line or f"{run.output}: up to date"], result)
+    outcome = run_evaluation(model, task, questions, file, run.output, settings, run, run.shard)
+    run.show_outcome(
+        outcome, lambda made: [f"{run.output}: {made['correct']} of {made['n']} right"]
+    )
 
 
 @command()

@@ -84,8 +84,10 @@ Shard = Annotated[
     str | None,
     typer.Option(
         "--shard",
-        metavar="I/N",
-        help="Make every N-th part only, from part I (from 0); a last run without it completes them.",
+        metavar="I/N|auto",
+        envvar="COLA_SHARD",
+        help="Make every N-th part only, from part I (from 0); a last run without it completes them. auto: as"
+        " a SLURM array, an Indexed Job of Kubernetes (with COLA_SHARDS, the count) or torchrun says.",
     ),
 ]
 Threads = Annotated[
@@ -215,7 +217,12 @@ class Invocation(Run):
         if not leads():
             return
         found = outcome.statistics
-        lines = describe(found) if outcome.changed else [f"{outcome.path}: up to date"]
+        if not outcome.changed:
+            lines = [f"{outcome.path}: up to date"]
+        elif found.keys() == {"parts"}:
+            lines = [f"{outcome.path}: {found['parts']} parts done; other processes make the rest"]
+        else:
+            lines = describe(found)
         self.say(lines, {"path": str(outcome.path), "changed": outcome.changed} | found)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cola_cli.stages.answers import Sample
 
 
-@command(*MACHINE, "overwrite", "dry_run", table="sample")
+@command(*MACHINE, "shard", "overwrite", "dry_run", table="sample")
 @setting_flags(
     "max_new_tokens", "steps", "solver", "guidance", "guidance_interval", "temperature", "top_k", "top_p",
     "repetition_penalty", "seed", panel="Sampling",
@@ -62,6 +62,7 @@ def sample(
         sample_to_artifact,
         stored_settings,
     )
+    from cola_cli.stages.shards import WHOLE
 
     path = model_path(model)
     piped = None if prompt or prompts else _piped()
@@ -72,13 +73,15 @@ def sample(
         raise UsageError(
             "give either --prompt or --prompts.", 'Such as: --prompt "Once upon a time".'
         )
+    if run.shard != WHOLE and output is None:
+        raise UsageError("--shard is for artifacts.", "Give -o too, or drop --shard.")
     found = _prompts(prompt, prompts) if piped is None else iter([piped])
     if run.dry_run:
         run.show_plan(settings, plan_sampling(path, settings, list(found), run.device))
     elif output is not None:
         if prompts not in (None, "-"):
             require_apart(output, (Path(prompts),))
-        outcome = sample_to_artifact(path, list(found), output, settings, run)
+        outcome = sample_to_artifact(path, list(found), output, settings, run, run.shard)
         run.show_outcome(
             outcome,
             lambda made: [f"{output}: {made['prompts']:,} prompts, {made['tokens']:,} new tokens"],

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Writer
+from cola_cli.artifacts import Output
+from cola_cli.artifacts.parts import write_part
 from cola_cli.artifacts.rows import PART_SUFFIX, write_rows
 from cola_cli.errors import InputError
 from cola_cli.reporting import Reporter
 from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings.sample import SampleSettings
+from cola_cli.stages.shards import WHOLE, Shard
 
 if TYPE_CHECKING:
     from cola_cli.api import LanguageModel
@@ -116,7 +118,8 @@ def encoded_prompt(model: LanguageModel, prompt: Prompt) -> list[int]:
 
 
 def write_answers(
-    writer: Writer,
+    output: Output,
+    done: Collection[int],
     model: LanguageModel,
     prompts: Sequence[Prompt],
     settings: SampleSettings,
@@ -124,33 +127,38 @@ def write_answers(
     progress: tuple[str, str],
     row: Callable[[Sample], dict[str, Any]],
     statistics: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda rows: {},
+    shard: Shard = WHOLE,
 ) -> None:
     """Continue the prompts of the parts that the artifact lacks, each part written when it is whole.
 
-    progress: label and unit of the progress bar. row: the JSON object of a finished sample, with its
-    `tokens`. statistics: of the rows of a part.
+    done: the parts that it has. progress: label and unit of the progress bar. row: the JSON object of a
+    finished sample, with its `tokens`. statistics: of the rows of a part. shard (i, n): only the parts with
+    index = i modulo n.
     """
     size = settings.items_per_part
     members = {
         index: range(index * size, min(len(prompts), (index + 1) * size))
-        for index in range(-(-len(prompts) // size))
-        if index not in writer.parts
+        for index in range(shard[0], -(-len(prompts) // size), shard[1])
     }
-    items = [item for index in members for item in members[index]]
+    total = sum(map(len, members.values()))
+    members = {index: own for index, own in members.items() if index not in done}
+    items = [item for own in members.values() for item in own]
     label, unit = progress
-    reporter.start(label, len(prompts), unit, done=len(prompts) - len(items))
-    done: dict[int, dict[str, Any]] = {}
+    reporter.start(label, total, unit, done=total - len(items))
+    found: dict[int, dict[str, Any]] = {}
     # Item numbers stay those of the whole list, so that a resumed run draws the same noise.
     numbered = ((item, prompts[item]) for item in items)
     for sample in sample_stream(model, numbered, settings, reporter):
         if sample.finish == "running":
             continue
-        done[sample.item] = row(sample)
+        found[sample.item] = row(sample)
         reporter.advance(1)
         index = sample.item // size
-        if all(item in done for item in members[index]):
-            rows = [done.pop(item) for item in members[index]]
-            with writer.part(index, suffix=PART_SUFFIX) as part:
+        if all(item in found for item in members[index]):
+            rows = [found.pop(item) for item in members[index]]
+            with write_part(
+                output.place, index, output.identity, suffix=PART_SUFFIX, shared=shard != WHOLE
+            ) as part:
                 write_rows(part.path, rows)
                 part.rows = len(rows)
                 part.tokens = sum(one["tokens"] for one in rows)

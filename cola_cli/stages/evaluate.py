@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.kinds import Evaluation
+from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import artifact_rows, read_rows
 from cola_cli.errors import InputError
 from cola_cli.evaluation.metrics import paired_difference, task_metrics
@@ -21,6 +22,7 @@ from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
 from cola_cli.stages.sample import model_fingerprint as fingerprint_of
+from cola_cli.stages.shards import WHOLE, Shard, make_shard
 
 if TYPE_CHECKING:
     from cola_cli.api import LanguageModel
@@ -36,11 +38,12 @@ def run_evaluation(
     output_path: Path,
     settings: EvaluateSettings,
     run: Run | None = None,
+    shard: Shard = WHOLE,
 ) -> Outcome:
     """Answer all questions into an evaluation artifact, going on after what an earlier run finished.
 
-    `data` is the file that the questions were made from. Raises UsageError for an unknown task, InputError
-    naming the prompt that does not fit into the model.
+    `shard` as in `sample_to_artifact`. `data` is the file that the questions were made from. Raises
+    UsageError for an unknown task, InputError naming the prompt that does not fit into the model.
     """
     run = run or Run()
     require_task(task)
@@ -56,7 +59,9 @@ def run_evaluation(
     if output.up_to_date:
         return up_to_date(output)
     chosen = prepare_torch(run.threads)
-    with output.writing(describe_environment(chosen) | {"device": run.device}) as writer:
+    environment = describe_environment(chosen) | {"device": run.device}
+
+    def make_parts(done: Collection[int]) -> None:
         model = open_model(model_path, settings, run.device)
         prompts = [_fitted(model, question, settings) for question in questions]
         common = {
@@ -69,15 +74,23 @@ def run_evaluation(
             "data_sha256": inputs["data"],
         }
         write_answers(
-            writer,
+            output,
+            done,
             model,
             prompts,
             settings,
             run.reporter,
             ("answer", "items"),
             lambda sample: _row(questions[sample.item], sample, common),
+            shard=shard,
         )
-        files = [writer.path / writer.parts[index].file for index in sorted(writer.parts)]
+
+    if shard != WHOLE:
+        return make_shard(output, environment, run, make_parts)
+    with output.writing(environment) as writer:
+        make_parts(writer.parts)
+        parts = recorded_parts(writer.path)
+        files = [writer.path / parts[index].file for index in sorted(parts)]
         rows = [row for file in files for _, row in read_rows(file)]
         items = [Item(r["generate"], r["ground_truth"], tuple(r["choices"])) for r in rows]
         verdicts = [Verdict(row["correct"], row["option"]) for row in rows]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts.files import sha256_text
 from cola_cli.artifacts.kinds import Samples, SamplesPart, SamplesStatistics, TrainedModel
+from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.errors import InputError, UsageError
 from cola_cli.families import FAMILIES, TokenModel, commands, token_model
@@ -17,6 +18,7 @@ from cola_cli.sampling.prompts import Prompt, not_empty
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
+from cola_cli.stages.shards import WHOLE, Shard, make_shard
 from cola_cli.weights.folder import open_model_folder
 
 STAGE = "sample"
@@ -37,8 +39,13 @@ def sample_to_artifact(
     output_path: Path,
     settings: SampleSettings,
     run: Run | None = None,
+    shard: Shard = WHOLE,
 ) -> Outcome:
-    """Continue all prompts into a samples artifact, going on after the parts an earlier run finished."""
+    """Continue all prompts into a samples artifact, going on after the parts an earlier run finished.
+
+    With `shard` (i, n) only the parts with index = i modulo n are made, beside other processes that make
+    theirs; a run without it makes what is missing and commits the artifact.
+    """
     run = run or Run()
     prompts = list(not_empty(prompts))
     numbered = [[prompt.id, prompt.text] for prompt in prompts]
@@ -50,12 +57,15 @@ def sample_to_artifact(
     if output.up_to_date:
         return up_to_date(output)
     chosen = prepare_torch(run.threads)
-    with output.writing(describe_environment(chosen) | {"device": run.device}) as writer:
+    environment = describe_environment(chosen) | {"device": run.device}
+
+    def make_parts(done: Collection[int]) -> None:
         model = open_model(model_path, settings, run.device)
         for prompt in prompts:  # a wrong one is told before an hour of work
             encoded_prompt(model, prompt)
         write_answers(
-            writer,
+            output,
+            done,
             model,
             prompts,
             settings,
@@ -63,8 +73,14 @@ def sample_to_artifact(
             ("sample", "prompts"),
             Sample.row,
             _stopped,
+            shard,
         )
-        parts = writer.parts.values()
+
+    if shard != WHOLE:
+        return make_shard(output, environment, run, make_parts)
+    with output.writing(environment) as writer:
+        make_parts(writer.parts)
+        parts = recorded_parts(writer.path).values()
         statistics = SamplesStatistics(
             prompts=len(prompts),
             tokens=sum(part.tokens for part in parts),

@@ -1,15 +1,19 @@
-"""Several processes that make parts of one artifact: `--shard I/N`, or torchrun."""
+"""Several processes that make parts of one artifact: `--shard I/N` or `auto`, or torchrun."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Output, Writer
-from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
+from cola_cli.artifacts.output import telling_what_is_saved
+from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.errors import InputError, OutputLocked, UsageError
+from cola_cli.machine.launcher import launched_shard
+from cola_cli.stages.run import Outcome, Run
 
 Shard = tuple[int, int]  # (index from 0, count)
 WHOLE: Shard = (0, 1)
@@ -18,13 +22,15 @@ FOREIGN_SECONDS = 2.0  # in which the holder of the lock has put its own manifes
 
 
 def parse_shard(text: str | None) -> Shard:
-    """`1/4` -> (1, 4). Raises UsageError."""
+    """`1/4` -> (1, 4), `auto` -> what the launcher says. Raises UsageError."""
     if text is None:
         return WHOLE
+    if text == "auto":
+        return launched_shard()
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UsageError(
-            f"--shard {text}: it is not I/N with I from 0 to N - 1.", "Try --shard 0/4."
+            f"--shard {text}: it is not auto, nor I/N with I from 0 to N - 1.", "Try --shard 0/4."
         )
     return int(index), int(count)
 
@@ -36,6 +42,20 @@ def refuse_overwriting(overwrite: bool) -> None:
             "--overwrite cannot be combined with shards: one would remove another's parts.",
             "Remove the output directory first.",
         )
+
+
+def make_shard(
+    output: Output,
+    environment: dict[str, Any],
+    run: Run,
+    make: Callable[[Collection[int]], None],
+) -> Outcome:
+    """Begin the artifact and `make` the parts of one shard, told those that are there already."""
+    refuse_overwriting(run.overwrite)
+    begin_together(output, environment, output.path / MANIFEST_NAME)
+    with telling_what_is_saved(output.path):
+        make(recorded_parts(output.path).keys())
+    return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
 
 
 def begin_together(
@@ -50,7 +70,7 @@ def begin_together(
     Raises OutputConflict when something else lies there, or is being made there.
     """
     foreign_since = None
-    while not (found := _begun(output, begun)):
+    while not (found := has_begun(output, begun)):
         try:
             with output.writing(environment) as writer:
                 make(writer)
@@ -63,7 +83,7 @@ def begin_together(
             time.sleep(POLL_SECONDS)
 
 
-def _begun(output: Output, begun: Path) -> bool | None:
+def has_begun(output: Output, begun: Path) -> bool | None:
     """Whether the artifact of this identity has the file; False: one of another identity lies there."""
     try:
         manifest = read_manifest(output.path)

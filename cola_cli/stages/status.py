@@ -28,6 +28,7 @@ AGAIN = {
     "encode": "cola encode {tokens} --vae {vae}",
     "sample": "cola sample {model}",
 }
+RUNNING, ABANDONED = "running", "abandoned"
 _NAMED = re.compile(r"\{(\w+)\}")
 
 
@@ -45,6 +46,11 @@ class State:
     inputs: list[str]
     next: str
     replacement: str = ""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is being made there, or was left unfinished."""
+        return bool(self.replacement) or self.state.startswith((RUNNING, ABANDONED))
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def _state(surveyed: _Surveyed, directory: Path) -> State:
     inputs = {name: surveyed.found.get(f) for name, f in manifest.identity.inputs.items()}
     named = [f"{name} {found or '(elsewhere)'}" for name, found in inputs.items()]
     holder = holder_of(directory)
-    unfinished = f"running ({holder})" if holder else "abandoned"
+    unfinished = f"{RUNNING} ({holder})" if holder else ABANDONED
     stale = _stale(surveyed, directory)
     if manifest.status == "complete":
         state = f"stale ({', '.join(stale)} changed)" if stale else "complete"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,9 +19,11 @@ from cola_cli.artifacts import Identity, Output
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.parts import write_part
-from cola_cli.errors import OutputConflict
-from cola_cli.stages.shards import begin_together
-from tests.conftest import content
+from cola_cli.errors import OutputConflict, UsageError
+from cola_cli.machine.launcher import INDEXED
+from cola_cli.stages.sample import demo_model
+from cola_cli.stages.shards import WHOLE, begin_together, parse_shard
+from tests.conftest import Run, cola_command, content
 
 
 def identity(number: int) -> Identity:
@@ -128,7 +131,82 @@ def test_a_part_waits_for_the_lock_and_is_left_out_of_a_finished_artifact(tmp_pa
     assert content(path) == before
 
 
-def cola(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+SLURM, INDEX, RANK = INDEXED
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({SLURM: "2", INDEXED[SLURM]: "4"}, (2, 4)),
+        ({SLURM: "8", INDEXED[SLURM]: "3", "SLURM_ARRAY_TASK_MIN": "5"}, "without gaps"),
+        ({SLURM: "7", INDEXED[SLURM]: "3", "SLURM_ARRAY_TASK_MIN": "5"}, (2, 3)),
+        (
+            {
+                SLURM: "20",
+                INDEXED[SLURM]: "4",
+                "SLURM_ARRAY_TASK_MIN": "5",
+                "SLURM_ARRAY_TASK_STEP": "5",
+            },
+            (3, 4),
+        ),
+        ({SLURM: "2"}, "SLURM_ARRAY_TASK_COUNT is not set"),
+        ({INDEX: "0", "COLA_SHARDS": "8"}, (0, 8)),
+        ({INDEX: "0"}, "variable COLA_SHARDS is not set"),
+        ({"COLA_SHARDS": "8"}, "variable JOB_COMPLETION_INDEX is not set"),
+        ({INDEX: "8", "COLA_SHARDS": "8"}, "JOB_COMPLETION_INDEX=8, COLA_SHARDS=8"),
+        ({INDEX: "one", "COLA_SHARDS": "8"}, "'one' is not a number"),
+        ({RANK: "1", "WORLD_SIZE": "2"}, (1, 2)),
+        ({RANK: "1", "WORLD_SIZE": ""}, "WORLD_SIZE is empty"),
+        ({RANK: "1", "WORLD_SIZE": "2", SLURM: "0", INDEXED[SLURM]: "1"}, "which of"),
+        ({}, "SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX or RANK is not set"),
+    ],
+)
+def test_auto_is_what_the_launcher_says(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: tuple[int, int] | str
+) -> None:
+    for name in (*INDEXED, *INDEXED.values(), "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert parse_shard(None) == WHOLE
+    if isinstance(expected, tuple):
+        assert parse_shard("auto") == expected
+    else:
+        with pytest.raises(UsageError, match=expected) as raised:
+            parse_shard("auto")
+        assert "--shard I/N" in raised.value.remedy
+
+
+@pytest.mark.parametrize("stage", ["sample", "eval"])
+def test_answers_made_in_shards_are_those_of_one_run(cola: Run, tmp_path: Path, stage: str) -> None:
+    rows = [
+        {"id": n, "prompt": f"Tom was {n}", "ground_truth": "old", "choices": []} for n in range(10)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = ("--set", "items_per_part=2", "--set", "max_new_tokens=4", "--set", "steps=2")
+    words = {"sample": ("sample",), "eval": ("eval", "run", "--task", "lambada")}[stage]
+    command = (*words, demo_model(), "--prompts", "p.jsonl")
+    command = (*command, *sizes, "--device", "cpu", "--quiet")
+    cola(*command, "-o", "whole")
+    auto = {"COLA_SHARD": "auto", "COLA_SHARDS": "3"}
+    for index in (2, 0):
+        variables = os.environ | auto | {INDEX: str(index)}
+        said = cola(*command, "-o", "out", env=variables).stdout
+    assert said == "out: 3 parts done; other processes make the rest\n"
+    names = [path.name for path in sorted(tmp_path.glob("out/parts/*.json"))]
+    assert names == ["00000.json", "00002.json", "00003.json"]
+    watching = subprocess.Popen(
+        cola_command("status", "out", "--watch"), cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    cola(*command, "-o", "out")
+    seen = watching.communicate(timeout=60)[0].splitlines()
+    assert "complete" in seen[-1]
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    if stage == "sample":
+        assert "Give -o too" in cola(*command, "--shard", "0/2", expect=2).stderr
+
+
+def cola_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """A `cola` process."""
     command = [sys.executable, "-m", "cola_cli", *map(str, arguments), "--quiet"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
@@ -151,14 +229,14 @@ def test_two_shards_with_different_vaes_started_together_do_not_mix(
     latents = tmp_path / "latents"
     common = ["encode", made / "tokens", "-o", latents, "--device", "cpu"]
     shards = [
-        cola(*common, "--vae", vae, "--shard", f"{number}/2")
+        cola_process(*common, "--vae", vae, "--shard", f"{number}/2")
         for number, vae in enumerate((made / "vae", other))
     ]
     told = [shard.communicate()[1] for shard in shards]
     codes = [shard.returncode for shard in shards]
     assert sorted(codes) == [0, 3], told
     winner = (made / "vae", other)[codes.index(0)]
-    merged = cola(*common, "--vae", winner)
+    merged = cola_process(*common, "--vae", winner)
     merged.communicate()
     assert merged.returncode == 0
     assert read_manifest(latents).identity.inputs["vae"] == read_manifest(winner).fingerprint
