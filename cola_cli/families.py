@@ -326,6 +326,8 @@ PRIOR = Family(
 
 # A prior distilled from another one, which is of the prior's kind
 
+CHAIN = 2  # width of the chain of a student of one pass, in widths of the prior
+
 
 def student_of(teacher: Artifact) -> Family:
     """The priors that are distilled from `teacher`, a prior artifact."""
@@ -335,6 +337,11 @@ def student_of(teacher: Artifact) -> Family:
 
     def config(data: Data, settings: DistillSettings) -> PriorConfig:
         shape.require_guidance(settings.teacher.guidance)
+        if shape.chain:
+            raise UsageError(
+                "the teacher is a student of one pass already; fewer there are not.",
+                "Name its teacher.",
+            )
         positions = data.length // _vae_of(data).patch_size
         if positions % shape.block_size:
             raise UsageError(
@@ -342,7 +349,15 @@ def student_of(teacher: Artifact) -> Family:
                 f" {shape.block_size}.",
                 "Encode tokens of another --seq-len.",
             )
-        return shape.model_copy(update={"passes": settings.passes})
+        chained = settings.passes == 1 and shape.prediction == "tokens"
+        if chained and settings.teacher.guidance != 1.0:
+            raise UsageError(
+                "a student of one pass with a token head learns from text, so it cannot have guidance"
+                f" {settings.teacher.guidance:g} within.",
+                "Set teacher.guidance=1, or ask for more passes.",
+            )
+        made_for = {"passes": settings.passes, "chain": CHAIN * shape.dim if chained else 0}
+        return shape.model_copy(update=made_for)
 
     def cost(config: PriorConfig, data: Data, settings: DistillSettings) -> Cost:
         from cola_cli.cost.training import distillation_cost
@@ -350,15 +365,21 @@ def student_of(teacher: Artifact) -> Family:
         return distillation_cost(config, _vae_of(data), settings, data.length)
 
     def build(config: PriorConfig, latents: Latents, settings: DistillSettings) -> Networks:
+        from cola_cli.models.prior import Prior
         from cola_cli.training.objectives.distillation import Distillation
+        from cola_cli.training.objectives.one_pass import OnePass, cool
         from cola_cli.weights.artifact import load_prior
         from cola_cli.weights.configs import vae_config
 
-        student, length = load_prior(teacher), latents.statistics.seq_len
-        student.config = config
-        vae = vae_config(latents)
-        objective = Distillation(student, load_prior(teacher), settings, length, vae)
-        return Networks(objective, {"prior": (student, config)})
+        student, original = Prior(config), load_prior(teacher)
+        student.load_state_dict(original.state_dict(), strict=False)  # all but a chain
+        length, vae = latents.statistics.seq_len, vae_config(latents)
+        saved = {"prior": (student, config)}
+        if not config.chain:
+            return Networks(Distillation(student, original, settings, length, vae), saved)
+        temperature = settings.teacher.head_temperature
+        objective = OnePass(student, settings, length, vae)
+        return Networks(objective, saved, lambda: cool(student, temperature))
 
     inputs = {PRIOR.kind: teacher.manifest.fingerprint}
     return replace(DISTILLED, config=config, cost=cost, build=build, inputs=inputs)
@@ -373,10 +394,10 @@ DISTILLED = replace(
     flags=("passes",),
     trained=lambda settings: ("prior",),
     metrics={
-        "validation_loss": "distance to the teacher's predictions",
+        "validation_loss": "distance to the teacher's predictions; of one pass, nats a token",
         "validation_gap": "squared distance of the latents to the teacher's",
         "validation_gap_of_teacher": "that of the teacher in as few passes",
-        "validation_accuracy": "tokens equal to the teacher's",
+        "validation_accuracy": "tokens equal to the teacher's; of one pass, to the text's",
     },
     base=Base(
         PRIOR.kind,

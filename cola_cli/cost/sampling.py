@@ -101,8 +101,7 @@ def _evaluation(prior: PriorConfig, history: int, guided: bool) -> float:
 
 
 def _prior_pass(prior: PriorConfig, positions: int, pairs: int) -> float:
-    ends = 2 * prior.latent_dim * prior.dim
-    products = positions * (prior.layers * prior_block(prior) + ends)
+    products = positions * (prior.layers * prior_block(prior) + prior.end_products())
     return 2.0 * (products + 2 * prior.heads * prior.head_dim * prior.layers * pairs)
 
 

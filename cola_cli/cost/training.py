@@ -132,8 +132,9 @@ def distillation_cost(
     alone = prior_noisy_copy(config, rows, positions, alone=True) if teacher.guidance != 1.0 else 0
     times = (teacher.steps * config.block_size if config.stagger else teacher.steps) + 1
     both = clean + prior_conditioning(config, times)
-    operations = both + teacher.steps * (noisy + alone)
-    operations += BACKWARD_TOO * (both + settings.passes * noisy)
+    operations = BACKWARD_TOO * (both + settings.passes * noisy)
+    if not config.chain:
+        operations += both + teacher.steps * (noisy + alone)
     activations = prior_activations(config, train, positions, settings.passes)
     parameters, core = config.parameter_count(), config.core_parameter_count()
     return Cost(parameters, core, operations, activations)
@@ -229,7 +230,7 @@ def prior_noisy_copy(config: PriorConfig, rows: int, length: int, alone: bool = 
     """The pass of noisy blocks that see the clean ones before them, unless `alone`, and themselves."""
     inner, block = config.heads * config.head_dim, config.block_size
     products = config.layers * prior_block(config)
-    products += (config.latent_dim + config.out_dim) * config.dim
+    products += config.end_products()
     pairs = length * block if alone else causal_pairs(length, block)
     return 2.0 * rows * (length * products + 2 * inner * config.layers * pairs)
 

@@ -172,11 +172,20 @@ class PriorConfig(PriorShape):
     passes: int = later(
         0, ge=0, description="Of a distilled prior: passes over a block it was made for. 0: any."
     )
+    chain: int = later(
+        0,
+        ge=0,
+        le=SIZE_LIMIT,
+        description="Of a prior of one pass with a token head: width of the network that chooses the tokens"
+        " of a block one after another. 0: none.",
+    )
 
     @model_validator(mode="after")
     def _head_fits(self) -> PriorConfig:
         if (self.prediction == "tokens") != bool(self.vocab_size):
             raise ValueError("vocab_size goes with prediction 'tokens', and only with it")
+        if self.chain and (self.passes != 1 or not self.vocab_size):
+            raise ValueError("a chain goes with one pass and prediction 'tokens'")
         return self
 
     def require_guidance(self, scale: float) -> None:
@@ -193,6 +202,10 @@ class PriorConfig(PriorShape):
         """Channels of the network's output."""
         return self.vocab_size or self.latent_dim
 
+    def end_products(self) -> int:
+        """Multiplications of a position before and after the blocks of the network."""
+        return self.dim * (self.latent_dim + self.out_dim + 2 * self.chain)
+
     def parameter_count(self) -> int:
         """Number of weights: 1,829,875,728 at the paper's size."""
         dim, inner, hidden = self.dim, self.heads * self.head_dim, self.expand_ratio * self.dim
@@ -203,11 +216,12 @@ class PriorConfig(PriorShape):
         timestep = dim * (TIMESTEP_CHANNELS + 1) + 2 * dim * (dim + 1)
         ends = dim * (self.latent_dim + 1) + self.out_dim * (dim + 1)
         ends += dim * self.latent_dim * int(self.self_conditioning)
+        ends += self.chain and self.chain * (self.vocab_size + 2 * dim + 2)
         return self.layers * block + timestep + ends + 2 * dim + 2 * dim * (dim + 1)
 
     def core_parameter_count(self) -> int:
         """Number of weights without a token head, which a baseline is matched to."""
-        return self.parameter_count() - self.vocab_size * (self.dim + 1)
+        return self.parameter_count() - self.vocab_size * (self.dim + 1 + self.chain)
 
 
 class TransformerShape(Shape):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cola_cli.flow import path
 from cola_cli.models.attention import Attend, CleanCopy, NoisyCopy, earlier_length
+from cola_cli.models.chain import Chain
 from cola_cli.models.config import TIMESTEP_CHANNELS, PriorConfig
 from cola_cli.models.modulation import (
     LayerModulation,
@@ -131,6 +132,9 @@ class Prior(nn.Module):
         if config.prediction == "tokens":
             self.register_buffer("codes", torch.zeros(config.vocab_size, config.latent_dim))
             self.register_buffer("code_variance", torch.zeros(config.latent_dim))
+        self.chain: Chain | None = None
+        if config.chain:
+            self.chain = Chain(dim, config.vocab_size, config.chain)
         self.register_buffer("frequencies", rotary_frequencies(config.rope_dim, 10_000.0))
         self.initialise()
 
@@ -154,6 +158,8 @@ class Prior(nn.Module):
             nn.init.zeros_(self.latent_out.weight)
         if self.estimate_in is not None:
             nn.init.zeros_(self.estimate_in.weight)
+        if self.chain is not None:
+            self.chain.initialise()
 
     def each_block(self) -> list[Block]:
         """The blocks, as such."""
@@ -199,8 +205,11 @@ class Prior(nn.Module):
     ) -> Tensor:
         """E[z_0 | z_t] (B, n, d) from the network's output (B, n, out_dim) at t, broadcast to (B, n, 1).
 
-        For `prediction: tokens` sum_k p_k c_k with p the softmax of the logits / temperature, c_k the codes.
+        For `prediction: tokens` sum_k p_k c_k with p the softmax of the logits / temperature, c_k the codes;
+        with a chain the codes of the tokens that it chooses.
         """
+        if self.chain is not None:
+            return self.codes[self.chain.choose(output, z_t, self.latent_out, temperature)]
         if self.config.prediction == "tokens":
             return (output / temperature).softmax(-1) @ self.codes.to(output.dtype)
         if self.config.prediction == "latent":
@@ -256,8 +265,12 @@ class Prior(nn.Module):
         view: View,
         estimate: Tensor | None = None,
     ) -> Tensor:
-        """What the network predicts for z (B, n, d), see `prediction` of its config: (B, n, out_dim)."""
-        return self.latent_out(self.hidden(z, modulation, view, estimate))
+        """What the network predicts for z (B, n, d), see `prediction` of its config: (B, n, out_dim).
+
+        With a chain, which is to follow, the hidden states (B, n, D).
+        """
+        hidden = self.hidden(z, modulation, view, estimate)
+        return hidden if self.chain is not None else self.latent_out(hidden)
 
     def hidden(
         self,

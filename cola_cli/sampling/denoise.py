@@ -98,6 +98,11 @@ class Trajectory:
         self.channels = config.latent_dim
         self._network_times = functools.cache(self._times_on)
         self._path = functools.cache(self._path_on)
+        if config.chain and len(self.times) != 1:
+            raise UsageError(
+                f"this prior is distilled for one pass a block, not {len(self.times)}.",
+                "Leave steps at 1 and the solver at euler, or name its teacher.",
+            )
         if config.prediction != "velocity" and options.solver == "heun":
             raise UsageError(
                 f"heun needs the velocity at t = 0; a prior that predicts {config.prediction} has none.",

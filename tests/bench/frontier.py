@@ -1,13 +1,14 @@
 """Quality against speed: steps x guidance x solver of a prior, its students, and baselines, on one page.
 
     python tests/bench/frontier.py MODEL --tokens TOKENS [--beside STUDENT AR ...] [--stories]
-        [--steps 1 2 4 8 16] [--guidance 1 2] [--solvers euler midpoint] [--settle 0 2] [--json] [-o SVG]
+        [--steps 1 2 4 8 16] [--guidance 1 2] [--solvers euler midpoint] [--settle 0 2] [--json] [-o RUN]
 
 Everything continues the same openings of held-out sequences of TOKENS, priors from the same noise, baselines
 greedily. `pairs` is the share of neighbouring words that are neighbours in the training text too, `repeated`
 that of 4-grams of tokens seen earlier in their continuation, `grammar`, for a corpus of pipelines/stories.py
 (--stories), that of whole new sentences that its grammar can write. Tokens are counted a second of the
 processor on a CPU (take --threads 1), of the clock on a GPU. A student is sampled as it was made to be.
+What was measured goes to a file in the folder RUN, which `cola report RUN` draws.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ from cola_cli.corpus.sequences import Sequences
 from cola_cli.evaluation.text_metrics import text_metrics
 from cola_cli.evaluation.text_share import TrainingWords
 from cola_cli.machine import threads
-from cola_cli.report.charts import Axis, Chart, Series
-from cola_cli.report.drawing import drawing
+from cola_cli.studies.measurements import CURVES, Curves, Measurement
 from pipelines.stories import grammar, sentences
 
 Row = dict[str, Any]
@@ -74,25 +74,17 @@ def measured(
     return row
 
 
-def chart(rows: list[Row], quality: str) -> Chart:
-    """A series a model."""
-    names = list(dict.fromkeys(row["model"] for row in rows))
-    series = [
-        Series(
-            name,
-            [(r["tokens_per_second"], r[quality]) for r in rows if r["model"] == name],
-            colour=index,
-            joined=False,
+def curves(rows: list[Row], quality: list[str]) -> Curves:
+    """A line a model and metric, along tokens a second."""
+    points = [
+        Measurement(
+            family=row["model"], flops=row["tokens_per_second"], metric=name, value=row[name]
         )
-        for index, name in enumerate(names)
+        for row in rows
+        for name in quality
+        if row[name] is not None
     ]
-    return Chart(
-        f"{quality.capitalize()} against speed",
-        "",
-        Axis("tokens a second", log=True),
-        Axis(f"share of {quality}", percent=True),
-        series,
-    )
+    return Curves(points=points, x="tokens a second", linear=quality)
 
 
 def main() -> None:
@@ -110,7 +102,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="tokens")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", "-o", type=Path, help="an SVG file")
+    parser.add_argument("--output", "-o", type=Path, help="a folder for `cola report`")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     print(threads.prepare_torch(asked.threads))
@@ -133,8 +125,9 @@ def main() -> None:
             speed = f"{row['tokens_per_second']:.0f}"
             print(f"| {path.name} | {way} | {speed} | {' | '.join(cells)} |", flush=True)
     if asked.output:
-        charts = [chart(rows, name) for name in quality[:-1]]
-        asked.output.write_text(drawing(charts), encoding="utf-8")
+        asked.output.mkdir(parents=True, exist_ok=True)
+        text = curves(rows, quality).model_dump_json(indent=2)
+        (asked.output / CURVES).write_text(text, encoding="utf-8")
     if asked.json:
         print(json.dumps(rows))
 

@@ -30,9 +30,15 @@ PRIORS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+STUDENTS: dict[str, dict[str, Any]] = {
+    f"of {passes}, {chain} wide": PRIORS["staggered tokens"] | {"passes": passes, "chain": chain}
+    for passes, chain in ((1, 0), (1, 24), (2, 0), (4, 0))
+}
+
+
 @functools.cache
 def networks(name: str) -> tuple[TextVAE, Prior]:
-    return small_networks(4, VOCABULARY, **PRIORS[name])
+    return small_networks(4, VOCABULARY, **(PRIORS | STUDENTS)[name])
 
 
 def generations(name: str, batch: int, maker: Any, **options: Any) -> list[Generation]:
@@ -66,22 +72,27 @@ def test_every_denoiser_gives_the_same_latents(
 
 
 @pytest.mark.parametrize("fixed_shapes", [False, True])
-@pytest.mark.parametrize("passes", [1, 2, 4])
+@pytest.mark.parametrize("name", STUDENTS)
 def test_a_student_gives_the_same_tokens_alone_and_in_a_batch(
-    passes: int, fixed_shapes: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, fixed_shapes: bool
 ) -> None:
-    _, prior = networks("staggered tokens")
-    monkeypatch.setattr(prior, "config", prior.config.model_copy(update={"passes": passes}))
+    passes = networks(name)[1].config.passes
     maker = functools.partial(best_denoiser, fixed_shapes=fixed_shapes)
     options = {"steps": passes, "guidance": 1.0}
-    plain = generations("staggered tokens", 4, PlainDenoiser, **options)
+    plain = generations(name, 4, PlainDenoiser, **options)
     for batch in (1, 3, 4):
-        found = generations("staggered tokens", batch, maker, **options)
+        found = generations(name, batch, maker, **options)
         for one, other in zip(plain, found, strict=True):
             torch.testing.assert_close(other.latents, one.latents, atol=2e-4, rtol=2e-3)
             assert one.ids == other.ids
     with pytest.raises(UsageError, match=f"distilled for {passes} passes"):
-        generations("staggered tokens", 1, maker, steps=passes, guidance=2.0)
+        generations(name, 1, maker, steps=passes, guidance=2.0)
+
+
+@pytest.mark.parametrize("options", [{"steps": 2}, {"steps": 1, "solver": "midpoint"}], ids=str)
+def test_a_student_with_a_chain_takes_one_pass(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="distilled for one pass a block, not 2"):
+        generations("of 1, 24 wide", 1, best_denoiser, guidance=1.0, **options)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

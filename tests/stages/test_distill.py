@@ -11,7 +11,7 @@ import pytest
 import cola_cli
 from cola_cli.artifacts import Artifact
 from cola_cli.errors import InputError, UsageError
-from cola_cli.families import DISTILLED, PRIOR, TEXT_VAE
+from cola_cli.families import CHAIN, DISTILLED, PRIOR, TEXT_VAE
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
@@ -145,6 +145,35 @@ def test_guidance_of_a_teacher_that_is_a_student_is_an_error(
     assert prior_config(Artifact.open(tmp_path / "out")).passes == 1
 
 
+def test_of_one_pass_it_has_a_chain_and_the_teachers_temperature_within(
+    made: Path, teachers: Path, tmp_path: Path, cola: Run
+) -> None:
+    command = ["distill", teachers / "tokens", made / "latents", "--passes", 1, "--device", "cpu"]
+    command += ["--set", "train.steps=20", "--set", "teacher.guidance=1", "--json", "--quiet"]
+    for name, temperature in (("as it is", 1.0), ("cool", 0.5)):
+        setting = f"teacher.head_temperature={temperature}"
+        cola(*command, "--set", setting, "-o", tmp_path / name)
+    cool = prior_config(Artifact.open(tmp_path / "cool"))
+    assert (cool.passes, cool.chain) == (1, CHAIN * cool.dim)
+    written = cola("sample", tmp_path / "cool", "--prompt", "Anna sees", *SAMPLED).stdout
+    flag = ["--set", "head_temperature=0.5"]
+    other = cola("sample", tmp_path / "as it is", "--prompt", "Anna sees", *flag, *SAMPLED).stdout
+    assert json.loads(written)["text"] == json.loads(other)["text"]
+    refused = cola("distill", tmp_path / "cool", *command[2:], "-o", tmp_path / "x", expect=2)
+    assert "of one pass already" in refused.stderr
+    guided = [*command, "--set", "teacher.guidance=2", "-o", tmp_path / "x"]
+    assert "cannot have guidance 2" in cola(*guided, expect=2).stderr
+
+
+def test_a_prior_trained_jointly_with_its_vae_is_refused(
+    made: Path, tmp_path: Path, cola: Run
+) -> None:
+    train(PRIOR, made / "latents", tmp_path / "joint", prior_settings("joint", steps=2), CPU)
+    result = cola("distill", tmp_path / "joint", made / "latents", "-o", tmp_path / "x", expect=4)
+    assert "another latent space" in result.stderr
+    assert "its VAE frozen" in result.stderr
+
+
 def test_only_what_the_released_layout_can_hold_is_exported(
     made: Path, teachers: Path, student: Path, tmp_path: Path, cola: Run
 ) -> None:
@@ -202,6 +231,6 @@ def test_a_plan_counts_teacher_and_student(made: Path, teachers: Path) -> None:
             made / "latents",
             distill_settings(passes=passes, teacher={"steps": 8, "guidance": guidance}),
         )["flops_per_step"]
-        for passes, guidance in ((1, 1.0), (2, 1.0), (1, 2.0))
+        for passes, guidance in ((1, 1.0), (2, 1.0), (4, 1.0), (2, 2.0))
     }
-    assert plans[1, 1.0] < plans[2, 1.0] < plans[1, 2.0]
+    assert plans[1, 1.0] < plans[2, 1.0] < plans[4, 1.0] < plans[2, 2.0]

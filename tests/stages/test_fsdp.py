@@ -28,7 +28,7 @@ RUN = TRAIN | {"steps": 10, "batch_size": 6, "micro_batch": 1, "checkpoint_every
 TRANSFORMER = {"dim": 32, "ffn_dim": 64, "heads": 2, "head_dim": 16, "layers": 2}
 FULL = (0.9, 4)  # decay of the average, steps between validations
 OTHERS = [(0.9, 1), (0.9, 10), (0.0, 4)]
-KINDS = ("vae", "frozen", "tokens", "joint", "distill", "ar")
+KINDS = ("vae", "frozen", "tokens", "joint", "distill", "one-pass", "ar")
 # Of the prior that predicts tokens: all that its loss can have.
 HEAD = {"model.prediction": "tokens", "model.stagger": 1.0, "data.noisy_copies": 2}
 
@@ -58,9 +58,11 @@ def arguments(made: Path, kind: str, ema: float, validate_every: int) -> list[st
         for table, values in tables.items():
             for name, value in values.items():
                 flags += ["--set", f"{table}.{name}={value}"]
-    elif kind == "distill":
-        flags = ["distill", str(made / "teacher"), str(made / "latents"), "--passes", "2"]
-        flags += assignments(distill_settings(teacher={"steps": 4, "guidance": 2.0}, **changes))
+    elif kind in ("distill", "one-pass"):
+        passes, guidance = (2, 2.0) if kind == "distill" else (1, 1.0)
+        settings = distill_settings(passes, {"steps": 4, "guidance": guidance}, **changes)
+        flags = ["distill", str(made / "teacher"), str(made / "latents"), *assignments(settings)]
+        flags += ["--passes", str(passes)]
     else:
         mode = "joint" if kind == "joint" else "frozen"
         settings = prior_settings(mode, **changes)

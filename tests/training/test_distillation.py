@@ -16,7 +16,7 @@ from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.requests import Request
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.sample import SamplingOptions
-from cola_cli.training.objectives.distillation import Distillation, Step, _Blocks, merged
+from cola_cli.training.objectives.distillation import Blocks, Distillation, Step, merged
 from tests.small_networks import BLOCK, small_networks
 
 VOCABULARY, LENGTH = 40, 12
@@ -47,7 +47,7 @@ def way(
     made: Distillation, prior: Prior, z0: Tensor, clean: Tensor, z1: Tensor, stride: int = 1
 ) -> list[Step]:
     options = made.settings.teacher
-    blocks = _Blocks(prior, z0, clean, made.values, options.guidance)
+    blocks = Blocks(prior, z0, clean, made.values, options.guidance)
     start = torch.where(clean[..., None], z0, z1)
     known = clean[..., None]
     return list(made._steps(blocks, start, known, stride, options.head_temperature))

@@ -61,7 +61,7 @@ class FusedPrior:
     @torch.inference_mode()
     def __init__(self, prior: Prior, times: Tensor) -> None:
         """times (evaluations,) in [0, 1], or (evaluations, n) of positions with times of their own."""
-        self.config = prior.config
+        self.config = config = prior.config
         self._prior = prior
         weight = prior.latent_in.weight
         self._before, self._after = before_attention, after_attention
@@ -70,10 +70,9 @@ class FusedPrior:
             self.compile()
         pack = can_pack(weight)
         self._latent_in = _dense(prior.latent_in, pack)
-        self._latent_out = _dense(prior.latent_out, pack)
+        self._latent_out = None if config.chain else _dense(prior.latent_out, pack)
         self._layers = [_layer(block, pack) for block in prior.each_block()]
         self.norms = [(layer.q_norm, layer.k_norm) for layer in self._layers]
-        config = prior.config
         self.kernel = block_attention(weight, config.block_size, config.head_dim, config.norm_eps)
         table = prior.modulation(torch.cat((times.flatten(), times.new_zeros(1))))
         blocks = table.blocks[:, :, 0, :, 0].permute(2, 0, 1, 3).clone()  # (times, layers, 6, D)
@@ -122,7 +121,7 @@ class FusedPrior:
         again: Tensor | None = None,
         commits: int = 0,
     ) -> Tensor:
-        """z (E, n, d) -> the network's output (E - commits, n, out_dim), float32.
+        """z (E, n, d) -> the network's output (E - commits, n, out_dim), float32, as of `Prior`.
 
         At `clean` (E, n or 1, 1) bool, t is 0 instead of the evaluation's time. Without a rotary table,
         `attend` normalises and rotates. `again` (A,) are entries that come a second time behind the others:
@@ -149,7 +148,8 @@ class FusedPrior:
             last = _where(clean, self._output[-1], last)
         shift, factor = last
         x = modulated(x, shift, factor, config.norm_eps)
-        return self._latent_out(x[commits:]).float()
+        x = x[commits:]
+        return (x if self._latent_out is None else self._latent_out(x)).float()
 
 
 def before_attention(

@@ -109,8 +109,8 @@ class Distillation(Objective):
         options = self.settings.teacher
         with torch.no_grad():
             known = (z0, batch["clean"], self.values)
-            teacher = _Blocks(self._teacher[0].to(z0.device), *known, options.guidance)
-        student = _Blocks(self.student, *known)
+            teacher = Blocks(self._teacher[0].to(z0.device), *known, options.guidance)
+        student = Blocks(self.student, *known)
         steps = self._steps(teacher, start, clean, 1, options.head_temperature)
         loss, estimate = z0.new_zeros(()), None
         for levels, share in zip(self.levels[:: self._stride], self._shares(), strict=False):
@@ -131,7 +131,7 @@ class Distillation(Objective):
         return terms
 
     def _steps(
-        self, network: _Blocks, z: Tensor, clean: Tensor, stride: int, temperature: float
+        self, network: Blocks, z: Tensor, clean: Tensor, stride: int, temperature: float
     ) -> Iterator[Step]:
         """The way of all blocks from z at t = 1 to t = 0, `stride` of the teacher's steps at a time."""
         prior, estimate, options = network.prior, None, self.settings.teacher
@@ -161,7 +161,7 @@ class Distillation(Objective):
         return moves / moves.sum(0)
 
     def _gaps(
-        self, start: Tensor, clean: Tensor, made: Tensor, student: _Blocks, teacher: _Blocks,
+        self, start: Tensor, clean: Tensor, made: Tensor, student: Blocks, teacher: Blocks,
         weight: Tensor,
     ) -> dict[str, Tensor]:  # fmt: skip
         """How far from what the teacher has `made` (B, N, d) of the noise one comes in `passes` steps.
@@ -185,7 +185,7 @@ class Distillation(Objective):
         return [(self.student, 1.0)]
 
 
-class _Blocks:
+class Blocks:
     """A prior over all blocks of sequences at once, each behind its clean history, guided or not."""
 
     def __init__(

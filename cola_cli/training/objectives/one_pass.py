@@ -1,0 +1,92 @@
+"""A prior with a token head becomes one of a single pass: it learns the tokens of whole blocks from noise.
+
+All positions of a block are noise at once, as in the one pass of its sampling, and a chain (`models.chain`)
+brings their tokens together. It learns by cross-entropy, each token behind those before it in its block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cola_cli.corpus.sequences import Rows
+from cola_cli.models.config import TextVAEConfig
+from cola_cli.models.prior import Prior
+from cola_cli.models.rotary import wide
+from cola_cli.settings.distill import DistillSettings
+from cola_cli.training import randomness
+from cola_cli.training.objectives import objective as objectives
+from cola_cli.training.objectives.distillation import Blocks
+from cola_cli.training.objectives.flow_matching import clean_latents, draw_clean
+from cola_cli.training.objectives.objective import Batch, Draws, Objective
+
+
+class OnePass(Objective):
+    """A student with a chain, on posteriors and tokens read from latent shards."""
+
+    times: Tensor  # 0 and 1
+    levels: Tensor  # (N,) the place of 1 in `times`
+
+    def __init__(
+        self, student: Prior, settings: DistillSettings, length: int, vae: TextVAEConfig
+    ) -> None:
+        super().__init__()
+        self.student, self.settings = student, settings
+        self.length, self.to_prior = length, vae.to_prior
+        self.register_buffer("times", torch.tensor([0.0, 1.0]), persistent=False)
+        self.register_buffer("levels", torch.ones(length, dtype=torch.int64), persistent=False)
+
+    def draw(
+        self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
+    ) -> list[Draws]:
+        """Posterior, noise, tokens, which positions are known, and weights."""
+        assert rows.mean is not None
+        assert rows.logvar is not None
+        positions, channels = rows.mean.shape[1:]
+        block = self.student.config.block_size
+        return [
+            {
+                "mean": rows.mean,
+                "logvar": rows.logvar,
+                "tokens": rows.tokens,
+                "token_weight": objectives.token_weights(rows),
+                "clean": draw_clean(
+                    randoms, positions // block, block, self.settings.data.partly_clean
+                ),
+                "noise": randomness.normal(randoms, positions, channels),
+                "z1": randomness.normal(randoms, positions, channels),
+            }
+        ]
+
+    def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
+        """mean, logvar (B, N, d), tokens (B, N) and draws -> the cross-entropy of the tokens."""
+        student, tokens, clean = self.student, batch["tokens"], batch["clean"]
+        mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
+        z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], self.settings.data.clean))
+        z = torch.where(clean.unsqueeze(-1), z0, batch["z1"])
+        hidden = Blocks(student, z0, clean, self.times)(z, self.levels, None)
+        hidden, own = (
+            part.unflatten(1, (-1, student.config.block_size)) for part in (hidden, tokens)
+        )
+        assert student.chain is not None
+        read = student.chain(hidden.flatten(0, 1), own.flatten(0, 1))
+        logits = student.latent_out(read).view(*tokens.shape, -1)
+        weight = batch["token_weight"]
+        terms = {"loss": objectives.reconstruction(logits, tokens, weight)}
+        if evaluate:
+            terms["accuracy"] = ((logits.argmax(-1) == tokens) * weight).sum()
+        return terms
+
+    def parts(self) -> list[tuple[nn.Module, float]]:
+        """The student."""
+        return [(self.student, 1.0)]
+
+
+@torch.no_grad()
+def cool(student: Prior, temperature: float) -> None:
+    """Put a temperature of the token head into its weights."""
+    for weight in (student.latent_out.weight, student.latent_out.bias):
+        weight.div_(temperature)
