@@ -40,26 +40,24 @@ class Chain(nn.Module):
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """hidden (B, b, D) of blocks and the tokens (B, b) that stand there -> what W reads, (B, b, D)."""
-        states = [hidden.new_zeros(len(hidden), len(self.decay))]
+        decay, states = self.decay.sigmoid(), [hidden.new_zeros(len(hidden), len(self.decay))]
         for embedded in self.embedding[tokens[:, :-1]].unbind(1):
-            states.append(self._next(states[-1], embedded))
-        return self._read(hidden, torch.stack(states, 1))
+            states.append(decay * states[-1] + embedded)
+        return self._read(hidden, self.into(hidden), torch.stack(states, 1))
 
     def choose(self, hidden: Tensor, noise: Tensor, head: nn.Linear, temperature: float) -> Tensor:
         """Tokens (B, b) of blocks by their hidden states (B, b, D) and noise (B, b, d)."""
         hidden = hidden.to(head.weight.dtype)
-        reached = torch.special.ndtr(wide(noise[..., 0]))
-        state, chosen = hidden.new_zeros(len(hidden), len(self.decay)), []
-        for h, level in zip(hidden.unbind(1), reached.unbind(1), strict=True):
-            logits = wide(head(self._read(h, state)))
+        inner, decay = self.into(hidden), self.decay.sigmoid()
+        reached = torch.special.ndtr(wide(noise[..., :1]))
+        state, chosen = torch.zeros_like(inner[:, 0]), []
+        for place in range(hidden.shape[1]):
+            logits = wide(head(self._read(hidden[:, place], inner[:, place], state)))
             below = (logits / temperature).softmax(-1).cumsum(-1)
-            tokens = (below < level.unsqueeze(-1) * below[:, -1:]).sum(-1)
+            tokens = torch.searchsorted(below, reached[:, place] * below[:, -1:])[:, 0]
             chosen.append(tokens.clamp(max=below.shape[-1] - 1))
-            state = self._next(state, self.embedding[chosen[-1]])
+            state = torch.addcmul(self.embedding[chosen[-1]], decay, state)
         return torch.stack(chosen, 1)
 
-    def _next(self, state: Tensor, embedded: Tensor) -> Tensor:
-        return self.decay.sigmoid() * state + embedded
-
-    def _read(self, hidden: Tensor, state: Tensor) -> Tensor:
-        return hidden + self.out(F.gelu(self.into(hidden) + state, approximate="tanh"))
+    def _read(self, hidden: Tensor, inner: Tensor, state: Tensor) -> Tensor:
+        return hidden + self.out(F.gelu(inner + state, approximate="tanh"))
