@@ -202,6 +202,9 @@ def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
+    if {"-h", "--help"} & {*sys.argv}:
+        print(__doc__)
+        return
     if sys.argv[1:] == ["check"]:
         rule = grammar()
         found = [bool(rule.fullmatch(one)) for one in sentences(sys.stdin.read())]

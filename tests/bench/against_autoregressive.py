@@ -33,7 +33,8 @@ from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.models.transformer import Transformer
 from cola_cli.sampling.engine import Engine
-from cola_cli.sampling.requests import Request, Sampler
+from cola_cli.sampling.requests import Request
+from cola_cli.sampling.sampler import Sampler
 from cola_cli.settings.sample import SamplingOptions
 from tests.bench.sample import PRIOR, VAE
 

@@ -48,10 +48,10 @@ def lists(values: Halves) -> pa.Array:
 
 def nested(values: Halves) -> pa.Array:
     rows = pa.ListArray.from_arrays(
-        np.arange(0, values.size + 1, values.shape[2], np.int32), pa.array(values.ravel())
+        np.arange(0, values.size + 1, values.shape[2], dtype=np.int32), pa.array(values.ravel())
     )
     return pa.ListArray.from_arrays(
-        np.arange(0, len(values) * values.shape[1] + 1, values.shape[1], np.int32), rows
+        np.arange(0, len(values) * values.shape[1] + 1, values.shape[1], dtype=np.int32), rows
     )
 
 
@@ -124,7 +124,7 @@ def measure(path: Path, layout: Layout, mean: Halves, logvar: Halves) -> tuple[f
 
 def main() -> None:
     """Measure all layouts in turn and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)

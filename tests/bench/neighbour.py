@@ -81,7 +81,7 @@ class Clock(Silent):
 def train_for(folder: Path, kind: str, way: str, seconds: float) -> None:
     """Train in this process until the clock ends it."""
     if way != SHARES:
-        Shares.chosen = lambda train, threads, *_: Shares(0, threads)  # type: ignore[method-assign, misc, assignment]
+        Shares.chosen = lambda train, threads, *_: Shares(0, threads)  # type: ignore[method-assign]
     family = FAMILY[kind]
     chosen = settings(family.table, "train.steps=1000000", "train.validation_sequences=8")
     with tempfile.TemporaryDirectory(dir=folder) as output:

@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -31,9 +32,10 @@ from cola_cli.settings.sample import SamplingOptions
 from tests.oracles.graphed_ar import GraphedAutoregressive
 
 VOCABULARY, PROMPT = 100_278, 64
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-def placed(network: nn.Module) -> nn.Module:
+def placed(network: NetworkT) -> NetworkT:
     """Random weights in bf16, none of them zero; rotary frequencies stay float32."""
     network.requires_grad_(False).eval()
     for parameter in network.parameters():
