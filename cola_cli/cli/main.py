@@ -11,6 +11,7 @@ from cola_cli.cli import (
     artifacts,
     chat,
     diagnose,
+    doctor,
     encode,
     evaluate,
     exchange,
@@ -37,6 +38,7 @@ PANELS = {
     "Artifacts": ("status", "inspect", "sql", "verify"),
     "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
     "Exchange": ("import", "export"),
+    "Machine": ("doctor",),
 }
 PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
@@ -91,6 +93,7 @@ for name, body in {
     "report": report.report,
     "import": exchange.import_checkpoint,
     "export": exchange.export,
+    "doctor": doctor.doctor,
     **{name: COMMANDS[name] for name in STANDALONE},
 }.items():
     register(app, name, body, rich_help_panel=PANEL_OF[name])

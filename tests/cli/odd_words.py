@@ -46,6 +46,7 @@ LINES = {
     "sql": "'select count(*) from metrics' prior",
     "verify": "tokens vae",
     "schema": "tokens",
+    "doctor": ".",
     "settings": "prior train.steps",
     "init": "--preset tiny -o out.toml",
     "likelihood": "prior --text 'Anna sees' --draws 1 --steps 2 --threads 1",
