@@ -371,7 +371,7 @@ def student_of(teacher: Artifact) -> Family:
         from cola_cli.weights.artifact import load_prior
         from cola_cli.weights.configs import vae_config
 
-        student, original = Prior(config), load_prior(teacher)
+        student, original = Prior(config), load_prior(teacher).float()  # it may be rounded
         student.load_state_dict(original.state_dict(), strict=False)  # all but a chain
         length, vae = latents.statistics.seq_len, vae_config(latents)
         saved = {"prior": (student, config)}

@@ -9,25 +9,13 @@ from pydantic import Field, model_validator
 
 from cola_cli.settings.fields import Settings
 from cola_cli.settings.prior import CleanData, SamplingDefaults
+from cola_cli.settings.sample import Denoising
 from cola_cli.settings.training import Optimizer, Train
 
 
-class Teacher(Settings):
-    """How the teacher is sampled, by Euler steps. Not given: as its artifact says."""
-
-    steps: int = Field(default=16, ge=1, le=10_000, description="Steps; a multiple of passes.")
-    guidance: float = Field(
-        default=7.0,
-        ge=0,
-        le=1_000,
-        description="Scale of guidance, which is built into the student.",
-    )
-    guidance_interval: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="Times t in [0, 1] at which guidance acts."
-    )
-    head_temperature: float = Field(
-        default=1.0, gt=0, description="Temperature of the teacher's token head."
-    )
+class Teacher(Denoising):
+    """How the teacher is sampled, by Euler steps, a multiple of `passes`; the guidance becomes the student's
+    own. Not given: as its artifact says."""
 
 
 class DistillSettings(Settings):

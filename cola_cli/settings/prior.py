@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 from pydantic import Field
 
 from cola_cli.models.config import PriorShape, later
 from cola_cli.settings.fields import Settings, runtime
+from cola_cli.settings.sample import Sampling
 from cola_cli.settings.training import Mask, Optimizer, Train
 
 
@@ -100,33 +102,24 @@ class Joint(Settings):
     )
 
 
+def _stored(name: str) -> Any:
+    """The setting of sampling of this name, unset unless a prior is stored with it."""
+    field = Sampling.model_fields[name]
+    bounds = {kind: value for bound in field.metadata for kind, value in asdict(bound).items()}
+    return runtime(None, description=field.description, **bounds)
+
+
 class SamplingDefaults(Settings):
     """How the prior is sampled unless a flag, variable or file says otherwise; kept in its manifest."""
 
-    steps: int | None = runtime(None, ge=1, description="Solver steps per block.")
-    eta: float | None = runtime(
-        None, ge=0, le=1, description="Noise that each Euler step draws afresh."
-    )
-    guidance: float | None = runtime(
-        None, ge=0, description="Scale of classifier-free guidance; 1 is off."
-    )
-    history: Literal["generated", "re-encoded"] | None = runtime(
-        None, description="What later blocks see of a finished one."
-    )
-    guidance_interval: tuple[float, float] | None = runtime(
-        None, description="Times t in [0, 1] at which guidance acts."
-    )
-    settle: int | None = runtime(
-        None,
-        ge=0,
-        description="Passes with the same tokens after which a block is finished; 0: off.",
-    )
-    head_temperature: float | None = runtime(
-        None, gt=0, description="Temperature of the token head; below 1 is bolder."
-    )
-    temperature: float | None = runtime(
-        None, ge=0, description="Temperature of the decoder's token choice; 0 is greedy."
-    )
+    steps: int | None = _stored("steps")
+    eta: float | None = _stored("eta")
+    guidance: float | None = _stored("guidance")
+    history: Literal["generated", "re-encoded"] | None = _stored("history")
+    guidance_interval: tuple[float, float] | None = _stored("guidance_interval")
+    settle: int | None = _stored("settle")
+    head_temperature: float | None = _stored("head_temperature")
+    temperature: float | None = _stored("temperature")
 
 
 class PriorSettings(Settings):

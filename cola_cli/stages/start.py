@@ -62,22 +62,8 @@ class Start:
         network.load_state_dict(found)
 
     def require_latent_space(self, latents: Artifact) -> None:
-        """Raise InputError unless the VAE that a prior lives with made these latents, up to rounding."""
-        import torch
-
-        from cola_cli.weights.artifact import read_weights
-
-        own, other = self._state(VAE), read_weights(latents, VAE)
-        same = own.keys() == other.keys() and all(
-            own[name].shape == weights.shape
-            and torch.allclose(own[name].float(), weights.float(), rtol=BF16_ROUNDING)
-            for name, weights in other.items()
-        )
-        if not same:
-            raise InputError(
-                f"{self.path} uses another latent space than {latents.path}: their VAEs differ.",
-                "Encode the tokens with its VAE, or start from a prior of the VAE of these latents.",
-            )
+        """See `require_latent_space`."""
+        require_latent_space(self.path, self._source, latents)
 
     def _shape(self) -> Any:
         if isinstance(self._source, Artifact):
@@ -88,9 +74,44 @@ class Start:
         return vae if self._name == VAE else prior
 
     def _state(self, name: str) -> dict[str, Tensor]:
-        from cola_cli.weights.artifact import read_weights
+        return _state(self._source, name)
 
-        if isinstance(self._source, Artifact):
-            return read_weights(self._source, name)
-        vae, prior = self._source.load()
-        return (vae if name == VAE else prior).state_dict()
+
+def require_latent_space(path: Path, source: Artifact | ModelFolder, latents: Artifact) -> None:
+    """Raise InputError unless the Text VAE of the model at `path` made these latents, up to rounding."""
+    if not isinstance(source, Artifact):
+        shape = source.configs()[0]
+    elif _digests(source) == _digests(latents):
+        return  # without torch
+    else:
+        shape = vae_config(source)
+    import torch
+
+    from cola_cli.weights.artifact import read_weights
+
+    own, other = _state(source, VAE), read_weights(latents, VAE)
+    same = (shape, own.keys()) == (vae_config(latents), other.keys()) and all(
+        own[name].shape == weights.shape
+        and torch.allclose(own[name].float(), weights.float(), rtol=BF16_ROUNDING)
+        for name, weights in other.items()
+    )
+    if not same:
+        raise InputError(
+            f"{path} uses another latent space than {latents.path}: their VAEs differ.",
+            "Encode the tokens with its VAE, or name latents that it was trained on, its VAE frozen.",
+        )
+
+
+def _digests(artifact: Artifact) -> dict[str, str]:
+    """Of the files of its Text VAE."""
+    files = network_files(VAE)
+    return {one.path: one.sha256 for one in artifact.manifest.files if one.path in files}
+
+
+def _state(source: Artifact | ModelFolder, name: str) -> dict[str, Tensor]:
+    from cola_cli.weights.artifact import read_weights
+
+    if isinstance(source, Artifact):
+        return read_weights(source, name)
+    vae, prior = source.load()
+    return (vae if name == VAE else prior).state_dict()

@@ -24,8 +24,9 @@ from cola_cli.machine.threads import (
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import result_settings
 from cola_cli.stages.run import Outcome, Run, up_to_date
+from cola_cli.stages.start import require_latent_space
 from cola_cli.training.shares import Shares
-from cola_cli.weights.configs import VAE, network_files, vae_config
+from cola_cli.weights.configs import network_files, vae_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -226,16 +227,8 @@ def derived_family(family: Family, base_path: Path, source_path: Path) -> Family
     assert family.base is not None
     base = Artifact.open(base_path, family.base.kind)
     source = PACKED[family.reads].open(source_path)
-    digests = [
-        {record.path: record.sha256 for record in artifact.manifest.files}
-        for artifact in (base, source)
-    ]
-    for name in network_files(VAE):
-        if digests[0].get(name) != digests[1].get(name):
-            raise InputError(
-                f"{base_path} uses another latent space than {source_path}: their VAEs differ.",
-                "Name the latents that it was trained on, its VAE frozen, or others of the same VAE.",
-            )
+    if isinstance(source, Latents):
+        require_latent_space(base_path, base, source)
     return family.base.family(base)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cola_cli
 from cola_cli.artifacts import Artifact
@@ -18,6 +19,7 @@ from cola_cli.settings.prior import PriorSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.likelihood import open_scorer
 from cola_cli.stages.train import derived_family, plan_training, train
+from cola_cli.weights.artifact import load_prior
 from cola_cli.weights.configs import prior_config
 from tests.conftest import CPU, Run, content
 from tests.stages.conftest import (
@@ -117,6 +119,20 @@ def test_a_student_of_another_latent_space_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_teacher_may_be_rounded(
+    made: Path, teachers: Path, tmp_path: Path, cola: Run, passes: int
+) -> None:
+    rounded = tmp_path / "rounded"
+    cola("import", teachers / "tokens", "-o", rounded, "--dtype", "bfloat16")
+    command = ["distill", rounded, made / "latents", "-o", tmp_path / "out", "--passes", passes]
+    command += ["--set", "train.steps=2", "--set", "teacher.guidance=1", "--device", "cpu"]
+    cola(*command)
+    assert {
+        weight.dtype for weight in load_prior(Artifact.open(tmp_path / "out")).parameters()
+    } == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -124,6 +140,8 @@ def test_a_student_of_another_latent_space_is_an_error(
         ({"passes": 2, "sampling": {"steps": 4}}, "sampling.steps of a student is 2"),
         ({"sampling": {"guidance": 3.0}}, "sampling.guidance of a student is 1.0"),
         ({"passes": 0}, "greater than or equal to 1"),
+        ({"teacher": {"guidance_interval": (0.8, 0.2)}}, "low <= high"),
+        ({"sampling": {"settle": -1}}, "greater than or equal to 0"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_errors(

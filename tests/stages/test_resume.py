@@ -58,6 +58,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "student",
         {"train": {"micro_batch": 3, "ema_decay": 0.9}},
     ),
+    "student, shares": ("student", {"train": {"batch_size": 20}}),
+    "student of one pass, shares": ("one pass", {"train": {"batch_size": 20}}),
     "skipping spikes": ("vae", {"train": {"spike_factor": 1e-6, "on_bad_step": "skip"}}),
 }
 
@@ -67,7 +69,11 @@ Changed = VAESettings | PriorSettings | DistillSettings
 
 def changed(kind: str, changes: dict[str, Any]) -> Changed:
     """Small settings of a kind with changes laid over them."""
-    own: dict[str, Changed] = {"vae": vae_settings(), "student": distill_settings(steps=24)}
+    own: dict[str, Changed] = {
+        "vae": vae_settings(),
+        "student": distill_settings(steps=24),
+        "one pass": distill_settings(1, {"steps": 8, "guidance": 1.0}, steps=24),
+    }
     settings = own.get(kind) or prior_settings(kind)
     values = settings.model_dump(exclude_unset=True)
     for section, some in changes.items():
