@@ -40,14 +40,16 @@ def cola_sampling(
         is_guided(t, options.guidance, options.guidance_interval)
         for t in evaluation_times(grid, options.solver)
     ]
-    total = encoded + _prefill(vae, prior, prefix)
+    decodes = not (prior.chain and options.takes_likeliest)
+    total = encoded + _prefill(vae, prior, prefix, decodes)
     for number in range(blocks):
         history = prefix + number * block
         total += sum(_evaluation(prior, history, guided and history > 0) for guided in guides)
         if number:  # the block before, for the cache
             total += _prior_pass(prior, block, block * history)
-        pairs = block * history + causal_pairs(block, vae.block_size)
-        total += text_vae_decoding(vae, block, vae.decoder_layers * pairs, tokens)
+        if decodes:
+            pairs = block * history + causal_pairs(block, vae.block_size)
+            total += text_vae_decoding(vae, block, vae.decoder_layers * pairs, tokens)
     return total
 
 
@@ -75,7 +77,7 @@ def masked_diffusion_sampling(
     return total
 
 
-def _prefill(vae: TextVAEConfig, prior: PriorConfig, prefix: int) -> float:
+def _prefill(vae: TextVAEConfig, prior: PriorConfig, prefix: int, decodes: bool) -> float:
     """The prompt's whole blocks into both caches; the prior's last layer gives keys and values only."""
     inner = prior.heads * prior.head_dim
     products = (
@@ -85,6 +87,8 @@ def _prefill(vae: TextVAEConfig, prior: PriorConfig, prefix: int) -> float:
     )
     pairs = (prior.layers - 1) * causal_pairs(prefix, prior.block_size)
     remembered = 2.0 * (prefix * products + 2 * inner * pairs)
+    if not decodes:
+        return remembered
     decoded = vae.decoder_layers * causal_pairs(prefix, vae.block_size)
     return remembered + text_vae_decoding(vae, prefix, decoded, 0)
 

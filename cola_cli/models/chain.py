@@ -46,7 +46,10 @@ class Chain(nn.Module):
         return self._read(hidden, self.into(hidden), torch.stack(states, 1))
 
     def choose(self, hidden: Tensor, noise: Tensor, head: nn.Linear, temperature: float) -> Tensor:
-        """Tokens (B, b) of blocks by their hidden states (B, b, D) and noise (B, b, d)."""
+        """Tokens (B, b) of blocks by their hidden states (B, b, D) and noise (B, b, d).
+
+        The vocabulary's size where there is no distribution, for weights that are not finite.
+        """
         hidden = hidden.to(head.weight.dtype)
         inner, decay = self.into(hidden), self.decay.sigmoid()
         reached = torch.special.ndtr(wide(noise[..., :1]))
@@ -55,8 +58,9 @@ class Chain(nn.Module):
             logits = wide(head(self._read(hidden[:, place], inner[:, place], state)))
             below = (logits / temperature).softmax(-1).cumsum(-1)
             tokens = torch.searchsorted(below, reached[:, place] * below[:, -1:])[:, 0]
-            chosen.append(tokens.clamp(max=below.shape[-1] - 1))
-            state = torch.addcmul(self.embedding[chosen[-1]], decay, state)
+            chosen.append(tokens)
+            embedded = self.embedding[tokens.clamp(max=below.shape[-1] - 1)]
+            state = torch.addcmul(embedded, decay, state)
         return torch.stack(chosen, 1)
 
     def _read(self, hidden: Tensor, inner: Tensor, state: Tensor) -> Tensor:

@@ -209,12 +209,19 @@ class Prior(nn.Module):
         with a chain the codes of the tokens that it chooses.
         """
         if self.chain is not None:
-            return self.codes[self.chain.choose(output, z_t, self.latent_out, temperature)]
+            chosen = self.chain.choose(output, z_t, self.latent_out, temperature)
+            found = self.codes[chosen.clamp(max=len(self.codes) - 1)]
+            return torch.where((chosen < len(self.codes)).unsqueeze(-1), found, torch.nan)
         if self.config.prediction == "tokens":
             return (output / temperature).softmax(-1) @ self.codes.to(output.dtype)
         if self.config.prediction == "latent":
             return output
         return path.clean_estimate(z_t, t, output)
+
+    def nearest_tokens(self, z: Tensor) -> Tensor:
+        """The tokens (B, n) whose codes are nearest to z (B, n, d), for a prior with a token head."""
+        codes = self.codes.to(z.dtype)
+        return (2 * z @ codes.T - codes.square().sum(-1)).argmax(-1)
 
     def to_velocity(
         self, output: Tensor, z_t: Tensor, t: Tensor, temperature: float = 1.0

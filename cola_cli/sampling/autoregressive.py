@@ -17,7 +17,7 @@ from cola_cli.sampling.fast.side_by_side import SideBySide
 from cola_cli.sampling.noise import TOKENS, generator
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.sampler import Sampler
-from cola_cli.sampling.tokens import choose, penalised, require_finite, takes_likeliest
+from cola_cli.sampling.tokens import choose, penalised, require_finite
 from cola_cli.settings.sample import SamplingOptions
 
 SHOWN_EVERY = 8  # tokens between two looks at a running generation
@@ -89,7 +89,7 @@ class AutoregressiveSampler(Sampler[_Row]):
         else:
             logits = self._logits(rows, last)
         logits = require_finite(logits)
-        if all(takes_likeliest(row.options) for row in rows):
+        if all(row.options.takes_likeliest for row in rows):
             found: list[int] = logits.argmax(-1).tolist()
             return found
         return [int(self._choose(row, own)) for row, own in zip(rows, logits, strict=True)]

@@ -25,7 +25,7 @@ from cola_cli.sampling.fast.packed import packed
 from cola_cli.sampling.noise import TOKENS, block_noise, generator
 from cola_cli.sampling.requests import Generating, Generation, Request
 from cola_cli.sampling.sampler import Sampler
-from cola_cli.sampling.tokens import choose, penalised, require_finite, takes_likeliest
+from cola_cli.sampling.tokens import choose, penalised, require_finite
 from cola_cli.settings.sample import SamplingOptions
 
 T = TypeVar("T")
@@ -155,6 +155,7 @@ class Engine(Sampler[Generating]):
         if self.options.first_block in ("left-pad", "right-pad"):
             prefix, position = len(known), -(-len(known) // block) * block
         trim = max(0, len(request.prompt) - prefix * patch)
+        options = self._options(request)
         return Generating(
             request=request,
             slot=slot,
@@ -163,7 +164,10 @@ class Engine(Sampler[Generating]):
             position=position,
             trim=trim,
             blocks=self._block_budget(request, len(known) - prefix, trim),
-            options=self._options(request),
+            options=options,
+            # a chain's latents are the codes of the tokens that it chose
+            decodes=not (self.prior.config.chain and options.takes_likeliest)
+            or self.on_step is not None,
         )
 
     def _block_budget(self, request: Request, pinned: int, trim: int) -> int:
@@ -202,8 +206,11 @@ class Engine(Sampler[Generating]):
                 CausalAttention(self._cache, entries, count, block, offset),
             ),
         )
-        attend = CausalAttention(self._decoder_cache, entries, count, self.vae.config.block_size)
-        self._decoder.decode_hidden(z, None, attend)
+        decoding = [i for i, row in enumerate(rows) if row.decodes]
+        if decoding:
+            read = stretches([rows[i].slot for i in decoding], [0] * len(decoding))
+            attend = CausalAttention(self._decoder_cache, read, count, self.vae.config.block_size)
+            self._decoder.decode_hidden(z[decoding], None, attend)
         if self._encoder_cache is not None:
             prompts = [row.request.prompt[: count * self.vae.config.patch_size] for row in rows]
             attend = CausalAttention(
@@ -233,10 +240,22 @@ class Engine(Sampler[Generating]):
 
     def _read(self, rows: list[Generating], z: Tensor) -> list[list[int]]:
         """Token ids of the blocks z (rows, block_size, d), prompt part included."""
-        logits = self._logits(rows, z)
+        decoding = [i for i, row in enumerate(rows) if row.decodes]
+        if len(decoding) == len(rows):
+            ids = self._decoded(rows, z)
+        else:
+            ids = self.prior.nearest_tokens(require_finite(z)).tolist()
+            if decoding:
+                found = self._decoded([rows[i] for i in decoding], z[decoding])
+                for i, own in zip(decoding, found, strict=True):
+                    ids[i] = own
         for row in rows:
             row.decoded += self.prior.config.block_size
-        if all(takes_likeliest(row.options) for row in rows):
+        return ids
+
+    def _decoded(self, rows: list[Generating], z: Tensor) -> list[list[int]]:
+        logits = self._logits(rows, z)
+        if all(row.options.takes_likeliest for row in rows):
             return logits.argmax(-1).tolist()
         return [self._choose(row, own).tolist() for row, own in zip(rows, logits, strict=True)]
 

@@ -17,7 +17,7 @@ from cola_cli.sampling.engine import cut
 from cola_cli.sampling.noise import TOKENS, generator
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.sampler import Sampler
-from cola_cli.sampling.tokens import choose, require_finite, takes_likeliest
+from cola_cli.sampling.tokens import choose, require_finite
 from cola_cli.settings.sample import SamplingOptions
 
 
@@ -106,7 +106,7 @@ class MaskedDiffusionSampler(Sampler[_Row]):
             row.ids = own
 
     def _choose(self, logits: Tensor, rows: list[_Row], taken: _Pass) -> Tensor:
-        if all(takes_likeliest(row.options) for row in rows):
+        if all(row.options.takes_likeliest for row in rows):
             return logits.argmax(-1)
         return torch.stack(
             [self._drawn(row, own, taken) for row, own in zip(rows, logits, strict=True)]

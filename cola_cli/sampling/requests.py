@@ -51,8 +51,9 @@ class Generating:
     trim: int  # prompt tokens at the front of the first block
     blocks: int  # to generate at most
     options: SamplingOptions
+    decodes: bool  # whether the VAE's decoder says which tokens its latents are
     fill: int = 0  # latents in the prior's cache
-    decoded: int = 0  # latents in the decoder's cache
+    decoded: int = 0  # latents that were read
     pending: Tensor | None = None  # (block_size, d) generated, not yet committed
     ids: list[int] = field(default_factory=list)  # of all generated blocks, prompt part included
     latents: list[Tensor] = field(default_factory=list)

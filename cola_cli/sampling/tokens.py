@@ -5,14 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cola_cli.settings.sample import Sampling, SamplingOptions
-
-GREEDY_BELOW = 1e-5  # temperatures under this are greedy, as in the released code
-
-
-def takes_likeliest(options: SamplingOptions) -> bool:
-    """Whether the likeliest tokens are chosen, whatever came before."""
-    return options.temperature < GREEDY_BELOW and options.repetition_penalty == 1.0
+from cola_cli.settings.sample import GREEDY_BELOW, Sampling
 
 
 def require_finite(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from cola_cli.models.config import later
 from cola_cli.settings.fields import Settings, runtime
 
 MOST_TOKENS = 2**31 - 1  # of a continuation
+GREEDY_BELOW = 1e-5  # temperatures under this are greedy, as in the released code
 # what requests of one batch may differ in
 OF_A_REQUEST = {
     "max_new_tokens", "guidance", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop_ids",
@@ -138,6 +139,11 @@ class SamplingOptions(Sampling):
 
     repetition_penalty: float = Field(default=1.0, gt=0)
     stop_ids: tuple[int, ...] = ()
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the likeliest tokens are chosen, whatever came before."""
+        return self.temperature < GREEDY_BELOW and self.repetition_penalty == 1.0
 
     def shared(self) -> tuple[Any, ...]:
         """What requests that share a batch agree on: all but OF_A_REQUEST, and whether guidance acts."""

@@ -9,14 +9,18 @@ import pytest
 import torch
 
 from cola_cli.errors import UsageError
+from cola_cli.flow.path import position_times
+from cola_cli.flow.solvers import uniform_grid
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.sampling.denoise import Estimates, PlainDenoiser
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.fast import best_denoiser
+from cola_cli.sampling.noise import block_noise
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.settings.sample import SamplingOptions
-from tests.small_networks import small_networks
+from cola_cli.training.objectives.distillation import Blocks
+from tests.small_networks import BLOCK, small_networks
 
 VOCABULARY = 60
 PRIORS: dict[str, dict[str, Any]] = {
@@ -87,6 +91,69 @@ def test_a_student_gives_the_same_tokens_alone_and_in_a_batch(
             assert one.ids == other.ids
     with pytest.raises(UsageError, match=f"distilled for {passes} passes"):
         generations(name, 1, maker, steps=passes, guidance=2.0)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_gives_the_same_blocks_without_a_cache(name: str) -> None:
+    """All blocks of a text at once, each behind the whole history, as in training."""
+    vae, prior = networks(name)
+    config, n = prior.config, 3
+    prompts = [list(range(2 * BLOCK)), list(range(20, 20 + BLOCK))]
+    chosen = SamplingOptions(max_new_tokens=n * BLOCK, steps=config.passes, guidance=1.0)
+    last = {r.item: g for r, g in Engine(vae, prior, chosen, 2).run(
+        Request(i, prompt) for i, prompt in enumerate(prompts)
+    )}  # fmt: skip
+    grid = position_times(torch.tensor(uniform_grid(config.passes)), config.stagger, BLOCK)
+    values, levels = grid.unique(return_inverse=True)
+    for item, prompt in enumerate(prompts):
+        prefix = vae.to_prior(vae.encode(torch.tensor([prompt])).mean)[0]
+        made = last[item].latents
+        before = len(prompt) // BLOCK
+        z0 = torch.cat((prefix, made.flatten(0, 1)))[None]
+        noise = [block_noise(0, item, i, (BLOCK, config.latent_dim), False) for i in range(n)]
+        z = torch.cat((prefix.unflatten(0, (before, BLOCK)), torch.stack(noise)))
+        blocks = Blocks(prior, z0, torch.zeros(z0.shape[:2], dtype=torch.bool), values)
+        for i in range(config.passes):
+            output = blocks(z.flatten(0, 1)[None], levels[i].repeat(len(z)), None)
+            output, t = output[0].unflatten(0, (-1, BLOCK)), grid[i].unsqueeze(-1)
+            z = z + (grid[i + 1].unsqueeze(-1) - t) * prior.to_velocity(output, z, t)
+        torch.testing.assert_close(z[before:], made, atol=2e-4, rtol=2e-3)
+
+
+def test_what_a_chain_chose_is_read_without_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, prior = networks("of 1, 24 wide")
+    greedy = SamplingOptions(max_new_tokens=11, steps=1, guidance=1.0)
+    warm = greedy.model_copy(update={"temperature": 0.8})
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8]]
+
+    def ids(both: list[SamplingOptions], chosen: list[int]) -> list[list[int]]:
+        engine = Engine(vae, prior, greedy, 2)
+        requests = [Request(i, prompts[i], options=both[i]) for i in chosen]
+        last = {r.item: g for r, g in engine.run(requests)}
+        for i in chosen:
+            if both[i] is greedy:
+                read = prior.nearest_tokens(last[i].latents).flatten().tolist()
+                trim = len(prompts[i]) % BLOCK
+                assert last[i].ids == read[trim : trim + 11]
+        return [last[i].ids for i in chosen]
+
+    both = ids([greedy, warm], [0, 1])
+    assert both == [*ids([greedy, warm], [0]), *ids([greedy, warm], [1])]
+    assert ids([warm, warm], [0]) != both[:1]
+
+    def refused(*arguments: Any) -> Any:
+        raise AssertionError("the decoder was asked")
+
+    monkeypatch.setattr(type(vae), "decode_hidden", refused)
+    assert ids([greedy, warm], [0]) == both[:1]
+
+
+def test_a_chain_of_weights_that_are_not_finite_is_noticed() -> None:
+    vae, prior = small_networks(4, VOCABULARY, **STUDENTS["of 1, 24 wide"])
+    prior.latent_out.bias.data[3] = torch.nan
+    engine = Engine(vae, prior, SamplingOptions(max_new_tokens=4, steps=1, guidance=1.0), 1)
+    with pytest.raises(FloatingPointError):
+        list(engine.run([Request(0, [1, 2, 3])]))
 
 
 @pytest.mark.parametrize("options", [{"steps": 2}, {"steps": 1, "solver": "midpoint"}], ids=str)

@@ -27,6 +27,7 @@ from cola_cli.sampling.denoise import (
 )
 from cola_cli.sampling.fast.cpu_attention import BlockAttention
 from cola_cli.sampling.fast.fused_prior import FusedPrior, repeated
+from cola_cli.sampling.fast.packed import packed
 from cola_cli.sampling.fast.side_by_side import SideBySide
 from cola_cli.sampling.requests import Generating
 from cola_cli.settings.sample import SamplingOptions
@@ -113,8 +114,9 @@ class RaggedDenoiser:
         self._block, self._channels = prior.config.block_size, prior.config.latent_dim
         self._cache = cache
         self._device = prior.latent_in.weight.device
-        self.prior, self._times = prior, self.trajectory.network_times(self._device)
+        self._times = self.trajectory.network_times(self._device)
         self.fused = FusedPrior(prior, self._times)
+        self.prior = packed(prior, "latent_out", "chain") if prior.config.chain else prior
         self.shown: Shown | None = None
         self._side_by_side = SideBySide()
 

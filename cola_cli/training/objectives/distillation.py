@@ -176,7 +176,8 @@ class Distillation(Objective):
         for name, step in (("gap", own), ("gap_of_teacher", few)):
             terms[name] = ((wide(step.moved) - made).square().mean(-1) * weight).sum()
         if self.student.config.prediction == "tokens":
-            same = nearest_code(self.student, own.moved) == nearest_code(self.student, made)
+            read = self.student.nearest_tokens
+            same = read(own.moved) == read(made)
             terms["accuracy"] = (same * weight).sum()
         return terms
 
@@ -235,9 +236,3 @@ def merged(steps: Iterable[Step], prior: Prior, temperature: float) -> Step:
     return Step(
         z, z - t * velocity if prior.config.prediction == "latent" else velocity, moved, t, end
     )
-
-
-def nearest_code(prior: Prior, z: Tensor) -> Tensor:
-    """The token (B, N) whose code is nearest to z (B, N, d), for a prior with a token head."""
-    codes = prior.codes.to(z.dtype)
-    return (2 * z @ codes.T - codes.square().sum(-1)).argmax(-1)
