@@ -7,15 +7,19 @@ import errno
 import hashlib
 import os
 import re
+import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cola_cli.errors import ColaError, OutputConflict, is_encodable
+from cola_cli.machine.liveness import state_of
 
-# Our temporary files are named after the process; safetensors draws random names.
-TEMPORARY = re.compile(r"\.tmp-\d+$|^\.tmp\w{6}$")
+# Our temporary files are named after process and host; safetensors draws random names.
+TEMPORARY = re.compile(r"\.tmp-(?P<process>\d+)(@(?P<host>[0-9a-f]{8}))?$|^\.tmp\w{6}$")
+ABANDONED_SECONDS = 86400.0  # since the last byte of a temporary file of another host
 # Libraries written in Rust (safetensors, tokenizers) report the error of the system in their message only.
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 READ_BYTES = 1 << 20
@@ -67,7 +71,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Readers see the old file or the whole new one, never a part of it.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}@{_host()}")
     try:
         make_directory(path.parent)
         yield temporary
@@ -137,8 +141,26 @@ def make_directory(directory: Path) -> None:
 def remove_temporaries(directory: Path) -> None:
     """Remove the temporary files of killed writers. Only the holder of the lock may call this."""
     for path in directory.rglob("*"):
-        if TEMPORARY.search(path.name) and path.is_file():
+        if TEMPORARY.search(path.name) and path.is_file() and not is_being_written(path):
             path.unlink(missing_ok=True)
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether another process, which need not hold the lock to make a part, may still write a temporary file."""
+    found = TEMPORARY.search(path.name)
+    if found is None or found["process"] is None:
+        return False
+    if found["host"] in (None, _host()):
+        process = int(found["process"])
+        return process != os.getpid() and state_of(process, socket.gethostname()) != "dead"
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime < ABANDONED_SECONDS
+    return False
+
+
+def _host() -> str:
+    """A short name of this machine without characters that file names may not have."""
+    return sha256_text(socket.gethostname())[:8]
 
 
 def refuse_link(path: Path) -> None:

@@ -10,7 +10,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cola_cli.artifacts.checks import RESTORE, check_file
-from cola_cli.artifacts.files import atomic_file, refuse_link, sha256_file, write_atomic
+from cola_cli.artifacts.files import (
+    TEMPORARY,
+    atomic_file,
+    refuse_link,
+    sha256_file,
+    write_atomic,
+)
 from cola_cli.artifacts.lock import locked
 from cola_cli.artifacts.manifest import (
     Identity,
@@ -149,6 +155,7 @@ def intact_parts(path: Path, fingerprint: str) -> dict[int, PartRecord]:
             file.unlink()
     recorded = {path / record.file for record in kept.values()}
     for file in (path / PARTS).glob("*"):
-        if _PART.fullmatch(file.name) and file not in recorded:
+        temporary = TEMPORARY.search(file.name)  # perhaps of a process that makes a part now
+        if _PART.fullmatch(file.name) and file not in recorded and not temporary:
             file.unlink()
     return kept

@@ -10,7 +10,7 @@ from pathlib import Path
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
 from cola_cli.artifacts.checks import check_file, content_files
-from cola_cli.artifacts.files import remove_temporaries, sync
+from cola_cli.artifacts.files import is_being_written, remove_temporaries, sync
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
@@ -67,7 +67,7 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda count: None)
         known = {record.path for record in records}
         for path in sorted(content_files(directory)):
             name = path.relative_to(directory).as_posix()
-            if name not in known:
+            if name not in known and not is_being_written(path):
                 problem = f"{path} is foreign: the manifest does not list it."
                 findings.append(Finding(name, problem, foreign=True))
     size = sum(record.bytes for record in records)

@@ -2,7 +2,8 @@
 
 Ctrl-C, SIGTERM, a closed terminal (SIGHUP), and the warnings of batch systems before the time is up (SIGUSR1,
 SIGUSR2). Files are written atomically, so outside training any moment is a safe point and the signal raises
-Interrupted on the spot. Inside `deferred()` (a training step) the signal is only remembered, and the loop
+Interrupted on the spot; where Python drops exceptions (`__del__`, the callback of a weak reference) it is sent
+again. Inside `deferred()` (a training step) the signal is only remembered, and the loop
 asks `requested` between steps, saves, and raises.
 """
 
@@ -11,14 +12,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from cola_cli.errors import Interrupted
 
 # Under torchrun one Ctrl-C arrives twice; a second signal counts only after this many seconds.
 SECOND_AFTER = 1.0
+AGAIN_AFTER = 0.01  # seconds until a signal whose exception was dropped is sent again
 SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -29,6 +34,7 @@ _received: int | None = None
 _received_at = 0.0
 _deferrals = 0
 _commands = 0  # one inside another: a study runs the commands of its stages
+_report_dropped = sys.unraisablehook
 
 
 def install() -> None:
@@ -36,6 +42,7 @@ def install() -> None:
     and the like ignore."""
     global _commands
     _commands += 1
+    sys.unraisablehook = _on_dropped
     for number in SIGNALS:
         if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
@@ -96,3 +103,18 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _received, _received_at = number, time.monotonic()
     if not _deferrals:
         raise Interrupted(number)
+
+
+def _on_dropped(dropped: Any) -> None:
+    """Python's hook for exceptions that cannot be raised where they occur."""
+    if isinstance(dropped.exc_value, Interrupted):
+        number = dropped.exc_value.signal_number
+        threading.Timer(AGAIN_AFTER, _send_again, (number,)).start()
+    else:
+        _report_dropped(dropped)
+
+
+def _send_again(number: int) -> None:
+    global _received
+    _received = None
+    os.kill(os.getpid(), number)

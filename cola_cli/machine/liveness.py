@@ -19,7 +19,7 @@ def state_of(process: int, host: str) -> Literal["dead", "stopped", "unknown"]:
         os.kill(process, 0)
         with open(f"/proc/{process}/stat") as stream:
             letter = stream.read().rpartition(")")[2].split()[0]
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return "dead"
     except OSError:
         return "unknown"

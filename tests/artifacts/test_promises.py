@@ -115,7 +115,7 @@ def test_left_overs_of_a_killed_writer_are_removed_by_the_next_run(tmp_path: Pat
     directory = tmp_path / "tokens"
     with Output.open(directory, "tokens", identity()).writing():
         (directory / "parts").mkdir()
-        (directory / "parts" / "00001.bin.tmp-4711").write_bytes(b"half")
+        (directory / "parts" / "00001.bin.tmp-4194305").write_bytes(b"half")
     make(directory)
     assert not [path for path in directory.rglob("*") if TEMPORARY.search(path.name)]
     assert verify(directory).findings == []
@@ -202,7 +202,7 @@ def test_a_changed_input_is_named(tmp_path: Path) -> None:
 
 def test_a_run_that_failed_before_it_made_anything_stands_in_nobodys_way(tmp_path: Path) -> None:
     with Output.open(tmp_path / "tokens", "tokens", identity()).writing():
-        (tmp_path / "tokens/part.bin.tmp-4711").write_bytes(b"half")
+        (tmp_path / "tokens/part.bin.tmp-4194305").write_bytes(b"half")
     assert make(tmp_path / "tokens", seq_len=128).manifest.identity.settings["seq_len"] == 128
     output = Output.open(tmp_path / "other", "tokens", identity())
     with output.writing() as writer, writer.part(0, suffix=".bin") as part:

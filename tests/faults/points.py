@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.faults.seccomp import Call
 
 # Cola's temporary names hold the process number, those of safetensors are drawn at random.
-TEMPORARY = re.compile(r"\.tmp-\d+$|(?<=/)\.tmp\w{6}$")
+TEMPORARY = re.compile(r"\.tmp-\d+@\w+$|(?<=/)\.tmp\w{6}$")
 WRITES = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
 _AT_CWD = 0xFFFFFF9C  # AT_FDCWD, its low half
 _REMOVE_DIRECTORY = 0x200

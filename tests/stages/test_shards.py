@@ -19,6 +19,7 @@ from cola_cli.artifacts import Identity, Output
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.parts import write_part
+from cola_cli.artifacts.verify import verify
 from cola_cli.errors import OutputConflict, UsageError
 from cola_cli.machine.launcher import INDEXED
 from cola_cli.stages.sample import demo_model
@@ -204,6 +205,52 @@ def test_answers_made_in_shards_are_those_of_one_run(cola: Run, tmp_path: Path, 
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     if stage == "sample":
         assert "Give -o too" in cola(*command, "--shard", "0/2", expect=2).stderr
+
+
+MAKING = """
+import sys
+from pathlib import Path
+from tests.stages.test_shards import identity, write_part
+with write_part(Path(sys.argv[1]), 0, identity(1), suffix=".txt", shared=True) as part:
+    part.path.write_text("1")
+    print(part.path.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_live_process_is_writing_is_left_alone(tmp_path: Path, killed: bool) -> None:
+    path, pipe = tmp_path / "a", subprocess.PIPE
+    begin(place(path, 1))
+    command = [sys.executable, "-c", MAKING, str(path)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        temporary = path / "parts" / other.stdout.readline().strip()
+        with place(path, 1).writing():
+            assert temporary.read_text() == "1"
+        if killed:
+            other.kill()
+        else:
+            other.communicate("")
+    with place(path, 1).writing() as writer:
+        assert list(writer.parts) == ([] if killed else [0])
+        assert not temporary.exists()
+
+
+def test_a_temporary_file_of_another_machine_is_removed_a_day_after_its_last_byte(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a"
+    begin(place(path, 1))
+    (path / "parts").mkdir()
+    files = [path / "parts" / f"0000{n}.txt.tmp-{os.getpid()}@0123abcd" for n in range(2)]
+    for file, hours in zip(files, (23, 25), strict=True):
+        file.write_text("half")
+        os.utime(file, (time.time() - 3600 * hours,) * 2)
+    with place(path, 1).writing() as writer:
+        writer.finish({})
+    assert [file.exists() for file in files] == [True, False]
+    assert not verify(path).findings
 
 
 def cola_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
