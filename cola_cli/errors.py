@@ -43,7 +43,14 @@ class OutputConflict(ColaError):
 
 
 class OutputLocked(OutputConflict):
-    """Another live process writes to the output; this passes when it ends."""
+    """Another live process writes to the output; this passes when it ends.
+
+    stopped: whether that process is stopped by a signal, so that whoever waits may wait without end.
+    """
+
+    def __init__(self, problem: str, remedy: str, stopped: bool = False) -> None:
+        super().__init__(problem, remedy)
+        self.stopped = stopped
 
 
 class InputError(ColaError):

@@ -146,7 +146,7 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether another process, which need not hold the lock to make a part, may still write a temporary file."""
+    """Whether another process may still write a temporary file: for a part it does not hold the lock."""
     found = TEMPORARY.search(path.name)
     if found is None or found["process"] is None:
         return False

@@ -20,6 +20,7 @@ from cola_cli.errors import OutputConflict, OutputLocked
 from cola_cli.machine.liveness import state_of
 
 LOCK_NAME = ".lock"
+STOPPED_SECONDS = 30.0  # for a holder that is stopped to go on
 
 
 @contextlib.contextmanager
@@ -107,12 +108,27 @@ def _self_description() -> dict[str, str | int]:
     }
 
 
-def _locked(directory: Path, descriptor: int) -> OutputConflict:
+class Patience:
+    """Ends a wait whose reason lasts too long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def is_over(self, reason: bool) -> bool:
+        """Whether the reason was there at every call for `seconds`."""
+        now = time.monotonic()
+        self._since = (self._since or now) if reason else None
+        return self._since is not None and now - self._since > self._seconds
+
+
+def _locked(directory: Path, descriptor: int) -> OutputLocked:
     problem = f"{directory} is being written by {_holder(descriptor)}"
-    if _is_stopped(descriptor):  # whoever waits would wait without end
-        return OutputConflict(
+    if _is_stopped(descriptor):
+        return OutputLocked(
             f"{problem}, which is stopped.",
             "Let that process go on (kill -CONT) or end it, then run the same command again.",
+            stopped=True,
         )
     return OutputLocked(f"{problem}.", "Wait for it, stop it, or choose another output directory.")
 

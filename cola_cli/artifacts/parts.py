@@ -17,7 +17,7 @@ from cola_cli.artifacts.files import (
     sha256_file,
     write_atomic,
 )
-from cola_cli.artifacts.lock import locked
+from cola_cli.artifacts.lock import STOPPED_SECONDS, Patience, locked
 from cola_cli.artifacts.manifest import (
     Identity,
     PartRecord,
@@ -94,6 +94,7 @@ class _Finished(Exception):
 @contextlib.contextmanager
 def _adding(directory: Path, identity: Identity) -> Iterator[None]:
     """Hold the lock of the unfinished artifact of this identity."""
+    stopped = Patience(STOPPED_SECONDS)
     while True:
         manifest = read_manifest(directory)
         if manifest.fingerprint != identity.fingerprint:
@@ -110,8 +111,10 @@ def _adding(directory: Path, identity: Identity) -> Iterator[None]:
                         raise _Finished
                     yield
                     return
-        except OutputLocked:
-            pass  # by one that adds a part of its own, or makes all that are missing
+        except OutputLocked as error:
+            # by one that adds a part of its own, or makes all that are missing
+            if stopped.is_over(error.stopped):
+                raise
 
 
 def read_part_record(path: Path) -> PartRecord:

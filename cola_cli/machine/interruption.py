@@ -2,9 +2,9 @@
 
 Ctrl-C, SIGTERM, a closed terminal (SIGHUP), and the warnings of batch systems before the time is up (SIGUSR1,
 SIGUSR2). Files are written atomically, so outside training any moment is a safe point and the signal raises
-Interrupted on the spot; where Python drops exceptions (`__del__`, the callback of a weak reference) it is sent
-again. Inside `deferred()` (a training step) the signal is only remembered, and the loop
-asks `requested` between steps, saves, and raises.
+Interrupted on the spot; where Python drops exceptions (`__del__`, callbacks of weak references) it is sent
+again. Inside `deferred()` (a training step) the signal is only remembered, and the loop asks `requested`
+between steps, saves, and raises.
 """
 
 from __future__ import annotations

@@ -56,13 +56,18 @@ class Peers:
         self._round_at = time.monotonic()
         self._beats: dict[int, tuple[str, float]] = {}  # rank -> last beat, when it came
         self._stopped = threading.Event()
-        self.store = self._join()
+        self.store = self._connect()
+        try:
+            self._join()
+        except RuntimeError as error:
+            lost = "rank 0" if launch.hosts_store else "the launcher"
+            raise PeerFailed(f"{lost} stopped while the ranks were joining.", AGAIN) from error
         self._thread = threading.Thread(target=self._run, daemon=True, name="peers")
         self._thread.start()
 
     # --- joining and leaving ---
 
-    def _join(self) -> dist.Store:
+    def _connect(self) -> dist.Store:
         launch = self._launch
         wait = timedelta(seconds=self._timeout)
         try:
@@ -86,7 +91,10 @@ class Peers:
                 f" {_minutes(self._timeout)}.",
                 "Start every rank, check MASTER_ADDR and MASTER_PORT, or raise the setting timeout.",
             ) from error
-        store: dist.Store = dist.PrefixStore(f"cola/{launch.attempt}", server)
+        return dist.PrefixStore(f"cola/{launch.attempt}", server)
+
+    def _join(self) -> None:
+        launch, store = self._launch, self.store
         store.set(_beat_key(launch.rank), self._beat(0))
         deadline = time.monotonic() + self._timeout
         while missing := [r for r in range(launch.size) if not store.check([_beat_key(r)])]:
@@ -97,7 +105,8 @@ class Peers:
                     "Start every rank, or raise the setting timeout.",
                 )
             time.sleep(0.02)
-        return store
+        for rank in range(launch.size):
+            self._beats[rank] = store.get(_beat_key(rank)).decode(), time.monotonic()
 
     def leave(self) -> None:
         """Say that this process is done; whoever serves the store stays until the others are."""
@@ -170,24 +179,33 @@ class Peers:
 
     def _lost(self, silence: float, after: float = SILENT_SECONDS) -> PeerFailed | None:
         """The error when a process is dead (looked at `after` so many seconds), or silent for `silence`."""
-        now, size = time.monotonic(), self._launch.size
+        now = time.monotonic()
         if self._launch.hosts_store and self._launch.rank:
             if self._store_lost or now - self._round_at > silence:
-                state = "stopped" if self._store_lost else "no longer answers"
-                return PeerFailed(f"rank 0 of {size} {state}: it was killed, or hangs.", AGAIN)
+                return self._without_answer(0)
         elif self._store_lost or now - self._round_at > SILENT_SECONDS:
             return None  # nothing is known of the others
         for rank, (beat, since) in self._beats.items():
             if rank == self._launch.rank or beat == LEFT or now - since < after:
                 continue
-            _, process, host = beat.split(" ", 2)
-            state = state_of(int(process), host)
-            if state == "dead":
-                return PeerFailed(f"rank {rank} of {size} was killed.", AGAIN)
-            if now - since >= silence:
-                why = "it is stopped" if state == "stopped" else "it was killed, or hangs"
-                return PeerFailed(f"rank {rank} of {size} no longer answers: {why}.", AGAIN)
+            if self._state(rank) == "dead" or now - since >= silence:
+                return self._without_answer(rank)
         return None
+
+    def _state(self, rank: int) -> str:
+        beat, _ = self._beats[rank]
+        if beat == LEFT:
+            return "unknown"
+        _, process, host = beat.split(" ", 2)
+        return state_of(int(process), host)
+
+    def _without_answer(self, rank: int) -> PeerFailed:
+        why = {
+            "dead": "was killed",
+            "stopped": "no longer answers: it is stopped",
+            "unknown": "no longer answers: it was killed, or hangs",
+        }[self._state(rank)]
+        return PeerFailed(f"rank {rank} of {self._launch.size} {why}.", AGAIN)
 
     # --- waiting ---
 

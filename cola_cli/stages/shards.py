@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Output, Writer
+from cola_cli.artifacts.lock import STOPPED_SECONDS, Patience
 from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import recorded_parts
@@ -28,7 +29,7 @@ def parse_shard(text: str | None) -> Shard:
     if text == "auto":
         return launched_shard()
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UsageError(
             f"--shard {text}: it is not auto, nor I/N with I from 0 to N - 1.", "Try --shard 0/4."
         )
@@ -69,16 +70,15 @@ def begin_together(
     The first process to take the lock calls `make`; the others wait, and one of them takes over if it dies.
     Raises OutputConflict when something else lies there, or is being made there.
     """
-    foreign_since = None
+    foreign, stopped = Patience(FOREIGN_SECONDS), Patience(STOPPED_SECONDS)
     while not (found := has_begun(output, begun)):
         try:
             with output.writing(environment) as writer:
                 make(writer)
                 return
-        except OutputLocked:
+        except OutputLocked as error:
             # The holder may just be replacing what a failed run left behind.
-            foreign_since = (foreign_since or time.monotonic()) if found is False else None
-            if foreign_since is not None and time.monotonic() - foreign_since > FOREIGN_SECONDS:
+            if foreign.is_over(found is False) or stopped.is_over(error.stopped):
                 raise
             time.sleep(POLL_SECONDS)
 

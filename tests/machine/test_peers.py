@@ -12,7 +12,7 @@ import pytest
 
 from cola_cli.errors import UsageError
 from cola_cli.machine.launcher import Launch, launched
-from tests.stages.ranks import start
+from tests.stages.ranks import environment, free_port, start
 
 TIMEOUT = 0.15  # minutes
 # Ranks add numbers; the last one then meets its fate.
@@ -52,10 +52,28 @@ try:
 except typer.Exit as end:
     sys.exit(end.exit_code)
 """
+# Says when it has come and waits for others.
+JOINING = """
+import sys
+import typer
+from cola_cli.cli.console import errors_shown
+from cola_cli.machine import peers, processes
+connect = peers.Peers._connect
+def telling(self):
+    store = connect(self)
+    print("joining", flush=True)
+    return store
+peers.Peers._connect = telling
+try:
+    with errors_shown(False), processes.joined("cpu", 1.0):
+        pass
+except typer.Exit as end:
+    sys.exit(end.exit_code)
+"""
 # fate -> exit code and words of the others, by the rank that it meets
 FATES = {
     "SIGKILL": (7, "rank {} of 2"),
-    "SIGSTOP": (7, "rank {} of 2 no longer answers"),
+    "SIGSTOP": (7, "rank {} of 2 no longer answers: it is stopped"),
     "SIGHUP": (129, "rank {} stopped: it was interrupted by SIGHUP"),
     "absent": (7, "rank {} of 2 did not join"),
     "damage": (5, "rank {} stopped: parts/00000.parquet is damaged."),
@@ -89,6 +107,29 @@ def test_the_others_name_the_rank_and_its_error(fate: str, where: int) -> None:
     assert "a fault in cola" not in other[1]
     assert "Traceback" not in other[1]
     assert other[2] < 60 * TIMEOUT + 25
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_while_all_join_is_named() -> None:
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOINING],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment(rank, 3, port),
+        )
+        for rank in (0, 1)  # the third never comes
+    ]
+    for rank in ranks:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "joining\n"
+    ranks[0].kill()
+    told = ranks[1].communicate(timeout=60)[1]
+    ranks[0].communicate()
+    assert ranks[1].returncode == 7, told
+    assert "rank 0 stopped while the ranks were joining" in told
 
 
 @pytest.mark.slow

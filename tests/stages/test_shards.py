@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cola_cli.artifacts import Identity, Output
+from cola_cli.artifacts import Identity, Output, parts
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.parts import write_part
@@ -83,9 +83,12 @@ def test_a_conflict_that_will_not_pass_is_an_error_at_once(tmp_path: Path) -> No
     assert time.monotonic() - begun < 10
 
 
-@pytest.mark.parametrize("holds", [True, False])
-def test_a_holder_that_is_stopped_is_not_waited_for(tmp_path: Path, holds: bool) -> None:
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_holder_that_is_stopped_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
     path = tmp_path / "a"
+    monkeypatch.setattr(parts, "STOPPED_SECONDS", 60.0 if goes_on else 1.0)
     begin(place(path, 1))
     code = "import sys, pathlib, cola_cli.artifacts.lock as lock\n"
     code += "with lock.writer_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
@@ -94,12 +97,17 @@ def test_a_holder_that_is_stopped_is_not_waited_for(tmp_path: Path, holds: bool)
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        if holds:
-            holder.send_signal(signal.SIGSTOP)
+        holder.send_signal(signal.SIGSTOP)
+        if goes_on:
+            assert holder.stdin is not None
+            threading.Timer(2.0, holder.send_signal, (signal.SIGCONT,)).start()
+            threading.Timer(2.0, holder.stdin.close).start()
+            add(path, 0, 1)
+        else:
             with pytest.raises(OutputConflict, match="which is stopped"):
                 add(path, 0, 1)
-        holder.kill()
-    add(path, 0, 1)
+            holder.kill()
+    assert [*content(path)] == (["parts/00000.json", "parts/00000.txt"] if goes_on else [])
 
 
 def test_a_directory_where_the_lock_belongs_is_a_conflict(tmp_path: Path) -> None:
