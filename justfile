@@ -69,6 +69,10 @@ bench-serve *arguments:
 bench-sample-gpu *arguments:
     {{python}} tests/bench/sample_gpu.py {{arguments}}
 
+# CPU seconds of tokenizing in shards against one run
+bench-shards *arguments:
+    {{python}} tests/bench/shards.py {{arguments}}
+
 # what fewer passes cost in quality: just bench-quality MODEL
 bench-quality *arguments:
     {{python}} tests/bench/quality.py {{arguments}}

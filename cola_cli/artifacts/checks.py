@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.lock import LOCK_NAME
-from cola_cli.artifacts.manifest import MANIFEST_NAME, NEW, FileRecord
+from cola_cli.artifacts.manifest import MANIFEST_NAME, NEW, SCRATCH, FileRecord
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact
 
@@ -45,12 +45,12 @@ def check_file(directory: Path, record: FileRecord) -> None:
 
 
 def content_files(directory: Path) -> Iterator[Path]:
-    """Every file of an artifact but its manifest, its lock, and what is to replace it."""
+    """Every file of an artifact but its manifest, its lock, its scratch, and what is to replace it."""
     for path in directory.rglob("*"):
         name = path.relative_to(directory).as_posix()
         if (
             path.is_file()
             and name not in (MANIFEST_NAME, LOCK_NAME)
-            and not name.startswith(f"{NEW}/")
+            and not name.startswith((f"{NEW}/", f"{SCRATCH}/"))
         ):
             yield path

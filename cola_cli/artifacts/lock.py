@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cola_cli.artifacts.files import make_directory, refuse_links, writing_failed
 from cola_cli.artifacts.reading import parse_json, shown
@@ -69,6 +69,32 @@ def locked(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
                 os.truncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+class Claims:
+    """Numbered tasks that at most one live process does: the kernel drops a claim with its holder."""
+
+    def __init__(self, path: Path) -> None:
+        make_directory(path.parent)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._descriptor = os.open(path, flags, 0o644)
+        except OSError as error:
+            raise writing_failed(path, error) from error
+
+    def take(self, number: int) -> bool:
+        """Claim a task until this process ends; False when another process has it."""
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except (BlockingIOError, PermissionError):  # by POSIX either may say so
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
 
 
 def holder_of(directory: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from cola_cli.artifacts.lock import LOCK_NAME, locked, writer_lock
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
     NEW,
+    SCRATCH,
     FileRecord,
     Identity,
     Kind,
@@ -104,9 +106,15 @@ class Output:
         return self._previous.environment if self._previous and resumes else {}
 
     @contextlib.contextmanager
-    def writing(self, environment: dict[str, Any] | None = None) -> Iterator[Writer]:
-        """Hold the lock and yield the writer; the manifest says `incomplete` until `finish`."""
-        with writer_lock(self.path), telling_what_is_saved(self.place):
+    def writing(
+        self, environment: dict[str, Any] | None = None, held: bool = False
+    ) -> Iterator[Writer]:
+        """Hold the lock and yield the writer; the manifest says `incomplete` until `finish`.
+
+        held: the caller has the lock already.
+        """
+        lock = contextlib.nullcontext() if held else writer_lock(self.path)
+        with lock, telling_what_is_saved(self.place):
             # Another process may have finished between our first look and the lock.
             self._previous = self._look()
             if self._chosen_place() != self.place:
@@ -245,6 +253,7 @@ class Writer:
         Foreign files in the directory are left alone and not recorded.
         """
         remove_temporaries(self.path)
+        shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
         digests = {name: record.sha256 for name, record in self.kept.items()}
         for part in recorded_parts(self.path).values():
             digests[part.file] = part.sha256

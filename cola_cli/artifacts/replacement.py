@@ -18,6 +18,7 @@ from cola_cli.artifacts.files import make_directory, refuse_link, sync, write_at
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
     NEW,
+    SCRATCH,
     FileRecord,
     Manifest,
     pretty_json,
@@ -129,6 +130,11 @@ def _leaving(path: Path, arriving: list[FileRecord]) -> set[str]:
             name = file.relative_to(path)
             if is_part(name) or name.parts[0] in (CHECKPOINTS, METRICS):
                 names.add(name.as_posix())
+        names |= {
+            file.relative_to(path).as_posix()
+            for file in (path / SCRATCH).rglob("*")
+            if file.is_file()
+        }
         names |= {r.path for r in arriving if (path / r.path).is_file()}
     for record in arriving:
         refuse_link(path / record.path)

@@ -86,7 +86,7 @@ Shard = Annotated[
         "--shard",
         metavar="I/N|auto",
         envvar="COLA_SHARD",
-        help="Make every N-th part only, from part I (from 0); a last run without it completes them. auto: as"
+        help="Make share I (from 0) of N of the parts only; a last run without it completes them. auto: as"
         " a SLURM array, an Indexed Job of Kubernetes (with COLA_SHARDS, the count) or torchrun says.",
     ),
 ]

@@ -34,7 +34,7 @@ def tokenize(
 
     Example: cola tokenize "texts/*.txt" -o runs/demo/tokens --vocab-size 8192
     """
-    from cola_cli.corpus.chunks import find_corpus
+    from cola_cli.corpus.sources import find_corpus
     from cola_cli.stages.tokenize import tokenize as stage
 
     if tokenizer is not None and run.flags["vocab_size"] is not None:

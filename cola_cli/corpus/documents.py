@@ -41,6 +41,33 @@ class ChangedFile(InputError):
     """A corpus file that is not, byte for byte, the one whose digest is known."""
 
 
+@dataclass
+class Range:
+    """What to read of a file: bytes of a text file on disk, or row groups of a Parquet file.
+
+    Of a text file these are the lines that begin from `start` on and before `stop` (None: at the end); where
+    blank lines part documents, the documents after those of these lines that are blank.
+    `first` is the number of the first of the lines, where it is known; `lines` counts them while they are
+    read, and `at` is the place of the line that was read last.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    first: int = 1
+    lines: int = 0
+    at: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the whole file."""
+        return self.start == 0 and self.stop is None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the line that was read last belongs to the next range."""
+        return self.stop is not None and self.at >= self.stop
+
+
 @dataclass(frozen=True)
 class Document:
     """One document and where it came from, such as `line 12`."""
@@ -55,14 +82,19 @@ def read_documents(
     rule: DocumentRule,
     advance: Callable[[int], None] = lambda count: None,
     expected: dict[str, Any] | None = None,
+    part: Range | None = None,
 ) -> Iterator[Document]:
-    """The documents of one file; an empty text stands for an empty file, an empty text and a null field.
+    """The documents of one file, or of a part of it.
+
+    An empty text stands for an empty file, an empty text and a null field.
 
     `text_field` is the field or column of records, `a.b` the field b within the field a; `rule` cuts text
     files at blank lines or takes them whole; `advance` is told the bytes of the file that were read.
     `expected` (bytes, modified, sha256) is what is known of the file. Raises InputError naming file and line
-    or row, and ChangedFile after the last document when the file is not the expected one.
+    or row, and ChangedFile after the last document when the file is not the expected one: by its digest if
+    it was read whole, else by its size and time.
     """
+    part = part or Range()
     file = source if isinstance(source, CorpusFile) else CorpusFile(str(source))
     kind = file_format(file)
     try:
@@ -72,23 +104,25 @@ def read_documents(
             _require(file, expected, hashlib.sha256().hexdigest())
             return
         if kind == ".parquet":
-            yield from _parquet(file, text_field, size, advance, expected)
+            yield from _parquet(file, text_field, size, advance, expected, part)
             return
-        digest = hashlib.sha256() if expected else None
-        with file.open(advance, digest) as raw:
+        digest = hashlib.sha256() if expected and part.whole else None
+        with file.open(advance, digest, max(0, part.start - 1)) as raw:
             stream = unpacked(file, raw)
             if kind == ".jsonl":
-                yield from _records(file, stream, text_field)
+                yield from _records(file, stream, text_field, part)
             elif kind == ".csv":
                 yield from _table(file, stream, text_field)
             elif rule == "file":
                 yield Document(_whole(file, stream), "line 1")
             else:
-                yield from _paragraphs(file, stream)
-            while raw.read(READ_BYTES):
+                yield from _paragraphs(file, stream, part)
+            while part.whole and raw.read(READ_BYTES):
                 pass
         if digest is not None:
             _require(file, expected, digest.hexdigest())
+        elif expected:
+            require_unchanged(file, expected)
     except DAMAGED as error:
         raise InputError(
             f"{file} is truncated or damaged ({reason(error)}).", "Fetch it again."
@@ -105,39 +139,47 @@ def read_documents(
 def require_unchanged(file: CorpusFile, expected: dict[str, Any]) -> None:
     """Raise ChangedFile when size or time of a file are not the expected ones."""
     if file.state() != (expected["bytes"], expected["modified"]):
-        raise _changed(file)
+        raise changed(file)
 
 
 def _require(file: CorpusFile, expected: dict[str, Any] | None, digest: str) -> None:
     if expected and expected["sha256"] != digest:
-        raise _changed(file)
+        raise changed(file)
 
 
-def _changed(file: CorpusFile) -> ChangedFile:
+def changed(file: CorpusFile) -> ChangedFile:
+    """The error of a file that is not the one whose digest is known."""
     return ChangedFile(
         f"{file} changed while it was read.",
         "Run the command again, with --overwrite, when nothing writes to the file.",
     )
 
 
-def _lines(file: CorpusFile, stream: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Numbered lines, each decoded by itself so that an error can name it."""
-    number = 0
+def _lines(file: CorpusFile, stream: BinaryIO, part: Range) -> Iterator[tuple[int, str]]:
+    """Numbered lines from the start of a part on, each decoded by itself so that an error can name it."""
+    number, place = part.first - 1, max(0, part.start - 1)
+    while place < part.start:  # the end of the line before
+        skipped = stream.readline(DOCUMENT_LIMIT)
+        place += len(skipped)
+        if skipped.endswith(b"\n") or not skipped:
+            break
     while line := stream.readline(DOCUMENT_LIMIT):
         number += 1
+        part.at, place = place, place + len(line)
+        part.lines += not part.ended
         if len(line) >= DOCUMENT_LIMIT:
             raise InputError(
                 f"{file}, line {number} is longer than {DOCUMENT_LIMIT >> 20} MiB.",
                 "Cut it into several documents.",
             )
-        yield number, _decoded(file, number, line)
+        yield number, _decoded(file, number, line, first=part.at == 0)
 
 
-def _decoded(file: CorpusFile, number: int, line: bytes) -> str:
-    if number == 1 and (encoding := foreign_encoding(line)):
+def _decoded(file: CorpusFile, number: int, line: bytes, first: bool) -> str:
+    if first and (encoding := foreign_encoding(line)):
         raise InputError(f"{file} is {encoding}, not UTF-8.", conversion(line))
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        return line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file}, line {number} is not UTF-8 (byte {line[error.start]:#04x} at column"
@@ -149,7 +191,7 @@ def _decoded(file: CorpusFile, number: int, line: bytes) -> str:
 def _whole(file: CorpusFile, stream: BinaryIO) -> str:
     # StringIO here and below: a list of a hundred million short lines takes forty times their size
     pieces = io.StringIO()
-    for _, line in _lines(file, stream):
+    for _, line in _lines(file, stream, Range()):
         pieces.write(line)
         if pieces.tell() > DOCUMENT_LIMIT:
             raise InputError(
@@ -159,10 +201,13 @@ def _whole(file: CorpusFile, stream: BinaryIO) -> str:
     return pieces.getvalue()
 
 
-def _paragraphs(file: CorpusFile, stream: BinaryIO) -> Iterator[Document]:
+def _paragraphs(file: CorpusFile, stream: BinaryIO, part: Range) -> Iterator[Document]:
     pieces, start = io.StringIO(), 0  # 0: no document begun
-    for number, line in _lines(file, stream):
-        if line.strip():
+    passed = part.start > 0  # at first come lines of a document that the part before holds
+    for number, line in _lines(file, stream, part):
+        if passed:
+            passed = bool(line.strip())
+        elif line.strip():
             start = start or number
             pieces.write(line)
             if pieces.tell() > DOCUMENT_LIMIT:
@@ -173,12 +218,18 @@ def _paragraphs(file: CorpusFile, stream: BinaryIO) -> Iterator[Document]:
         elif start:
             yield Document(pieces.getvalue().strip("\r\n"), f"line {start}")
             pieces, start = io.StringIO(), 0
+        if not start and part.ended:
+            return
     if start:
         yield Document(pieces.getvalue().strip("\r\n"), f"line {start}")
 
 
-def _records(file: CorpusFile, stream: BinaryIO, text_field: str) -> Iterator[Document]:
-    for number, line in _lines(file, stream):
+def _records(
+    file: CorpusFile, stream: BinaryIO, text_field: str, part: Range
+) -> Iterator[Document]:
+    for number, line in _lines(file, stream, part):
+        if part.ended:
+            return
         if not line.strip():
             continue
         try:
@@ -265,7 +316,7 @@ def _table(file: CorpusFile, stream: BinaryIO, text_field: str) -> Iterator[Docu
 
     def lines() -> Iterator[str]:
         nonlocal size, fields
-        for number, line in _lines(file, stream):
+        for number, line in _lines(file, stream, Range()):
             size += len(line)
             fields += line.count(",")
             if size > DOCUMENT_LIMIT or fields > VALUES_LIMIT:
@@ -318,6 +369,7 @@ def _parquet(
     size: int,
     advance: Callable[[int], None],
     expected: dict[str, Any] | None,
+    part: Range,
 ) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -326,13 +378,10 @@ def _parquet(
         with file.open_parquet() as raw, pq.ParquetFile(raw) as table:
             path = _column(file, table.schema_arrow, text_field)
             # Arrow fails on some columns of a row group of no rows, which a writer of batches may leave
-            groups = [
-                group
-                for group in range(table.num_row_groups)
-                if table.metadata.row_group(group).num_rows
-            ]
+            sizes = [table.metadata.row_group(n).num_rows for n in range(table.num_row_groups)]
+            groups = [n for n in range(len(sizes))[part.start : part.stop] if sizes[n]]
             at_a_time = _rows_at_a_time(file, table.metadata, ".".join(path), groups)
-            row, rows = 0, max(1, table.metadata.num_rows)
+            row, rows = sum(sizes[: part.start]), max(1, table.metadata.num_rows)
             batches = table.iter_batches(at_a_time, row_groups=groups, columns=[".".join(path)])
             for batch in batches if groups else ():
                 before = row
@@ -341,10 +390,10 @@ def _parquet(
                     yield Document(_field(file, place, {path[0]: value}, text_field), place)
                     row += 1
                 advance(size * row // rows - size * before // rows)
-            if expected and file.filesystem is None:
+            if expected and file.filesystem is None and part.whole:
                 raw.seek(0)
                 _require(file, expected, sha256_stream(raw))
-        if expected and file.filesystem is not None:
+        if expected and not (file.filesystem is None and part.whole):
             require_unchanged(file, expected)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(

@@ -53,15 +53,19 @@ class CorpusFile:
         return info.size, info.mtime_ns if info.mtime else None
 
     def open(
-        self, advance: Callable[[int], None] = lambda count: None, digest: Any = None
+        self,
+        advance: Callable[[int], None] = lambda count: None,
+        digest: Any = None,
+        start: int = 0,
     ) -> BinaryIO:
-        """Its bytes as they lie there, from the first to the last.
+        """Its bytes as they lie there, to the last; `start`, of a file on disk, is the first.
 
         `advance` is told how many were read, `digest` (of hashlib) is updated with them.
         """
         raw: Any
         if self.filesystem is None:
             raw = open(self.name, "rb", buffering=0)  # noqa: SIM115
+            raw.seek(start)
         else:
             raw = self.filesystem.open_input_stream(self.path, compression=None)
         return io.BufferedReader(_Counted(raw, advance, digest), READ_BYTES)

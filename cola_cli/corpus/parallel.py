@@ -1,13 +1,12 @@
-"""Chunks of a corpus handed to worker processes, a few at a time."""
+"""Pieces and chunks of a corpus handed to worker processes, a few at a time."""
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -16,27 +15,38 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol, TypeVar
 
-from cola_cli.corpus.chunks import Chunk
 from cola_cli.errors import ColaError
 
 
+class Sized(Protocol):
+    """A piece of work of so many bytes."""
+
+    @property
+    def bytes(self) -> int:
+        """For the progress bar."""
+        ...
+
+
+Work = TypeVar("Work", bound=Sized)
+
+
 def run_all(
-    work: Callable[[Chunk], None],
-    chunks: Iterator[Chunk],
+    work: Callable[[Work], None],
+    items: Iterable[Work],
     workers: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Do `work` on every chunk, in worker processes if there are at least two chunks.
+    """Do `work` on every item, each begun before the next is asked for, in worker processes if many.
 
-    `work` must be picklable; `advance` is told the bytes that were read for each finished chunk.
+    `work` must be picklable; `advance` is told the bytes of each finished item.
     Raises whatever `work` raises, and ColaError when a worker is killed.
     """
-    first = list(itertools.islice(chunks, 2))
-    if workers == 1 or len(first) < 2:
-        for chunk in itertools.chain(first, chunks):
-            work(chunk)
-            advance(chunk.read)
+    if workers == 1:
+        for item in items:
+            work(item)
+            advance(item.bytes)
         return
     # spawn: forking a process that has threads (tokenizers, pyarrow) can hang
     context = multiprocessing.get_context("spawn")
@@ -49,8 +59,8 @@ def run_all(
                 advance(waiting.pop(future))
 
         try:
-            for chunk in itertools.chain(first, chunks):
-                waiting[pool.submit(work, chunk)] = chunk.read
+            for item in items:
+                waiting[pool.submit(work, item)] = item.bytes
                 if len(waiting) > 2 * workers:
                     settle(wait(waiting, return_when=FIRST_COMPLETED).done)
             settle(as_completed(list(waiting)))

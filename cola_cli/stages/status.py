@@ -164,6 +164,14 @@ def _progress(surveyed: _Surveyed, directory: Path, manifest: Manifest) -> str:
         done = train["steps"] if manifest.files else max(saved, default=0)
         return f"step {done:,} of {train['steps']:,}"
     parts = len(list((directory / PARTS).glob("*.json")))
+    if manifest.kind == "tokens":
+        from cola_cli.corpus.survey import CHUNKS, read_plan, scratch_of
+
+        scratch = scratch_of(directory, manifest.fingerprint)
+        if (scratch / CHUNKS).exists():
+            return f"{parts} of {2 * len(read_plan(scratch).sizes)} parts"
+        if scratch.exists():
+            return f"{len(list(scratch.glob('[0-9]*.parquet')))} pieces surveyed"
     source = surveyed.found.get(manifest.identity.inputs.get("tokens", ""))
     if manifest.kind == "latents" and source is not None:
         total = sum(

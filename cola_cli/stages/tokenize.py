@@ -1,34 +1,43 @@
 """Stage `tokenize`: a corpus of text files to packed token sequences and their tokenizer.
 
-One process reads, drops duplicates and cuts the corpus into chunks of consecutive documents; the others
-tokenize and pack a chunk each into one training and one validation part.
+The corpus is read twice: a survey finds duplicates and cuts it into chunks of consecutive documents, each of
+which is then tokenized and packed into one training and one validation part. Processes and shards take pieces
+of the survey, and chunks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import shutil
+import time
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cola_cli.artifacts import Identity, Writer
+from cola_cli.artifacts import Identity, Output, Writer
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.kinds import TOKENIZER, SplitStatistics, TokensPart, TokensStatistics
+from cola_cli.artifacts.lock import Claims, writer_lock
 from cola_cli.artifacts.output import telling_what_is_saved
-from cola_cli.artifacts.parts import PARTS, recorded_parts, write_part
-from cola_cli.corpus.chunks import (
-    Chunk,
-    Corpus,
-    Counts,
-    Text,
-    chunks,
-    find_corpus,
-    training_sample,
-)
+from cola_cli.artifacts.parts import recorded_parts, write_part
+from cola_cli.corpus.chunks import Chunk, Text, read_chunks, training_sample
 from cola_cli.corpus.documents import ChangedFile
 from cola_cli.corpus.packing import pack, write_rows
 from cola_cli.corpus.parallel import run_all
+from cola_cli.corpus.sources import Corpus, find_corpus
+from cola_cli.corpus.survey import (
+    CHUNKS,
+    Piece,
+    Plan,
+    make_plan,
+    pieces_of,
+    read_plan,
+    record_of,
+    scratch_of,
+    survey,
+)
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from cola_cli.errors import InputError, UsageError
 from cola_cli.machine.launcher import launched
@@ -37,12 +46,13 @@ from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
-from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
+from cola_cli.stages.shards import POLL_SECONDS, WHOLE, Shard, has_begun, refuse_overwriting
 
 if TYPE_CHECKING:
     from cola_cli.machine.processes import World
 
 SPLITS = ("train", "validation")
+SURVEY_BYTES = 64 << 20  # of a corpus, for which another process is worth its start
 LITTLE = 0.001  # share of lost characters above which it is a warning
 
 
@@ -57,46 +67,54 @@ def tokenize(
     """Make the tokens artifact at `output`.
 
     corpus: files, folders, patterns and URLs; tokenizer: a `tokenizer.json`, or None to train one. With
-    `shard` (i, n) every process reads the whole corpus, as duplicates are dropped across it, but tokenizes
-    only every n-th chunk from chunk i; a run without it makes what is missing and commits the artifact.
-    Under torchrun every process takes its shard and the first commits.
+    `shard` (i, n) a process surveys what no other does and makes the i-th n-th of the chunks; a run without
+    it makes what is missing and commits the artifact. Under torchrun every process takes its shard and the
+    first commits.
     Raises InputError for text that cannot be used, naming file and line or row.
     """
     run = run or Run()
     report = run.reporter
-    found = find_corpus(corpus, output)
-    if str(found.left_out):
-        report.note(f"left out of the corpus: {found.left_out}")
-    inputs = {"corpus": found.identity}
     chosen = result_settings(settings)
     if settings.end_of_text is None:
         del chosen["end_of_text"]
+    given = {}
     if tokenizer is not None:
         if not tokenizer.is_file():
             raise InputError(f"{tokenizer} is not a file.", "Give the tokenizer.json itself.")
-        inputs["tokenizer"] = sha256_file(tokenizer)
+        given = {"tokenizer": sha256_file(tokenizer)}
         load_tokenizer(tokenizer, settings.end_of_text)
         del chosen["vocab_size"], chosen["sample_bytes"]
     elif settings.end_of_text is not None:
         raise UsageError(
             "--end-of-text names a token of a given tokenizer.", "Give --tokenizer too, or drop it."
         )
-    reads = [Path(file.name) for file in found.files if file.filesystem is None]
-    reads += [tokenizer] if tokenizer is not None else []
-    place = open_output(output, "tokens", "tokenize", settings, inputs, run, reads, chosen)
-    if place.up_to_date:
-        return up_to_date(place)
-    environment = {"corpus": found.digests}
 
-    def make_tokenizer(writer: Writer) -> None:
-        _make_tokenizer(writer, found, settings, tokenizer, report)
+    def opened() -> tuple[Corpus, Output]:
+        found = find_corpus(corpus, output)
+        if str(found.left_out):
+            report.note(f"left out of the corpus: {found.left_out}")
+        reads = [Path(file.name) for file in found.files if file.filesystem is None]
+        reads += [tokenizer] if tokenizer is not None else []
+        inputs = {"corpus": found.identity} | given
+        place = open_output(output, "tokens", "tokenize", settings, inputs, run, reads, chosen)
+        return found, place
 
     with _joined(settings.timeout) as world:
         if world is not None:
             shard = (world.rank, world.size)
-        if shard != WHOLE:
+        if shard == WHOLE:
+            found, place = opened()
+        else:
             refuse_overwriting(run.overwrite)
-            begin_together(place, environment, output / TOKENIZER, make_tokenizer)
+            # the first has the digests of the files and the tokenizer made; the others find them
+            with writer_lock(output, math.inf):
+                found, place = opened()
+                if not place.up_to_date and not has_begun(place, output / TOKENIZER):
+                    with place.writing({"corpus": found.digests}, held=True) as writer:
+                        _make_tokenizer(writer, found, settings, tokenizer, report)
+        if place.up_to_date:
+            return up_to_date(place)
+        if shard != WHOLE:
             with telling_what_is_saved(output):
                 done = recorded_parts(output)
                 _make_parts(done, output, place.identity, found, settings, report, shard)
@@ -104,10 +122,10 @@ def tokenize(
                     world.wait()
             if world is None or not world.leads:
                 return Outcome(output, True, {"parts": len(recorded_parts(output))})
-        with place.writing(environment) as writer:
-            make_tokenizer(writer)
-            counts = _make_parts(writer.parts, writer.path, place.identity, found, settings, report)
-            statistics = _statistics(writer.path, settings, counts, found.left_out.counts())
+        with place.writing({"corpus": found.digests}) as writer:
+            _make_tokenizer(writer, found, settings, tokenizer, report)
+            plan = _make_parts(writer.parts, writer.path, place.identity, found, settings, report)
+            statistics = _statistics(writer.path, settings, plan, found.left_out.counts())
             written = statistics.model_dump(mode="json", exclude_none=True)
             writer.finish(written)
     _say(statistics, report)
@@ -177,21 +195,17 @@ def _make_parts(
     settings: TokenizeSettings,
     report: Reporter,
     shard: Shard = WHOLE,
-) -> Counts:
-    counts = Counts()
-    made: list[tuple[int, int]] = []  # chunks, and the numbers of their last documents
-
-    def missing() -> Iterator[Chunk]:
-        for chunk in chunks(corpus, settings, counts):
-            is_made = 2 * chunk.index in done and 2 * chunk.index + 1 in done
-            if is_made or chunk.index % shard[1] != shard[0]:
-                report.advance(chunk.read)
-            else:
-                made.append((chunk.index, chunk.documents[-1].number))
-                yield chunk
-
+) -> Plan:
+    scratch = scratch_of(output, identity.fingerprint)
     workers = settings.workers or available_cores()
-    report.start("tokenize", corpus.bytes, "B")
+    pieces = pieces_of(corpus, settings)
+    plan = _surveyed(pieces, scratch, settings, workers, report, shard)
+    if not plan.documents:
+        raise InputError(f"the corpus holds no text ({plan}).", "Give files with text in them.")
+    first, stop = (len(plan.sizes) * n // shard[1] for n in (shard[0], shard[0] + 1))
+    missing = [n for n in range(first, stop) if not {2 * n, 2 * n + 1} <= {*done}]
+    total, left = sum(plan.sizes[first:stop]), sum(plan.sizes[n] for n in missing)
+    report.start("tokenize", total, "B", total - left)
     work = partial(
         _tokenize_chunk,
         directory=output,
@@ -200,17 +214,55 @@ def _make_parts(
         shared=shard != WHOLE,
     )
     try:
-        run_all(work, missing(), workers, report.advance)
+        found = read_chunks(pieces, plan, scratch, settings, missing)
+        run_all(work, found, max(1, min(workers, len(missing))), report.advance)
     except ChangedFile:
-        for index, last in made:
-            if last >= counts.before:  # it may hold text that the identity does not stand for
-                for part in (2 * index, 2 * index + 1):
-                    (output / PARTS / f"{part:05d}.json").unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         raise
     report.stop()
-    if not counts.documents:
-        raise InputError(f"the corpus holds no text ({counts}).", "Give files with text in them.")
-    return counts
+    return plan
+
+
+def _surveyed(
+    pieces: list[Piece],
+    scratch: Path,
+    settings: TokenizeSettings,
+    workers: int,
+    report: Reporter,
+    shard: Shard,
+) -> Plan:
+    """The plan of the corpus, once all its pieces have been surveyed, here and by other processes."""
+    size = sum(piece.bytes for piece in pieces)
+    report.start("survey", size, "B")
+    with Claims(scratch / "claims") as claims:
+
+        def unsurveyed() -> Iterator[Piece]:
+            """What nobody surveys yet, that of this shard first, in the end what killed processes left."""
+            first = len(pieces) * shard[0] // shard[1]
+            left = pieces[first:] + pieces[:first]
+            while left and not (scratch / CHUNKS).exists():
+                others = []
+                for piece in left:
+                    record = record_of(scratch, piece.index)
+                    if record.exists() or (claims.take(piece.index) and record.exists()):
+                        report.advance(piece.bytes)
+                    elif claims.take(piece.index):
+                        yield piece
+                    else:
+                        others.append(piece)
+                if len(others) == len(left):
+                    time.sleep(POLL_SECONDS)
+                left = others
+
+        work = partial(survey, settings=settings, directory=scratch)
+        run_all(work, unsurveyed(), min(workers, 1 + size // SURVEY_BYTES), report.advance)
+        report.stop()
+        while not (scratch / CHUNKS).exists():
+            if claims.take(len(pieces)):
+                make_plan(scratch, pieces, settings, workers)
+            else:
+                time.sleep(POLL_SECONDS)
+    return read_plan(scratch)
 
 
 def _tokenize_chunk(
@@ -248,7 +300,7 @@ def _tokenize_chunk(
 
 
 def _statistics(
-    output: Path, settings: TokenizeSettings, counts: Counts, left_out: dict[str, int]
+    output: Path, settings: TokenizeSettings, plan: Plan, left_out: dict[str, int]
 ) -> TokensStatistics:
     tokenizer = load_tokenizer(output / TOKENIZER, settings.end_of_text)
     records = recorded_parts(output).values()
@@ -264,26 +316,26 @@ def _statistics(
         )
     if splits["train"].tokens < settings.seq_len:
         raise InputError(
-            f"the corpus has {splits['train'].tokens} training tokens ({counts}),"
+            f"the corpus has {splits['train'].tokens} training tokens ({plan}),"
             f" less than one sequence of {settings.seq_len}.",
             "Give more text or a smaller --seq-len.",
         )
     tokens = sum(split.tokens for split in splits.values())
     lost = sum(part.lost_characters for _, part in parts)
     return TokensStatistics(
-        documents=counts.documents,
-        bytes=counts.bytes,
+        documents=plan.documents,
+        bytes=plan.bytes,
         tokens=tokens,
-        bytes_per_token=counts.bytes / tokens,
-        duplicates=counts.duplicates,
-        rejects=counts.rejects,
+        bytes_per_token=plan.bytes / tokens,
+        duplicates=plan.duplicates,
+        rejects=plan.rejects,
         seq_len=settings.seq_len,
         vocab_size=tokenizer.vocab_size,
         end_of_text_id=tokenizer.end_of_text_id,
         pad_id=tokenizer.pad_id,
         splits=splits,
         lost_characters=lost or None,
-        lost_share=lost / counts.characters if lost else None,
+        lost_share=lost / plan.characters if lost else None,
         left_out=left_out or None,
     )
 

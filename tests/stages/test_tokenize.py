@@ -90,7 +90,7 @@ def test_shards_made_apart_and_merged_equal_one_run(cola: Run, tmp_path: Path) -
     shards[1].kill()  # its parts are left to the others' last run
     assert [shard.wait() for shard in shards] == [0, -signal.SIGKILL, 0]
     parts = {int(path.stem) for path in (tmp_path / "out/parts").glob("*.json")}
-    assert {0, 1, 4, 5} <= parts
+    assert {0, 1} <= parts
     merged = cola("tokenize", "corpus", "-o", "out", *SMALL, *PARTS, "--workers", 1)
     assert "600 documents" in merged.stdout
     assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -1,0 +1,118 @@
+"""What it costs to tokenize a corpus in shards, in CPU seconds, against one run of the same corpus.
+
+    python tests/bench/shards.py [--shards 1 8 64] [--files 64] [--megabytes 64] [--text FILE] [--json]
+
+The shards run one after another, each in a process of its own, and then the run that completes the artifact.
+`ratio` is the sum of their CPU seconds over those of one run. A process costs `start` seconds, whatever its
+work: `ratio_of_work` leaves out that much of every process, and is what `ratio` tends to in a larger corpus.
+`peak_mb` is the most memory that a process took. A chunk is here a 64th of the corpus: 64 shards have work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+COLA = [sys.executable, "-m", "cola_cli"]
+
+
+def make_corpus(folder: Path, files: int, size: int, text: Path | None) -> None:
+    """Files of equal size, JSON lines and plain text in turn: documents of a text, or of made-up words."""
+    source = random.Random(0)
+    if text is not None:
+        pool = [part for part in text.read_text().split("\n\n") if part.strip()]
+    else:
+        words = ["".join(source.choices("etaoinshrdlu", k=2 + i % 7)) for i in range(20_000)]
+        pool = [" ".join(source.choices(words, k=12)) + "." for _ in range(20_000)]
+    folder.mkdir()
+    for number in range(files):
+        documents, held = [], 0
+        while held < size // files:
+            documents.append("\n".join(source.choices(pool, k=source.randint(5, 60))))
+            held += len(documents[-1])
+        if number % 2:
+            content = "".join(json.dumps({"text": one}) + "\n" for one in documents)
+            (folder / f"{number:03d}.jsonl").write_text(content)
+        else:
+            (folder / f"{number:03d}.txt").write_text("\n\n".join(documents))
+
+
+def cost(corpus: Path, output: Path, chunk: int, *options: str) -> tuple[float, float]:
+    """CPU seconds of `cola tokenize` with its children, and its largest memory in MB."""
+    common = ["--vocab-size", "2048", "--workers", "1", "--quiet", "--set", f"part_bytes={chunk}"]
+    command = [*COLA, "tokenize", str(corpus), "-o", str(output), *common, *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command} failed")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def measure(shards: list[int], files: int, size: int, text: Path | None) -> dict[str, object]:
+    """Costs of one run, of a process without work, and of every number of shards."""
+    sample = ("--set", "sample_bytes=4000000")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_corpus(folder / "corpus", files, size, text)
+        make_corpus(folder / "little", files, 300 * files, text)
+        cost(folder / "little", folder / "warm", size // 64, *sample)
+        start, _ = cost(folder / "little", folder / "start", size // 64, *sample)
+        one, peak = cost(folder / "corpus", folder / "one", size // 64, *sample)
+        rows = []
+        for count in shards:
+            output = folder / f"of{count}"
+            runs = [
+                cost(folder / "corpus", output, size // 64, *sample, "--shard", f"{index}/{count}")
+                for index in range(count if count > 1 else 0)
+            ]
+            runs.append(cost(folder / "corpus", output, size // 64, *sample))
+            total = sum(seconds for seconds, _ in runs)
+            rows.append(
+                {
+                    "shards": count,
+                    "seconds": round(total, 2),
+                    "ratio": round(total / one, 3),
+                    "ratio_of_work": round((total - start * len(runs)) / (one - start), 3),
+                    "peak_mb": round(max(memory for _, memory in runs)),
+                }
+            )
+    return {
+        "files": files,
+        "bytes": size,
+        "start": round(start, 2),
+        "seconds": round(one, 2),
+        "peak_mb": round(peak),
+        "shards": rows,
+    }
+
+
+def main() -> None:
+    """Print the costs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--files", type=int, default=64)
+    parser.add_argument("--megabytes", type=int, default=64)
+    parser.add_argument(
+        "--text", type=Path, help="take documents from this text, not made-up words"
+    )
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    found = measure(asked.shards, asked.files, asked.megabytes << 20, asked.text)
+    if asked.json:
+        print(json.dumps(found))
+        return
+    print(
+        f"one run: {found['seconds']} s of CPU, {found['peak_mb']} MB; a start: {found['start']} s"
+    )
+    for row in found["shards"]:  # type: ignore[attr-defined]
+        print("  ".join(f"{name} {value}" for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()
