@@ -13,8 +13,7 @@
 #   sbatch pipelines/slurm.sh RUN [OPTIONS OF cola train prior]          RUN holds finished latents
 #   sbatch pipelines/slurm.sh runs/big --set train.parallel=fsdp --set train.compile=true
 #
-# Encoding needs no such job: `cola encode ... --shard "$SLURM_ARRAY_TASK_ID/N"` in an array of N tasks, then the same
-# command once without --shard.
+# Tokenizing and encoding need no such job: pipelines/slurm-shards.sh is an array of independent ones.
 set -euo pipefail
 
 run=$1
