@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from cola_cli.families import AUTOREGRESSIVE
+from cola_cli.families import AUTOREGRESSIVE, CHAIN
 from cola_cli.machine import threads
 from cola_cli.models.config import PriorConfig, TransformerConfig, matched_sizes
 from cola_cli.models.prior import Prior
@@ -41,10 +41,12 @@ from tests.bench.sample import PRIOR, VAE
 PROMPT = 64
 
 
-def prior_config(prediction: str, stagger: float) -> PriorConfig:
-    """The prior of tests/bench/sample.py in another parameterisation."""
+def prior_config(prediction: str, stagger: float, passes: int) -> PriorConfig:
+    """The prior of tests/bench/sample.py in another parameterisation, as `cola distill` would make it."""
     head = VAE.vocab_size if prediction == "tokens" else 0
     changes = {"prediction": prediction, "stagger": stagger, "vocab_size": head}
+    if head and passes == 1:
+        changes |= {"passes": 1, "chain": CHAIN * PRIOR.dim}
     return PriorConfig.model_validate(PRIOR.model_dump() | changes)
 
 
@@ -114,7 +116,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(threads.prepare_torch(arguments.threads))
     clock = time.process_time if arguments.processor_time else time.perf_counter
-    config = prior_config(arguments.prediction, arguments.stagger)
+    config = prior_config(arguments.prediction, arguments.stagger, arguments.passes)
     ratio: dict[str, float] = {}
     for batch in arguments.batches:
         both = samplers(config, batch, arguments)
