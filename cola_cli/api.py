@@ -281,7 +281,9 @@ class Cola(LanguageModel):
             z = torch.cat((history.to(z), z), dim=1)
             times = torch.cat((times.new_zeros(batch, past), times), dim=1)
         positions = torch.arange(past + count, device=self.device)
-        attend = BlockCausal(past + count, block, self.device)
+        attend = BlockCausal(
+            past + count, block, self.device, past if self.prior.config.causal_history else 0
+        )
         return self.prior.velocity(z, times, self.prior.view(positions, attend))[:, past:]
 
 

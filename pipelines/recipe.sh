@@ -23,6 +23,10 @@ settings() { # the flags of a candidate
     stagger) echo "" ;; # the preset's own
     copies) echo "data.noisy_copies=3" ;;
     block16) echo "model.block_size=16 model.stagger=5 data.noisy_copies=2 sampling.steps=32" ;;
+    next-token) echo "model.causal_history=true loss.next_token=0.5" ;;
+    next-block) echo "loss.next_token=0.5" ;;
+    curriculum) echo "data.block_curriculum=[[1,500]]" ;;
+    decided) echo "timesteps.law=decided" ;;
     self-conditioning) echo "model.self_conditioning=true" ;;
     *)
         echo "recipe: unknown candidate $1" >&2

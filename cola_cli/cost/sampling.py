@@ -85,7 +85,7 @@ def _prefill(vae: TextVAEConfig, prior: PriorConfig, prefix: int, decodes: bool)
         + 2 * prior.dim * inner
         + prior.latent_dim * prior.dim
     )
-    pairs = (prior.layers - 1) * causal_pairs(prefix, prior.block_size)
+    pairs = (prior.layers - 1) * causal_pairs(prefix, prior.history_block)
     remembered = 2.0 * (prefix * products + 2 * inner * pairs)
     if not decodes:
         return remembered

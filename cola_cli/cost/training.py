@@ -107,11 +107,12 @@ def prior_cost(
     noisy = copies * prior_noisy_copy(config, rows, positions)
     # timesteps: t = 0, and of every noisy block, or of every level
     levels = LEVELS if config.stagger else rows * copies * positions // config.block_size
-    passes = prior_clean_copy(config, rows, positions) + noisy
+    foretold = bool(config.vocab_size and settings.loss.next_token)
+    passes = prior_clean_copy(config, rows, positions, foretold) + noisy
     passes += prior_conditioning(config, 1 + levels)
     operations = BACKWARD_TOO * passes
     operations += noisy if config.self_conditioning else 0  # a first estimate, without gradient
-    activations = prior_activations(config, train, positions, copies)
+    activations = prior_activations(config, train, positions, copies, foretold)
     if settings.mode == "joint":
         masked = _masked_share(settings.mask)
         parameters += vae.parameter_count()
@@ -212,17 +213,18 @@ def text_vae_training(config: TextVAEConfig, rows: int, length: int, masked_shar
     return BACKWARD_TOO * forward
 
 
-def prior_clean_copy(config: PriorConfig, rows: int, length: int) -> float:
+def prior_clean_copy(config: PriorConfig, rows: int, length: int, foretold: bool = False) -> float:
     """The pass of `rows` sequences, without their last block, as the history of noisy ones.
 
-    Of the last layer only keys and values are needed.
+    Of the last layer only keys and values are needed, unless what follows is `foretold`.
     """
     inner = config.heads * config.head_dim
     clean = length - config.block_size
     block = prior_block(config)
-    products = config.layers * block - block + 2 * config.dim * inner
-    products += config.latent_dim * config.dim
-    pairs = (config.layers - 1) * causal_pairs(clean, config.block_size)
+    products = config.layers * block + config.latent_dim * config.dim
+    products += config.out_dim * config.dim if foretold else 2 * config.dim * inner - block
+    layers = config.layers if foretold else config.layers - 1
+    pairs = layers * causal_pairs(clean, config.history_block)
     return 2.0 * rows * (clean * products + 2 * inner * pairs)
 
 
@@ -280,7 +282,9 @@ def text_vae_activations(
     return FLOAT * (positions * (kept + 4 * config.dim) + head)
 
 
-def prior_activations(config: PriorConfig, train: Train, length: int, copies: int = 1) -> float:
+def prior_activations(
+    config: PriorConfig, train: Train, length: int, copies: int = 1, foretold: bool = False
+) -> float:
     """Bytes that the backward pass of the prior keeps, float32, from the tensors of the code."""
     rows = train.micro_batch or train.batch_size
     positions = rows * ((1 + copies) * length - config.block_size)
@@ -289,7 +293,7 @@ def prior_activations(config: PriorConfig, train: Train, length: int, copies: in
     kept = config.layers * block
     if train.activation_checkpointing:
         kept = block + config.layers * (config.dim + 2 * inner)
-    head = rows * copies * length * HEAD_COPIES * config.vocab_size
+    head = rows * (copies + foretold) * length * HEAD_COPIES * config.vocab_size
     return FLOAT * (positions * (kept + 4 * config.dim) + head)
 
 

@@ -45,16 +45,20 @@ def clean_and_noisy_mask(
 
 
 class BlockCausal:
-    """Attention of consecutive positions, bidirectional within a block, causal across blocks."""
+    """Attention of consecutive positions, bidirectional within a block, causal across blocks.
 
-    def __init__(self, length: int, block_size: int, device: torch.device | str = "cpu") -> None:
+    Each of the first `causal` positions sees none after it.
+    """
+
+    def __init__(
+        self, length: int, block_size: int, device: torch.device | str = "cpu", causal: int = 0
+    ) -> None:
         self._causal = block_size == 1
-        single_block = length <= block_size
-        self._mask = (
-            None
-            if self._causal or single_block
-            else block_causal_mask(length, length, block_size, device)
-        )
+        single_block = length <= block_size and not causal
+        self._mask: Tensor | None = None
+        if not (self._causal or single_block):
+            self._mask = block_causal_mask(length, length, block_size, device)
+            self._mask[:causal].tril_()
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (B, H, n, head_dim) -> (B, H, n, head_dim)."""

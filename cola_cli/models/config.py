@@ -147,6 +147,10 @@ class PriorShape(Shape):
     self_conditioning: bool = later(
         False, description="Whether the previous clean estimate is an input of the network."
     )
+    causal_history: bool = later(
+        False,
+        description="Whether a clean latent sees only those before it; else all of its block (the paper's).",
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> PriorShape:
@@ -196,6 +200,11 @@ class PriorConfig(PriorShape):
                 f" be given guidance {scale:g}.",
                 "Leave guidance at 1, or name its teacher.",
             )
+
+    @property
+    def history_block(self) -> int:
+        """Clean latents that see one another."""
+        return 1 if self.causal_history else self.block_size
 
     @property
     def out_dim(self) -> int:

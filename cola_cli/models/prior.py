@@ -29,6 +29,10 @@ from cola_cli.models.rotary import Rotation, rotary_frequencies, rotate_interlea
 TIMESTEP_SCALE = 1000.0  # t in [0, 1] is embedded as 1000 t
 
 
+# keys and values in every layer, (B, H, n, head_dim) each
+History = list[tuple[Tensor, Tensor]]
+
+
 class View(NamedTuple):
     """The rotary table of some positions, and whom they see."""
 
@@ -251,13 +255,26 @@ class Prior(nn.Module):
         1: positions [clean without its last block | noisy], shared numbers. The clean copy goes first, as a
         block-causal pass at t = 0.
         """
-        length, device = z0.shape[1], z0.device
-        clean = earlier_length(length, block_size)
-        history = self.remember(
+        _, history = self.clean_copy(z0, block_size)
+        return self.noisy_copies(history, z0, block_size, copies)
+
+    def clean_copy(
+        self, z0: Tensor, block_size: int, whole: bool = False
+    ) -> tuple[Tensor | None, History]:
+        """What the blocks of z0 (B, N, d) but the last one are remembered by, see `remember`."""
+        device = z0.device
+        clean = earlier_length(z0.shape[1], block_size)
+        own = 1 if self.config.causal_history else block_size
+        return self.remember(
             z0[:, :clean],
             self.modulation(torch.zeros(1, device=device)),
-            self.view(torch.arange(clean, device=device), CleanCopy(clean, block_size, device)),
+            self.view(torch.arange(clean, device=device), CleanCopy(clean, own, device)),
+            whole,
         )
+
+    def noisy_copies(self, history: History, z0: Tensor, block_size: int, copies: int) -> View:
+        """The noisy blocks behind the `history` of z0, see `teacher_forced`."""
+        length, device = z0.shape[1], z0.device
         if copies > 1:
             history = [
                 (k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)) for k, v in history
@@ -295,19 +312,20 @@ class Prior(nn.Module):
         return modulation.last().norm(self.out_norm(x), 0)
 
     def remember(
-        self, z: Tensor, modulation: Modulation, view: View
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The keys and values of z (B, n, d) in every layer, (B, H, n, head_dim) each.
+        self, z: Tensor, modulation: Modulation, view: View, whole: bool = False
+    ) -> tuple[Tensor | None, History]:
+        """What the last linear layer would read of z (B, n, d), and its keys and values.
 
-        The last block computes nothing else, and attention gets no queries from it.
+        Unless `whole` the last block computes keys and values alone, attention gets no queries from it, and
+        the first is None.
         """
         x = self.latent_in(z.to(self.latent_in.weight.dtype))
         kept = []
         for block in self.each_block():
             last = block.layer + 1 == self.config.layers
-            x, k, v = block(x, modulation.layer(block.layer), view, last)
+            x, k, v = block(x, modulation.layer(block.layer), view, last and not whole)
             kept.append((k, v))
-        return kept
+        return modulation.last().norm(self.out_norm(x), 0) if whole else None, kept
 
 
 def timestep_sinusoid(t: Tensor) -> Tensor:

@@ -77,13 +77,18 @@ class KeyValueCache:
 class OwnBlockAttention:
     """Attention of the next block of one row: everything cached for the row, and the block itself."""
 
-    def __init__(self, cache: KeyValueCache, slot: int, fill: int) -> None:
-        self._cache, self._stretch = cache, Stretch(0, 1, slot, fill)
+    def __init__(
+        self, cache: KeyValueCache, slot: int, fill: int, mask: Tensor | None = None
+    ) -> None:
+        """mask (block, fill + block) bool: who sees whom; None: all see all."""
+        self._cache, self._stretch, self._mask = cache, Stretch(0, 1, slot, fill), mask
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (1, H, block, head_dim) -> the same shape; q may be empty (keys only)."""
         keys, values = self._cache.store(layer, self._stretch, k, v)
-        return F.scaled_dot_product_attention(q, keys, values) if q.shape[2] else q
+        if not q.shape[2]:
+            return q
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self._mask)
 
 
 class CausalAttention:

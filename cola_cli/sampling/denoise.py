@@ -25,7 +25,7 @@ from cola_cli.flow.path import (
     to_velocity,
 )
 from cola_cli.flow.solvers import chosen_grid, evaluation_times, evaluations_per_step, step
-from cola_cli.models.attention import BlockCausal
+from cola_cli.models.attention import BlockCausal, block_causal_mask
 from cola_cli.models.config import PriorConfig
 from cola_cli.models.prior import Prior
 from cola_cli.sampling.cache import KeyValueCache, OwnBlockAttention
@@ -293,8 +293,11 @@ class PlainDenoiser:
         """Add the block that was generated last to the history."""
         if row.pending is None:
             return
-        before = row.position - len(self._steps) + self._steps
-        view = self._prior.view(before, OwnBlockAttention(self._cache, row.slot, row.fill))
+        block, mask = len(self._steps), None
+        if self._prior.config.causal_history:
+            mask = block_causal_mask(block, row.fill + block, 1, self._steps.device)
+        attend = OwnBlockAttention(self._cache, row.slot, row.fill, mask)
+        view = self._prior.view(row.position - block + self._steps, attend)
         zero = self._prior.modulation(self._times.new_zeros(1))
         self._prior.remember(rounded(row.pending[None], self._released), zero, view)
         row.fill += len(self._steps)

@@ -203,7 +203,9 @@ class Engine(Sampler[Generating]):
             self._zero,
             self.prior.view(
                 torch.arange(offset, offset + count, device=self.device),
-                CausalAttention(self._cache, entries, count, block, offset),
+                CausalAttention(
+                    self._cache, entries, count, self.prior.config.history_block, offset
+                ),
             ),
         )
         decoding = [i for i, row in enumerate(rows) if row.decodes]

@@ -66,8 +66,8 @@ class FlowData(CleanData):
     )
 
 
-class JointLoss(Settings):
-    """Weights of the terms of joint training (not in the paper); `frozen` has the flow term alone."""
+class Loss(Settings):
+    """Weights of terms of the loss, which count where there is such a term: most are of joint training."""
 
     vae: float = Field(default=1.0, ge=0, description="Weight of the Text VAE's terms.")
     flow: float = Field(default=1.0, ge=0, description="Weight of the flow-matching term.")
@@ -79,6 +79,12 @@ class JointLoss(Settings):
         default="detach",
         description="latent: the flow loss reaches the encoder through z_t; history and target are always"
         " detached.",
+    )
+    next_token: float = later(
+        0.0,
+        ge=0,
+        description="Weight of the cross-entropy of a token head on the clean copy: of the next token, or of"
+        " the one a block later without causal_history.",
     )
 
 
@@ -131,7 +137,7 @@ class PriorSettings(Settings):
     model: PriorShape = PriorShape()
     timesteps: Timesteps = Timesteps()
     data: FlowData = FlowData()
-    loss: JointLoss = JointLoss()
+    loss: Loss = Loss()
     mask: Mask = Mask()
     joint: Joint = Joint()
     optim: Optimizer = Optimizer()

@@ -49,6 +49,7 @@ SIZES = {"vocab_size": 300, "layers": 3, "dim": 192, "ffn_dim": 512, "heads": 4,
 
 
 HEAD = PRIOR.model_copy(update={"prediction": "tokens", "vocab_size": 300})
+FORETOLD = {"next_token": 0.5}
 COPIES = 3
 
 
@@ -61,7 +62,8 @@ def objective(name: str) -> Objective:
     copies = COPIES if name == "head" else 1
     mode = "frozen" if name == "head" else name
     data = {"partly_clean": 0, "noisy_copies": copies}
-    settings = PriorSettings.model_validate({"mode": mode, "data": data})
+    loss = FORETOLD if name == "head" else {}
+    settings = PriorSettings.model_validate({"mode": mode, "data": data, "loss": loss})
     variance = np.ones(VAE.latent_dim)
     prior = Prior(HEAD if name == "head" else PRIOR)
     if mode == "frozen":
@@ -75,7 +77,7 @@ def step_cost(name: str) -> flops.Cost:
         return flops.text_vae_cost(VAE, VAESettings(train=train), LENGTH)
     if name == "head":
         data = {"noisy_copies": COPIES}
-        settings = PriorSettings.model_validate({"data": data, "train": train})
+        settings = PriorSettings.model_validate({"data": data, "train": train, "loss": FORETOLD})
         return flops.prior_cost(HEAD, VAE, settings, LENGTH)
     if name in ("frozen", "joint"):
         settings = PriorSettings.model_validate({"mode": name, "train": train})

@@ -28,6 +28,9 @@ PRIORS: dict[str, dict[str, Any]] = {
     "tokens": {"prediction": "tokens", "vocab_size": VOCABULARY},
     "staggered": {"stagger": 1.5},
     "staggered tokens": {"prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 3.0},
+    "causal history": {
+        "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "causal_history": True,
+    },
     "self-conditioned": {
         "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "self_conditioning": True,
     },

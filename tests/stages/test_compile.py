@@ -15,8 +15,13 @@ from cola_cli.training.metrics import Metrics
 from tests.conftest import CPU
 from tests.stages.conftest import prior_settings
 
+HEAD = {
+    "model": {"prediction": "tokens", "stagger": 1.0, "causal_history": True},
+    "loss": {"next_token": 0.5},
+}
 
-@pytest.mark.parametrize("mode", ["frozen", "joint"])
+
+@pytest.mark.parametrize("mode", ["frozen", "joint", "head"])
 def test_compiled_training_has_the_losses_of_the_other(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
@@ -32,9 +37,18 @@ def test_compiled_training_has_the_losses_of_the_other(
     monkeypatch.setattr(torch, "compile", lambda module: compiler(module, backend=backend))
     losses = []
     for compiled in (False, True):
-        base = prior_settings(mode, steps=6, log_every=1, compile=compiled, checkpoint_every=10)
+        base = prior_settings(
+            "joint" if mode == "joint" else "frozen",
+            steps=6,
+            log_every=1,
+            compile=compiled,
+            checkpoint_every=10,
+        )
         values = base.model_dump(exclude_unset=True)
-        settings = PriorSettings.model_validate(values | {"data": {"partly_clean": 0.5}})
+        values["data"] = {"partly_clean": 0.5}
+        if mode == "head":
+            values |= HEAD | {"model": values["model"] | HEAD["model"]}
+        settings = PriorSettings.model_validate(values)
         output = tmp_path / f"compiled-{compiled}"
         train(PRIOR, made / "latents", output, settings, CPU)
         metrics = Metrics(output / "metrics.parquet")

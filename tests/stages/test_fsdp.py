@@ -30,7 +30,10 @@ FULL = (0.9, 4)  # decay of the average, steps between validations
 OTHERS = [(0.9, 1), (0.9, 10), (0.0, 4)]
 KINDS = ("vae", "frozen", "tokens", "joint", "distill", "one-pass", "ar")
 # Of the prior that predicts tokens: all that its loss can have.
-HEAD = {"model.prediction": "tokens", "model.stagger": 1.0, "data.noisy_copies": 2}
+HEAD = {
+    "model.prediction": "tokens", "model.stagger": 1.0, "model.causal_history": True,
+    "loss.next_token": 0.5, "data.noisy_copies": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

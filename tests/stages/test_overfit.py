@@ -55,6 +55,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     "latent": {"prediction": "latent"},
     "tokens": {"prediction": "tokens"},
     "tokens, staggered": {"prediction": "tokens", "stagger": 2.0},
+    "tokens, causal history": {"prediction": "tokens", "causal_history": True},
     "tokens, self-conditioned": {"prediction": "tokens", "self_conditioning": True},
 }
 

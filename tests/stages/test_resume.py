@@ -37,7 +37,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "frozen, token head, staggered, self-conditioned": (
         "frozen",
         {
-            "model": {"prediction": "tokens", "stagger": 2.0, "self_conditioning": True},
+            "model": {
+                "prediction": "tokens",
+                "stagger": 2.0,
+                "self_conditioning": True,
+                "causal_history": True,
+            },
+            "loss": {"next_token": 0.5},
             "train": {"batch_size": 20, "ema_decay": 0.9},
         },
     ),

@@ -66,7 +66,10 @@ def vae_objective(**changes: Any) -> TextVAEObjective:
 def prior_objective(**changes: Any) -> FlowMatching:
     """Stage 2 frozen, or joint with mode="joint"; float64, random weights."""
     settings = PriorSettings.model_validate(changes)
-    prior, variance = Prior(PRIOR), np.ones(CHANNELS)
+    changed = settings.model.model_dump(exclude_unset=True)
+    head = VOCABULARY if settings.model.prediction == "tokens" else 0
+    config = PRIOR.model_copy(update=changed | {"vocab_size": head})
+    prior, variance = Prior(config), np.ones(CHANNELS)
     if settings.mode == "joint":
         joint = JointTraining(prior, TextVAE(VAE), settings, variance, LENGTH)
         randomise(joint, 2)

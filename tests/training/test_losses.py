@@ -112,6 +112,45 @@ def test_frozen_flow_matching_equals_brute_force() -> None:
     assert_close(gradients(objective, ours), gradients(objective, theirs))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_token_head_and_what_the_clean_copy_foresees_equal_brute_force(causal: bool) -> None:
+    objective = prior_objective(
+        model={"prediction": "tokens", "causal_history": causal},
+        data={"partly_clean": 0.6},
+        loss={"next_token": 0.7},
+    )
+    data = rows()
+    batch = batch_of(objective, data)
+    z0 = batch["mean"] + (batch["logvar"] / 2).exp() * batch["noise"]
+    block, clean = PRIOR.block_size, LENGTH - PRIOR.block_size
+    mask = plain_train.flattened_mask(1, LENGTH, block)
+    if causal:
+        mask[:clean, :clean] = torch.ones(clean, clean, dtype=torch.bool).tril()
+    t = batch["t"].repeat_interleave(block, 1).masked_fill(batch["clean"], 0)
+    places = torch.cat((torch.arange(clean), torch.arange(LENGTH)))
+    own, next_ = [], []
+    for i, length in enumerate(data.lengths.tolist()):
+        z_t = (1 - t[i, :, None]) * z0[i] + t[i, :, None] * batch["z1"][i]
+        logits = plain_train.forward(
+            weights_of(objective.prior), PRIOR, torch.cat((z0[i, :clean], z_t)),
+            torch.cat((torch.zeros(clean), t[i])), places, mask, True,
+        )  # fmt: skip
+        said, tokens = logits.log_softmax(-1), data.tokens[i]
+        for j in range(length):
+            if not batch["clean"][i, j]:
+                own.append(said[clean + j, tokens[j]])
+            before = j - (1 if causal else block)
+            if 0 <= before < clean:
+                next_.append(said[before, tokens[j]])
+    theirs = {
+        "cross_entropy": -torch.stack(own).mean(), "next_token": -torch.stack(next_).mean()
+    }  # fmt: skip
+    theirs["loss"] = theirs["cross_entropy"] + 0.7 * theirs["next_token"]
+    ours = objective(batch)
+    assert_close(ours, theirs)
+    assert_close(gradients(objective, ours["loss"]), gradients(objective, theirs["loss"]))
+
+
 def test_noisy_copies_are_sequences_with_their_own_noise_and_times() -> None:
     objective = prior_objective(data={"partly_clean": 0.6, "noisy_copies": 3})
     batch = batch_of(objective, rows())

@@ -4,6 +4,7 @@
 // and keys, copies into the cache, attention), happens here for one block and head after the other, while
 // they lie in the first caches. Vectors are the compiler's own, so that any instruction set will do.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -132,7 +133,7 @@ struct Blocks {
   float *keys, *values, *alone;
   const int64_t *slot, *fill;
   float* out;
-  int64_t entries, n, heads, d, length;
+  int64_t entries, n, heads, d, length, causal;
   float eps;
 };
 
@@ -186,6 +187,8 @@ void attend(const Blocks& b) {
         for (int64_t j = 0; j < b.d; j++) query[j * b.n + i] = row[j] * scale;
       }
       product<W>(Left{at.keys, b.d, 1}, query, b.n, scores, b.n, count, b.n, b.d);
+      if (entry < b.causal)  // far below any score, and finite
+        for (int64_t k = 1; k < b.n; k++) std::fill_n(scores + (at.before + k) * b.n, k, -1e30f);
       softmax<W>(scores, count, b.n, inverse);
       float* out = b.out + entry * b.n * width + head * b.d;
       product<WIDEST>(Left{scores, 1, b.n}, at.values, b.d, out, width, b.n, b.d, count);
@@ -201,9 +204,9 @@ extern "C" void cola_block_attention(
     const float* qkv, const float* query_norm, const float* key_norm, const float* turns,
     float* keys, float* values, float* alone,
     const int64_t* slot, const int64_t* fill, float* out,
-    int64_t entries, int64_t n, int64_t heads, int64_t d, int64_t length, float eps) {
+    int64_t entries, int64_t n, int64_t heads, int64_t d, int64_t length, int64_t causal, float eps) {
   const Blocks blocks{qkv, query_norm, key_norm, turns, keys, values, alone, slot, fill, out,
-                      entries, n, heads, d, length, eps};
+                      entries, n, heads, d, length, causal, eps};
   if (WIDEST >= 16 && n % 16 == 0) attend<16>(blocks);
   else if (WIDEST >= 8 && n % 8 == 0) attend<8>(blocks);
   else attend<4>(blocks);

@@ -33,7 +33,7 @@ from cola_cli.errors import ColaError
 SOURCE = Path(__file__).with_name("cpu_attention.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
 BUILD_SECONDS = 120
-TENSORS, SIZES = 10, 5  # the arguments of cola_block_attention, a float behind them
+TENSORS, SIZES = 10, 6  # the arguments of cola_block_attention, a float behind them
 
 
 class BlockAttention:
@@ -54,18 +54,20 @@ class BlockAttention:
         alone: Tensor,
         slot: Tensor,
         fill: Tensor,
+        causal: int = 0,
     ) -> Tensor:
         """What entries see, (E, n, H, d); their keys and values are stored on the way.
 
         qkv (E, n, 3, H, d) before norms and rotation; query_norm and key_norm (2, d), weight and bias; turns
         (E, n, 1, d / 2) complex; keys and values (slots, H, length, d). With slot >= 0 an entry's keys and
         values go behind the first `fill` of that slot, and it sees both; with slot -1 - i it sees
-        only its own, which go to alone[i] (H, 2, n, d). All entries have stored before one looks.
+        only its own, which go to alone[i] (H, 2, n, d). All entries have stored before one looks. In the
+        first `causal` entries a position sees none after it.
         """
         entries, n, _, heads, head_dim = qkv.shape
         out = qkv.new_empty(entries, n, heads, head_dim)
         tensors = (qkv, query_norm, key_norm, turns, keys, values, alone, slot, fill, out)
-        sizes = (entries, n, heads, head_dim, keys.shape[2])
+        sizes = (entries, n, heads, head_dim, keys.shape[2], causal)
         self._function(*[tensor.data_ptr() for tensor in tensors], *sizes, self._eps)
         return out
 

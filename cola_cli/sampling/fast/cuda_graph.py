@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cola_cli.cost.sampling import length_bucket, row_bucket
 from cola_cli.flow.guidance import guided
+from cola_cli.models.config import PriorConfig
 from cola_cli.models.prior import Prior
 from cola_cli.sampling.cache import KeyValueCache
 from cola_cli.sampling.denoise import Pins, Shown, Trajectory, rounded
@@ -33,15 +34,18 @@ class BucketAttention:
     """
 
     def __init__(
-        self, cache: KeyValueCache, fill: Tensor, noisy: Tensor, keys: int, block: int, guides: bool
-    ) -> None:
+        self, cache: KeyValueCache, fill: Tensor, noisy: Tensor, keys: int, config: PriorConfig,
+        guides: bool,
+    ) -> None:  # fmt: skip
+        block = config.block_size
         self._cache, self._keys, self._guides = cache, keys, guides
         self._rows = len(fill)
         steps = torch.arange(block, device=fill.device)
         self._starts = [(start[:, None] + steps)[:, None, :, None] for start in (fill, noisy)]
-        ends = torch.stack((fill, noisy), 1) + block  # (B, 2)
-        seen = torch.arange(keys, device=fill.device) < ends[..., None]  # (B, 2, keys)
-        self._mask = seen.repeat_interleave(block, 1).unsqueeze(1)  # (B, 1, 2 block, keys)
+        own = steps // config.history_block * config.history_block + config.history_block
+        ends = torch.cat((fill[:, None] + own, (noisy + block)[:, None].expand(-1, block)), 1)
+        seen = torch.arange(keys, device=fill.device) < ends[..., None]  # (B, 2 block, keys)
+        self._mask = seen.unsqueeze(1)  # (B, 1, 2 block, keys)
         self._block = block
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -106,7 +110,9 @@ class _Bucket:
         table = table.unflatten(0, (3, -1))
         history = (noisy > 0)[:, None, None]
         attention = {
-            guides: BucketAttention(self._cache, fill, noisy, self._keys, block, guides)
+            guides: BucketAttention(
+                self._cache, fill, noisy, self._keys, self._fused.config, guides
+            )
             for guides in (False, True)
         }
         pins = self.pins if self._trajectory.clean_pins else None

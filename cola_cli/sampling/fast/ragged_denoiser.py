@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cola_cli.flow.guidance import guided
+from cola_cli.models.attention import block_causal_mask
 from cola_cli.models.prior import Prior
 from cola_cli.sampling.cache import KeyValueCache, Stretch, stretches
 from cola_cli.sampling.denoise import (
@@ -41,20 +42,27 @@ class RaggedAttention:
     """
 
     def __init__(
-        self, cache: KeyValueCache, commits: list[Stretch], noisy: list[Stretch], alone: slice
-    ):
-        self._cache = cache
-        self._cached = [*commits, *noisy]
-        self._alone = alone
+        self, cache: KeyValueCache, commits: list[Stretch], noisy: list[Stretch], alone: slice,
+        causal: int,
+    ) -> None:  # fmt: skip
+        """causal: positions of a committed block if each sees none after it; 0: all see all."""
+        self._cache, self._alone = cache, alone
+        masks = {
+            own.fill: block_causal_mask(causal, own.fill + causal, 1, cache.device)
+            for own in commits
+            if causal
+        }
+        self._cached = [(own, masks.get(own.fill)) for own in commits]
+        self._cached += [(own, None) for own in noisy]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (entries, block, H, head_dim) -> the same shape."""
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         pieces = []
-        for stretch in self._cached:
+        for stretch, mask in self._cached:
             entries = slice(stretch.start, stretch.stop)
             keys, values = self._cache.store(layer, stretch, k[entries], v[entries])
-            pieces.append(F.scaled_dot_product_attention(q[entries], keys, values))
+            pieces.append(F.scaled_dot_product_attention(q[entries], keys, values, attn_mask=mask))
         alone = self._alone
         if alone.stop > alone.start:
             pieces.append(F.scaled_dot_product_attention(q[alone], k[alone], v[alone]))
@@ -74,10 +82,13 @@ class CompiledAttention:
         slots: list[int],
         fills: list[int],
         turns: Tensor,
+        causal: int,
     ) -> None:
         """norms: (query, key) per layer. slots, fills: of the cached entries; the remaining entries attend
-        only to themselves. turns: rotary table of all entries."""
+        only to themselves. turns: rotary table of all entries. In the first `causal` entries a position sees
+        none after it."""
         self._kernel, self._norms, self._cache, self._turns = kernel, norms, cache, turns
+        self._causal = causal
         entries, block, _, half = turns.shape
         alone = entries - len(slots)
         self._slots = torch.tensor([*slots, *(-1 - place for place in range(alone))])
@@ -89,7 +100,7 @@ class CompiledAttention:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         return self._kernel(
             qkv, *self._norms[layer], self._turns, keys, values, self._alone,
-            self._slots, self._fills,
+            self._slots, self._fills, self._causal,
         )  # fmt: skip
 
 
@@ -168,7 +179,7 @@ class RaggedDenoiser:
         again = torch.tensor(alone, device=self._device) + count if alone else None
         clean_slots, clean_fills = [row.slot for row in commits], [row.fill for row in commits]
         slots = [row.slot for row in rows]
-        turns = self.fused.rotation(positions)
+        turns, causal = self.fused.rotation(positions), self.prior.config.causal_history
         attend: RaggedAttention | CompiledAttention
         if self.fused.kernel is None:
             attend = RaggedAttention(
@@ -176,6 +187,7 @@ class RaggedDenoiser:
                 stretches(clean_slots, clean_fills),
                 stretches(slots, fills, start=count),
                 slice(len(starts), len(starts) + len(alone)),
+                block if causal else 0,
             )
         else:
             attend = CompiledAttention(
@@ -185,6 +197,7 @@ class RaggedDenoiser:
                 clean_slots + slots,
                 clean_fills + fills,
                 turns if again is None else repeated(turns, again),
+                count if causal else 0,
             )
         pinned = pins is not None and self.trajectory.clean_pins
         # whole entries unless there are pins: modulations are made of few rows then

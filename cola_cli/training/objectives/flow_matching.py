@@ -3,7 +3,8 @@
     z_t = (1 - t) z_0 + t z_1,  target z_1 - z_0,  V_b = {sg(z_0^(<b)), z_t^(b)},  one t a block
 
 A staggered prior has one t a position instead (`flow.path.position_times`). A prior with a token head learns
-p(token | z_t, history) by cross-entropy, L = L_CE, and its velocity follows from the mean code under p.
+p(token | z_t, history) by cross-entropy, L = L_CE, and its velocity follows from the mean code under p;
+the clean copy may learn to foretell the tokens after it, L = L_CE + lambda_next L_next.
 
 Frozen: z_0 is a draw from the posterior in the latent shards, L = L_FM. Joint: z_0 comes from the VAE being
 trained, and L = lambda_VAE (reconstruction + beta E log q + lambda_mask L_mask) + lambda_fm L_FM
@@ -27,6 +28,7 @@ from cola_cli.flow.path import (
     position_times,
     target_velocity,
 )
+from cola_cli.models.attention import earlier_length
 from cola_cli.models.config import LEVELS, TextVAEConfig
 from cola_cli.models.modulation import LevelModulation, Modulation
 from cola_cli.models.prior import Prior
@@ -203,6 +205,10 @@ class FlowMatching(Objective):
                 "targets": np.tile(rows.tokens, copies).reshape(-1)[places],
                 "target_weight": noisy["flow_weight"].reshape(-1)[places],
             }
+        if settings.loss.next_token and config.prediction == "tokens":
+            ahead = 1 if config.causal_history else block_size
+            next_ = slice(ahead, ahead + earlier_length(positions, block_size))
+            drawn |= {"next_tokens": rows.tokens[:, next_], "next_weight": each_weight[:, next_]}
         return drawn | {name: _rows_of_copies(value, copies) for name, value in noisy.items()}
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
@@ -211,6 +217,8 @@ class FlowMatching(Objective):
         z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], self.settings.data.clean))
         terms = self.prediction(z0, z0, batch, evaluate)
         terms["loss"] = terms["flow" if "flow" in terms else "cross_entropy"]
+        if "next_token" in terms:
+            terms["loss"] = terms["loss"] + self.settings.loss.next_token * terms["next_token"]
         if evaluate:
             if "flow" in terms:
                 terms |= predictions_without_a_model(z0, batch)
@@ -224,7 +232,8 @@ class FlowMatching(Objective):
         without gradient."""
         prior, z0 = self.prior, z0.detach()
         copies = len(batch["z1"]) // len(z0)
-        view = prior.teacher_forced(z0, batch["block_size"], copies)
+        clean_hidden, history = prior.clean_copy(z0, batch["block_size"], "next_tokens" in batch)
+        view = prior.noisy_copies(history, z0, batch["block_size"], copies)
         z0, noised = (z.repeat_interleave(copies, 0) for z in (z0, noised))
         t = self._times(batch)  # (B K, N, 1)
         z_t = interpolate(noised, batch["z1"], t)
@@ -239,6 +248,10 @@ class FlowMatching(Objective):
             logits = prior.latent_out(hidden.flatten(0, 1)[batch["target_places"]])
             targets, weight = batch["targets"], batch["target_weight"]
             terms = {"cross_entropy": objectives.reconstruction(logits, targets, weight)}
+            if clean_hidden is not None:
+                terms["next_token"] = objectives.reconstruction(
+                    prior.latent_out(clean_hidden), batch["next_tokens"], batch["next_weight"]
+                )
             if evaluate:
                 terms["accuracy"] = ((logits.argmax(-1) == targets) * weight).sum()
             return terms
