@@ -21,6 +21,8 @@ from cola_cli.machine.liveness import state_of
 
 LOCK_NAME = ".lock"
 STOPPED_SECONDS = 30.0  # for a holder that is stopped to go on
+POLL_SECONDS = 0.1
+CLAIM_BYTES = 512  # of the lock file, where the holder of a task is named
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ def locked(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         while not _try_lock(descriptor, directory):
             if time.monotonic() >= deadline:
                 raise _locked(directory, descriptor)
-            time.sleep(0.1)
+            time.sleep(POLL_SECONDS)
         try:
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_self_description()).encode(), 0)
@@ -76,6 +78,7 @@ class Claims:
 
     def __init__(self, path: Path) -> None:
         make_directory(path.parent)
+        self._stopped = Patience(STOPPED_SECONDS)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._descriptor = os.open(path, flags, 0o644)
@@ -85,10 +88,26 @@ class Claims:
     def take(self, number: int) -> bool:
         """Claim a task until this process ends; False when another process has it."""
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+            fcntl.lockf(
+                self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, CLAIM_BYTES, number * CLAIM_BYTES
+            )
         except (BlockingIOError, PermissionError):  # by POSIX either may say so
             return False
+        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+        os.pwrite(self._descriptor, holder.encode().ljust(CLAIM_BYTES), number * CLAIM_BYTES)
         return True
+
+    def wait(self, number: int) -> None:
+        """Wait a moment for a task that another process has.
+
+        Raises OutputLocked when that process has been stopped by a signal at every call for half a minute.
+        """
+        time.sleep(POLL_SECONDS)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            holder = json.loads(os.pread(self._descriptor, CLAIM_BYTES, number * CLAIM_BYTES))
+            pid, host = int(holder["pid"]), str(holder["host"])
+            if self._stopped.is_over(state_of(pid, host) == "stopped"):
+                raise _stopped_holder(f"a part of the work is held by process {pid} on {host}")
 
     def __enter__(self) -> Self:
         return self
@@ -148,14 +167,18 @@ class Patience:
         return self._since is not None and now - self._since > self._seconds
 
 
+def _stopped_holder(problem: str) -> OutputLocked:
+    return OutputLocked(
+        f"{problem}, which is stopped.",
+        "Let that process go on (kill -CONT) or end it, then run the same command again.",
+        stopped=True,
+    )
+
+
 def _locked(directory: Path, descriptor: int) -> OutputLocked:
     problem = f"{directory} is being written by {_holder(descriptor)}"
     if _is_stopped(descriptor):
-        return OutputLocked(
-            f"{problem}, which is stopped.",
-            "Let that process go on (kill -CONT) or end it, then run the same command again.",
-            stopped=True,
-        )
+        return _stopped_holder(problem)
     return OutputLocked(f"{problem}.", "Wait for it, stop it, or choose another output directory.")
 
 

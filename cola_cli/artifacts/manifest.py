@@ -15,7 +15,7 @@ from cola_cli.errors import DamagedArtifact, InputError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-SCRATCH = "scratch"  # what the makers of an unfinished artifact share; gone when it is finished
+SCRATCH = ".scratch"  # what the makers of an unfinished artifact share; gone when it is finished
 NEW = ".new"  # where the artifact is made that is to replace the one around it
 MANIFEST_LIMIT = 256 << 20  # bytes; about a million parts. More is not a manifest.
 DEPTH_LIMIT = 64  # of settings and statistics

@@ -1,7 +1,7 @@
 """What documents a corpus holds, found by any number of processes that read it once between them.
 
 A corpus is cut into pieces: small files together, large ones by bytes or row groups. The first pass writes
-the digest and the size of every document of a piece to `scratch/FINGERPRINT/00000.parquet`. In these records
+the digest and the size of every document of a piece to `.scratch/FINGERPRINT/00000.parquet`. In these records
 DuckDB finds the duplicates, in bounded memory, and the plan says where each chunk begins and which documents
 to pass over, so that a second pass can make any chunk alone. How a corpus is cut changes no chunk.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import time
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +45,7 @@ from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
-from cola_cli.stages.shards import POLL_SECONDS, WHOLE, Shard, has_begun, refuse_overwriting
+from cola_cli.stages.shards import WHOLE, Shard, has_begun, refuse_overwriting
 
 if TYPE_CHECKING:
     from cola_cli.machine.processes import World
@@ -250,8 +249,8 @@ def _surveyed(
                         yield piece
                     else:
                         others.append(piece)
-                if len(others) == len(left):
-                    time.sleep(POLL_SECONDS)
+                if others and len(others) == len(left):
+                    claims.wait(others[0].index)
                 left = others
 
         work = partial(survey, settings=settings, directory=scratch)
@@ -261,7 +260,7 @@ def _surveyed(
             if claims.take(len(pieces)):
                 make_plan(scratch, pieces, settings, workers)
             else:
-                time.sleep(POLL_SECONDS)
+                claims.wait(len(pieces))
     return read_plan(scratch)
 
 

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cola_cli.artifacts import lock
 from cola_cli.artifacts.lock import Claims
 from cola_cli.artifacts.verify import verify
 from cola_cli.corpus import files
 from cola_cli.corpus.documents import ChangedFile, Document, Range, read_documents
 from cola_cli.corpus.sources import find_corpus
 from cola_cli.corpus.survey import pieces_of
-from cola_cli.errors import InputError
+from cola_cli.errors import InputError, OutputLocked
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages import tokenize as stage
 from cola_cli.stages.run import Run
@@ -117,7 +118,7 @@ def test_shards_in_any_order_read_the_corpus_once_and_make_what_one_run_makes(
     merged = tokenize([str(corpus)], tmp_path / "out", SMALL).statistics
     assert merged == whole
     assert content(tmp_path / "out") == content(tmp_path / "whole")
-    assert not (tmp_path / "out/scratch").exists()
+    assert not (tmp_path / "out/.scratch").exists()
     assert read < 1.2 * alone
     assert whole["rejects"] == 1, "a file of blank lines that is cut"
 
@@ -156,6 +157,7 @@ def test_a_file_that_changes_after_its_survey_is_an_error(
 HOLD = """
 import sys, time
 from pathlib import Path
+from cola_cli.artifacts import lock
 from cola_cli.artifacts.lock import Claims
 from cola_cli.artifacts.verify import verify
 claims = Claims(Path(sys.argv[1]))
@@ -177,6 +179,33 @@ def test_what_a_killed_process_claimed_is_free_again(tmp_path: Path) -> None:
             assert claims.take(3)
 
 
+def test_a_stopped_process_that_holds_a_piece_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "STOPPED_SECONDS", 0.3)
+    corpus = [str(make_corpus(tmp_path / "corpus"))]
+
+    def interrupt(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "run_all", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(corpus, tmp_path / "out", SMALL)  # which leaves a survey that is not done
+    (claims,) = tmp_path.glob("out/.scratch/*/claims")
+    command = [sys.executable, "-c", HOLD, str(claims)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        os.kill(holder.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(OutputLocked, match=f"process {holder.pid} on .*, which is stopped"):
+                tokenize(corpus, tmp_path / "out", SMALL)
+        finally:
+            holder.kill()
+    tokenize(corpus, tmp_path / "out", SMALL)
+
+
 def test_nothing_of_a_failed_survey_is_left_when_the_mended_corpus_takes_its_place(
     tmp_path: Path,
 ) -> None:
@@ -185,8 +214,8 @@ def test_nothing_of_a_failed_survey_is_left_when_the_mended_corpus_takes_its_pla
     path.write_bytes(good + b'{"text"')
     with pytest.raises(InputError):
         tokenize([str(tmp_path / "corpus")], tmp_path / "out", SMALL)
-    assert list(tmp_path.glob("out/scratch/*/*.parquet"))
+    assert list(tmp_path.glob("out/.scratch/*/*.parquet"))
     path.write_bytes(good)
     tokenize([str(tmp_path / "corpus")], tmp_path / "out", SMALL, run=Run(overwrite=True))
     assert not verify(tmp_path / "out").findings
-    assert not list(tmp_path.glob("out/scratch*"))
+    assert not list(tmp_path.glob("out/.scratch*"))
