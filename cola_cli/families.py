@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from cola_cli.cost import Data
 from cola_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,18 +29,6 @@ if TYPE_CHECKING:
     from cola_cli.settings.sample import SampleSettings, SamplingOptions
     from cola_cli.settings.vae import VAESettings
     from cola_cli.training.objectives.objective import Objective
-
-
-@dataclass(frozen=True)
-class Data:
-    """The sequences that a model is trained on: of an artifact, or of one that a study plans.
-
-    length: tokens of a sequence. vocab_size: of the tokenizer. vae: the one that made the latents, if any.
-    """
-
-    length: int
-    vocab_size: int
-    vae: TextVAEConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -147,12 +136,6 @@ def lazy(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-_text_vae_cost = lazy("cost.training", "text_vae_cost")
-_prior_cost = lazy("cost.training", "prior_cost")
-_next_token_cost = lazy("cost.training", "next_token_cost")
-_masked_diffusion_cost = lazy("cost.training", "masked_diffusion_cost")
-
-
 # The Text VAE: stage 1 of the Cola DLM paper
 
 
@@ -192,7 +175,7 @@ TEXT_VAE = Family(
     reads="tokens",
     table="vae",
     config=_vae_config,
-    cost=lambda config, data, settings: _text_vae_cost(config, settings, data.length),
+    cost=lazy("cost.training", "text_vae_cost"),
     build=_build_vae,
     trained=lambda settings: ("vae",),
     kept=("seq_len",),
@@ -212,20 +195,16 @@ TEXT_VAE = Family(
 # The prior: stage 2, with the VAE frozen or trained jointly
 
 
-def _vae_of(data: Data) -> TextVAEConfig:
-    assert data.vae is not None  # latents always come with it
-    return data.vae
-
-
 def _prior_config(data: Data, settings: PriorSettings) -> PriorConfig:
     from cola_cli.models.config import PriorConfig
 
-    vae = _vae_of(data)
-    positions, head = data.length // vae.patch_size, 0
+    positions, head = data.positions, 0
     if settings.model.prediction == "tokens":
         head = data.vocab_size
         _require_head_fits(settings, positions, data.length)
-    config = PriorConfig(latent_dim=vae.latent_dim, vocab_size=head, **settings.model.model_dump())
+    config = PriorConfig(
+        latent_dim=data.encoder.latent_dim, vocab_size=head, **settings.model.model_dump()
+    )
     if settings.timesteps.law == "decided" and positions != data.length:
         raise UsageError(
             f"prior.timesteps.law = decided needs one latent per token; {data.length} tokens have"
@@ -307,7 +286,7 @@ PRIOR = Family(
     table="prior",
     flags=("mode", "loss.flow_gradient"),
     config=_prior_config,
-    cost=lambda config, data, settings: _prior_cost(config, _vae_of(data), settings, data.length),
+    cost=lazy("cost.training", "prior_cost"),
     build=_build_prior,
     trained=lambda settings: ("vae", "prior") if settings.mode == "joint" else ("prior",),
     kept=("seq_len", "latent_shape", "end_of_text_id"),
@@ -339,13 +318,12 @@ def student_of(teacher: Artifact) -> Family:
         shape.require_guidance(settings.teacher.guidance)
         if shape.chain:
             raise UsageError(
-                "the teacher is a student of one pass already; fewer there are not.",
+                "the teacher is itself a student of one pass, and there is nothing left to distil.",
                 "Name its teacher.",
             )
-        positions = data.length // _vae_of(data).patch_size
-        if positions % shape.block_size:
+        if data.positions % shape.block_size:
             raise UsageError(
-                f"distill: {positions} latents a sequence are not a multiple of the teacher's block size"
+                f"distill: {data.positions} latents a sequence are not a multiple of the teacher's block size"
                 f" {shape.block_size}.",
                 "Encode tokens of another --seq-len.",
             )
@@ -353,16 +331,11 @@ def student_of(teacher: Artifact) -> Family:
         if chained and settings.teacher.guidance != 1.0:
             raise UsageError(
                 "a student of one pass with a token head learns from text, so it cannot have guidance"
-                f" {settings.teacher.guidance:g} within.",
+                f" {settings.teacher.guidance:g} built in.",
                 "Set teacher.guidance=1, or ask for more passes.",
             )
         made_for = {"passes": settings.passes, "chain": CHAIN * shape.dim if chained else 0}
         return shape.model_copy(update=made_for)
-
-    def cost(config: PriorConfig, data: Data, settings: DistillSettings) -> Cost:
-        from cola_cli.cost.training import distillation_cost
-
-        return distillation_cost(config, _vae_of(data), settings, data.length)
 
     def build(config: PriorConfig, latents: Latents, settings: DistillSettings) -> Networks:
         from cola_cli.models.prior import Prior
@@ -382,7 +355,7 @@ def student_of(teacher: Artifact) -> Family:
         return Networks(objective, saved, lambda: cool(student, temperature))
 
     inputs = {PRIOR.kind: teacher.manifest.fingerprint}
-    return replace(DISTILLED, config=config, cost=cost, build=build, inputs=inputs)
+    return replace(DISTILLED, config=config, build=build, inputs=inputs)
 
 
 DISTILLED = replace(
@@ -391,6 +364,7 @@ DISTILLED = replace(
     group="",
     summary="Distil a prior into a student that needs few passes a block, with guidance built in.",
     table="distill",
+    cost=lazy("cost.training", "distillation_cost"),
     flags=("passes",),
     trained=lambda settings: ("prior",),
     metrics={
@@ -418,17 +392,23 @@ def _transformer_config(data: Data, settings: BaselineSettings, causal: bool) ->
     return TransformerConfig(vocab_size=data.vocab_size, causal=causal, **shape)
 
 
-def _build_next_token(
+def _build_transformer(
     config: TransformerConfig, tokens: Tokens, settings: BaselineSettings
 ) -> Networks:
     from cola_cli.models.transformer import Transformer
-    from cola_cli.training.objectives.baselines import NextToken
+    from cola_cli.training.objectives.baselines import MaskedDiffusion, NextToken
 
-    network = Transformer(config)
-    objective = NextToken(network, tokens.statistics.seq_len)
+    network, length = Transformer(config), tokens.statistics.seq_len
+    objective: Objective = MaskedDiffusion(network, length, settings.masking.least)
+    if config.causal:
+        objective = NextToken(network, length)
     return Networks(objective, {"transformer": (network, config)})
 
 
+_TRANSFORMER: dict[str, Any] = {
+    "read_config": lazy("weights.configs", "transformer_config"),
+    "load": lazy("weights.artifact", "load_transformer"),
+}
 AUTOREGRESSIVE = Family(
     kind="autoregressive",
     command="ar",
@@ -437,8 +417,8 @@ AUTOREGRESSIVE = Family(
     reads="tokens",
     table="baseline",
     config=lambda data, settings: _transformer_config(data, settings, causal=True),
-    cost=lambda config, data, settings: _next_token_cost(config, settings.train, data.length),
-    build=_build_next_token,
+    cost=lazy("cost.training", "transformer_cost"),
+    build=_build_transformer,
     trained=lambda settings: ("transformer",),
     ignored=("masking",),
     metrics={
@@ -450,8 +430,7 @@ AUTOREGRESSIVE = Family(
         "accuracy": ("Next tokens predicted", "share of tokens"),
     },
     token_model=TokenModel(
-        read_config=lazy("weights.configs", "transformer_config"),
-        load=lazy("weights.artifact", "load_transformer"),
+        **_TRANSFORMER,
         sampler=lazy("sampling.autoregressive", "AutoregressiveSampler"),
         flops=lazy("cost.sampling", "autoregressive_sampling"),
         cached=lambda config: 2 * config.layers * config.heads * config.head_dim,
@@ -460,36 +439,21 @@ AUTOREGRESSIVE = Family(
 )
 
 
-def _build_masked_diffusion(
-    config: TransformerConfig, tokens: Tokens, settings: BaselineSettings
-) -> Networks:
-    from cola_cli.models.transformer import Transformer
-    from cola_cli.training.objectives.baselines import MaskedDiffusion
-
-    network, length = Transformer(config), tokens.statistics.seq_len
-    objective = MaskedDiffusion(network, length, settings.masking.least)
-    return Networks(objective, {"transformer": (network, config)})
-
-
-LLADA = Family(
+LLADA = replace(
+    AUTOREGRESSIVE,
     kind="llada",
     command="llada",
     title="Masked diffusion baseline (LLaDA)",
     summary="Train the masked-diffusion baseline (LLaDA): a bidirectional transformer that fills in masks.",
-    reads="tokens",
-    table="baseline",
     config=lambda data, settings: _transformer_config(data, settings, causal=False),
-    cost=lambda config, data, settings: _masked_diffusion_cost(config, settings.train, data.length),
-    build=_build_masked_diffusion,
-    trained=lambda settings: ("transformer",),
+    ignored=(),
     metrics={
         "validation_loss": "loss, nats a token (an upper bound)",
         "validation_accuracy_masked": "masked tokens predicted",
     },
     titles={"loss": ("Loss, an upper bound", "nats a token")},
     token_model=TokenModel(
-        read_config=lazy("weights.configs", "transformer_config"),
-        load=lazy("weights.artifact", "load_transformer"),
+        **_TRANSFORMER,
         sampler=lazy("sampling.masked_diffusion", "MaskedDiffusionSampler"),
         flops=lazy("cost.sampling", "masked_diffusion_sampling"),
         passes=lambda settings: settings.unmask_steps or settings.max_new_tokens,
@@ -502,7 +466,7 @@ DERIVED = [DISTILLED]  # made from a model of FAMILIES, and of the kind of one o
 
 
 def trainings() -> list[Family]:
-    """Whatever has a training command."""
+    """Every family that has a training command."""
     return [*FAMILIES.values(), *DERIVED]
 
 

@@ -24,7 +24,7 @@ VIEWS = (
 )
 
 
-# names of databases and schemas that DuckDB has already
+# names of DuckDB's own databases and schemas
 OWNED = ("main", "temp", "system", "memory", "pg_catalog", "information_schema")
 
 

@@ -115,7 +115,7 @@ def arrow_file(path: Path, mode: str = "rb") -> Any:
 
 @contextlib.contextmanager
 def utf8_name(path: Path) -> Iterator[Path]:
-    """A name of an existing file or directory that libraries written in Rust open: they want UTF-8."""
+    """A name of an existing file or directory for libraries written in Rust, which need UTF-8."""
     if is_encodable(str(path)):
         yield path
         return

@@ -182,7 +182,7 @@ class Latents(Packed[LatentsStatistics]):
 
 
 class ModelStatistics(Record):
-    """The last value of every metric of the training is there besides."""
+    """The last value of every metric of the training is kept as well."""
 
     parameters: Count | None = Field(default=None, description="Weights, of a prior with its VAE.")
     seq_len: Size | None = Field(

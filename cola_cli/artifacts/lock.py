@@ -41,7 +41,7 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
-    """`writer_lock` of a directory that is there and whose links were looked at before."""
+    """`writer_lock` of a directory that exists and was checked for links."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(directory / LOCK_NAME, flags, 0o644)
@@ -66,7 +66,7 @@ def locked(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         try:
             yield
         finally:
-            # whose name stands there matters only while it is locked
+            # the holder's name matters only while the lock is held
             with contextlib.suppress(OSError):
                 os.truncate(descriptor, 0)
     finally:
@@ -119,7 +119,9 @@ class Claims:
 def holder_of(directory: Path) -> str | None:
     """Who writes to the artifact now, or None."""
     try:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # no pipe to wait at
+        flags = (
+            os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        )  # opening a pipe must not block
         descriptor = os.open(directory / LOCK_NAME, flags)
     except OSError:
         return None

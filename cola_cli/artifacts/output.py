@@ -163,7 +163,7 @@ class Output:
         return whole and new is not None and new.fingerprint == self.identity.fingerprint
 
     def _wanted(self) -> bool:
-        """Whether a whole new artifact may take the place: this command, or the one before, said so."""
+        """Whether this command, or the one that made the new artifact, asked that it replace the old one."""
         previous = self._previous
         same = previous is None or previous.fingerprint == self.identity.fingerprint
         return self._overwrite or same
@@ -174,7 +174,7 @@ class Output:
         if previous is None or self._overwrite or previous.fingerprint == self.identity.fingerprint:
             return previous
         if previous.status == "incomplete" and not _begun(self.path):
-            return None  # its run failed on its input at once; the corrected command may simply run
+            return None  # its run failed at once on its input; the corrected command may run
         listed = "; ".join(previous.identity.differences(self.identity))
         raise OutputConflict(
             f"{self.path} was made with other settings or inputs: {listed}.",

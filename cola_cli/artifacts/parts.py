@@ -88,7 +88,7 @@ def write_part(
 
 
 class _Finished(Exception):
-    """The artifact is whole without this part's being added."""
+    """The artifact was finished meanwhile, so that the part is not needed."""
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ def _adding(directory: Path, identity: Identity) -> Iterator[None]:
                     yield
                     return
         except OutputLocked as error:
-            # by one that adds a part of its own, or makes all that are missing
+            # another process adds a part, or makes all that are missing
             if stopped.is_over(error.stopped):
                 raise
 

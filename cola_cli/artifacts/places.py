@@ -1,4 +1,4 @@
-"""Where a stage may write: never onto, into or around what it reads."""
+"""Where a stage may write: apart from everything that it reads."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def continued(path: Path, fingerprint: str) -> Manifest | None:
 
 
 def remove(path: Path) -> None:
-    """Remove what was begun beside the artifact at `path`. Raises OutputConflict when it is not ours."""
+    """Remove what was begun beside the artifact at `path`. Raises OutputConflict for files of others."""
     new = path / NEW
     if not new.is_dir():
         return
@@ -73,7 +73,7 @@ def remove(path: Path) -> None:
                 shutil.rmtree(entry)
             elif entry.name != MANIFEST_NAME:
                 entry.unlink()
-        (new / MANIFEST_NAME).unlink(missing_ok=True)  # last: it says whose the rest is
+        (new / MANIFEST_NAME).unlink(missing_ok=True)  # last: it shows that the rest is ours
         new.rmdir()
         sync(path)
     except OSError as error:

@@ -34,7 +34,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def rows_of(raw: BinaryIO, name: object) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same of an open file, packed if its name says so; `name` stands for it in messages."""
+    """`read_rows` of an open file, packed if `name` says so, which stands for it in messages."""
     number = 0
     try:
         stream = unpacked(name, raw)

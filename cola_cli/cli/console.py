@@ -6,7 +6,6 @@ import codecs
 import errno
 import io
 import json
-import math
 import os
 import sys
 import time
@@ -90,9 +89,9 @@ def reporter(quiet: bool) -> Reporter:
 
 
 def prepare_streams() -> None:
-    """Make every text writable, and what the caller closed a stream to nowhere.
+    """Make every text writable, and open the null device for each stream that the caller closed.
 
-    Without the latter, the next file that is opened would get the number of stdout or stderr.
+    Otherwise the next file that is opened would get the number of stdout or stderr.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -107,27 +106,16 @@ def prepare_streams() -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout: numbers that JSON does not have are null, and that is said."""
+    """One JSON object on stdout: infinite numbers and NaN become null, with a warning."""
     # where stdout is not UTF-8, its escapes of characters would not be those of JSON
     escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
     try:
         text = json.dumps(value, ensure_ascii=escaped, allow_nan=False)
     except ValueError:
         print("warning: some numbers are infinite or NaN; they are null", file=sys.stderr)
-        text = json.dumps(_finite(value), ensure_ascii=escaped, allow_nan=False)
+        finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
+        text = json.dumps(finite, ensure_ascii=escaped)
     print(text, flush=True)
-
-
-def _finite(value: Any) -> Any:
-    """A value with None for every number that is infinite or NaN."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {
-            str(key) if isinstance(key, float) else key: _finite(item)
-            for key, item in value.items()
-        }
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 # title, columns, rows
@@ -200,7 +188,7 @@ NO_MEMORY = ColaError(
 )
 
 
-# what a path that the user gave can be the reason of
+# errors that are due to a path, which the user gave
 OF_THE_PATH = (
     errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV,

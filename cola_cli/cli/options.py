@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def on_disk(text: str) -> Path:
-    """A path to write to, which is a path whatever characters are in it. Raises BadParameter for a URL."""
+    """A path to write to, taken literally. Raises BadParameter for a URL."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise typer.BadParameter(f"{text} is a URL; cola writes to directories only.")
     try:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from cola_cli.cost.training import (
     causal_pairs,
-    prior_block,
+    prior_history,
+    prior_pass,
     text_vae_decoding,
     text_vae_encoding,
     transformer_pass,
@@ -46,7 +47,7 @@ def cola_sampling(
         history = prefix + number * block
         total += sum(_evaluation(prior, history, guided and history > 0) for guided in guides)
         if number:  # the block before, for the cache
-            total += _prior_pass(prior, block, block * history)
+            total += prior_pass(prior, block, block * history)
         if decodes:
             pairs = block * history + causal_pairs(block, vae.block_size)
             total += text_vae_decoding(vae, block, vae.decoder_layers * pairs, tokens)
@@ -78,35 +79,22 @@ def masked_diffusion_sampling(
 
 
 def _prefill(vae: TextVAEConfig, prior: PriorConfig, prefix: int, decodes: bool) -> float:
-    """The prompt's whole blocks into both caches; the prior's last layer gives keys and values only."""
-    inner = prior.heads * prior.head_dim
-    products = (
-        (prior.layers - 1) * prior_block(prior)
-        + 2 * prior.dim * inner
-        + prior.latent_dim * prior.dim
-    )
-    pairs = (prior.layers - 1) * causal_pairs(prefix, prior.history_block)
-    remembered = 2.0 * (prefix * products + 2 * inner * pairs)
+    """The prompt's whole blocks into the caches of the prior and, where it `decodes`, of the decoder."""
     if not decodes:
-        return remembered
+        return prior_history(prior, prefix)
     decoded = vae.decoder_layers * causal_pairs(prefix, vae.block_size)
-    return remembered + text_vae_decoding(vae, prefix, decoded, 0)
+    return prior_history(prior, prefix) + text_vae_decoding(vae, prefix, decoded, 0)
 
 
 def _evaluation(prior: PriorConfig, history: int, guided: bool) -> float:
     """The velocity of a block behind `history` latents, and of the block alone when guided."""
     block = prior.block_size
-    own = _prior_pass(prior, block, block * (history + block))
+    own = prior_pass(prior, block, block * (history + block))
     if not guided:
         return own
     # up to their first attention both blocks are one
     shared = 2.0 * block * prior.dim * (3 * prior.heads * prior.head_dim + prior.latent_dim)
-    return own + _prior_pass(prior, block, block * block) - shared
-
-
-def _prior_pass(prior: PriorConfig, positions: int, pairs: int) -> float:
-    products = positions * (prior.layers * prior_block(prior) + prior.end_products())
-    return 2.0 * (products + 2 * prior.heads * prior.head_dim * prior.layers * pairs)
+    return own + prior_pass(prior, block, block * block) - shared
 
 
 def row_bucket(rows: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cola_cli.cost import Data
 from cola_cli.models.config import (
     LEVELS,
     TIMESTEP_CHANNELS,
@@ -17,6 +18,7 @@ from cola_cli.models.config import (
     TextVAEConfig,
     TransformerConfig,
 )
+from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.training import Mask, Optimizer, Train
@@ -82,55 +84,52 @@ def training_plan(
     }
 
 
-def text_vae_cost(config: TextVAEConfig, settings: VAESettings, length: int) -> Cost:
-    """Training the Text VAE on sequences of `length` tokens, the masked copy included."""
-    train, masked = settings.train, _masked_share(settings.mask)
-    return Cost(
-        parameters=config.parameter_count(),
-        core_parameters=config.parameter_count(),
-        flops=text_vae_training(config, train.batch_size, length, masked),
-        activations=text_vae_activations(config, train, length, masked),
-    )
+def text_vae_cost(config: TextVAEConfig, data: Data, settings: VAESettings) -> Cost:
+    """Training the Text VAE, the masked copy included."""
+    parameters, masked = config.parameter_count(), _masked_share(settings.mask)
+    operations = text_vae_training(config, settings.train.batch_size, data.length, masked)
+    activations = text_vae_activations(config, settings.train, data.length, masked)
+    return Cost(parameters, parameters, operations, activations)
 
 
-def prior_cost(
-    config: PriorConfig, vae: TextVAEConfig, settings: PriorSettings, length: int
-) -> Cost:
-    """Training the prior on sequences of `length` tokens, and the VAE with it in joint mode.
+def prior_cost(config: PriorConfig, data: Data, settings: PriorSettings) -> Cost:
+    """Training the prior, and the VAE with it in joint mode.
 
     The reference posterior is read from the latents and costs nothing. Block sizes other than the model's
     count as its own, and a token head counts at every position, also where the stagger asks for none.
     """
-    train, positions = settings.train, length // vae.patch_size
+    train, positions = settings.train, data.positions
     rows, copies = train.batch_size, settings.data.noisy_copies
     parameters, core = config.parameter_count(), config.core_parameter_count()
-    noisy = copies * prior_noisy_copy(config, rows, positions)
+    noisy = (
+        copies * rows * prior_pass(config, positions, causal_pairs(positions, config.block_size))
+    )
     # timesteps: t = 0, and of every noisy block, or of every level
     levels = LEVELS if config.stagger else rows * copies * positions // config.block_size
     foretold = bool(config.vocab_size and settings.loss.next_token)
-    passes = prior_clean_copy(config, rows, positions, foretold) + noisy
+    passes = rows * prior_history(config, positions - config.block_size, foretold) + noisy
     passes += prior_conditioning(config, 1 + levels)
     operations = BACKWARD_TOO * passes
     operations += noisy if config.self_conditioning else 0  # a first estimate, without gradient
     activations = prior_activations(config, train, positions, copies, foretold)
     if settings.mode == "joint":
         masked = _masked_share(settings.mask)
-        parameters += vae.parameter_count()
-        operations += text_vae_training(vae, rows, length, masked)
-        activations += text_vae_activations(vae, train, length, masked)
+        parameters += data.encoder.parameter_count()
+        operations += text_vae_training(data.encoder, rows, data.length, masked)
+        activations += text_vae_activations(data.encoder, train, data.length, masked)
     return Cost(parameters, core, operations, activations)
 
 
-def distillation_cost(
-    config: PriorConfig, vae: TextVAEConfig, settings: DistillSettings, length: int
-) -> Cost:
-    """Distilling a prior on sequences of `length` tokens: the teacher's steps forward, the student's passes
-    forward and backward, both behind clean histories of their own."""
+def distillation_cost(config: PriorConfig, data: Data, settings: DistillSettings) -> Cost:
+    """Distilling a prior: the teacher's steps forward, the student's passes forward and backward, both behind
+    clean histories of their own."""
     train, teacher = settings.train, settings.teacher
-    rows, positions = train.batch_size, length // vae.patch_size
-    clean = prior_clean_copy(config, rows, positions)
-    noisy = prior_noisy_copy(config, rows, positions)
-    alone = prior_noisy_copy(config, rows, positions, alone=True) if teacher.guidance != 1.0 else 0
+    rows, positions = train.batch_size, data.positions
+    block = config.block_size
+    clean = rows * prior_history(config, positions - block)
+    noisy = rows * prior_pass(config, positions, causal_pairs(positions, block))
+    guided = teacher.guidance != 1.0  # each block once more, without what is before it
+    alone = rows * prior_pass(config, positions, positions * block) if guided else 0
     times = (teacher.steps * config.block_size if config.stagger else teacher.steps) + 1
     both = clean + prior_conditioning(config, times)
     operations = BACKWARD_TOO * (both + settings.passes * noisy)
@@ -141,23 +140,19 @@ def distillation_cost(
     return Cost(parameters, core, operations, activations)
 
 
-def next_token_cost(config: TransformerConfig, train: Train, length: int) -> Cost:
-    """Training a causal transformer: every token but the last is passed, and predicts the one after it."""
-    return _transformer_cost(config, train, length - 1, length - 1)
+def transformer_cost(config: TransformerConfig, data: Data, settings: BaselineSettings) -> Cost:
+    """Training a baseline. Causal: every token but the last is passed, and predicts the one after it.
 
-
-def masked_diffusion_cost(config: TransformerConfig, train: Train, length: int) -> Cost:
-    """Training a bidirectional transformer; the half of the tokens that is masked on average is predicted."""
-    return _transformer_cost(config, train, length, length / 2)
-
-
-def _transformer_cost(
-    config: TransformerConfig, train: Train, passed: int, predicted: float
-) -> Cost:
+    Else all are passed, and the half that is masked on average is predicted.
+    """
+    train = settings.train
+    passed = data.length - 1 if config.causal else data.length
+    predicted = passed if config.causal else passed / 2
+    pairs = causal_pairs(passed, 1 if config.causal else passed)
     return Cost(
         parameters=config.parameter_count(),
         core_parameters=config.core_parameter_count(),
-        flops=BACKWARD_TOO * transformer_forward(config, train.batch_size, passed, predicted),
+        flops=BACKWARD_TOO * train.batch_size * transformer_pass(config, passed, pairs, predicted),
         activations=transformer_activations(config, train, passed, predicted / passed),
     )
 
@@ -213,28 +208,24 @@ def text_vae_training(config: TextVAEConfig, rows: int, length: int, masked_shar
     return BACKWARD_TOO * forward
 
 
-def prior_clean_copy(config: PriorConfig, rows: int, length: int, foretold: bool = False) -> float:
-    """The pass of `rows` sequences, without their last block, as the history of noisy ones.
+def prior_history(config: PriorConfig, length: int, foretold: bool = False) -> float:
+    """The pass of `length` clean latents as the history of later ones.
 
     Of the last layer only keys and values are needed, unless what follows is `foretold`.
     """
-    inner = config.heads * config.head_dim
-    clean = length - config.block_size
-    block = prior_block(config)
+    inner, block = config.heads * config.head_dim, prior_block(config)
     products = config.layers * block + config.latent_dim * config.dim
     products += config.out_dim * config.dim if foretold else 2 * config.dim * inner - block
     layers = config.layers if foretold else config.layers - 1
-    pairs = layers * causal_pairs(clean, config.history_block)
-    return 2.0 * rows * (clean * products + 2 * inner * pairs)
+    pairs = layers * causal_pairs(length, config.history_block)
+    return 2.0 * (length * products + 2 * inner * pairs)
 
 
-def prior_noisy_copy(config: PriorConfig, rows: int, length: int, alone: bool = False) -> float:
-    """The pass of noisy blocks that see the clean ones before them, unless `alone`, and themselves."""
-    inner, block = config.heads * config.head_dim, config.block_size
-    products = config.layers * prior_block(config)
-    products += config.end_products()
-    pairs = length * block if alone else causal_pairs(length, block)
-    return 2.0 * rows * (length * products + 2 * inner * config.layers * pairs)
+def prior_pass(config: PriorConfig, positions: int, pairs: int) -> float:
+    """The pass of `positions` that see `pairs` others in each layer."""
+    products = config.layers * prior_block(config) + config.end_products()
+    inner = config.heads * config.head_dim
+    return 2.0 * (positions * products + 2 * inner * config.layers * pairs)
 
 
 def prior_conditioning(config: PriorConfig, timesteps: int) -> float:
@@ -249,14 +240,6 @@ def prior_block(config: PriorConfig) -> int:
     """Multiplications of one block of the network at a position, without those of its attention."""
     dim, inner = config.dim, config.heads * config.head_dim
     return 4 * dim * inner + 2 * config.expand_ratio * dim * dim
-
-
-def transformer_forward(
-    config: TransformerConfig, rows: int, length: int, head_tokens: float
-) -> float:
-    """One pass of a baseline over `rows` sequences, the token head on `head_tokens` of each."""
-    pairs = causal_pairs(length, 1 if config.causal else length)
-    return rows * transformer_pass(config, length, pairs, head_tokens)
 
 
 def transformer_pass(

@@ -1,7 +1,7 @@
 """Held-out passages whose last word is asked for, made from the validation text of a corpus.
 
-In the manner of LAMBADA, but nobody checked that the word can be told from its passage: the share of words
-told says how models compare on one corpus, and nothing beside published accuracies.
+Made like LAMBADA, but nobody checked that the word can be guessed from its passage. The share of words that
+are guessed compares models on one corpus; it cannot be compared with published accuracies.
 """
 
 from __future__ import annotations

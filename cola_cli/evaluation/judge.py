@@ -1,4 +1,4 @@
-"""Generative perplexity and MAUVE: what another language model makes of texts."""
+"""Generative perplexity and MAUVE: how another language model rates texts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cola_cli.artifacts.kinds import TrainedModel
 from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.artifacts.reading import reason
 from cola_cli.corpus.tokenizer import tokenizer_of
 from cola_cli.errors import InputError, UsageError
 from cola_cli.evaluation.text_metrics import Passage
@@ -62,9 +63,8 @@ class ArtifactJudge:
         self.tokenizer: Codec = tokenizer
         self.start: int | None = tokenizer.end_of_text_id  # as before a document in training
         length = artifact.statistics.seq_len
-        self.context: int | None = (
-            None if length is None else length - 1
-        )  # the last predicts nothing
+        # the last token predicts nothing
+        self.context: int | None = None if length is None else length - 1
         self.device = device
         self._network: Any = model.load(artifact).to(device).eval()
 
@@ -92,10 +92,9 @@ class TransformersJudge:
             network = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, dtype="auto"
             )
-        except Exception as error:  # the library raises of every kind
+        except Exception as error:  # the library raises exceptions of every kind
             raise InputError(
-                f"{folder} cannot be read as a causal language model"
-                f" ({(str(error).splitlines() or [type(error).__name__])[0]}).",
+                f"{folder} cannot be read as a causal language model ({reason(error)}).",
                 "Name a folder with config.json, the weights and the tokenizer.",
             ) from error
         self.tokenizer: Codec = _TransformersCodec(tokenizer)
@@ -141,10 +140,7 @@ def open_judge(path: Path, device: torch.device) -> Judge:
             )
         return ArtifactJudge(artifact, model, device)
     if not (path / "config.json").is_file():
-        raise InputError(
-            f"{path} is not a language model.",
-            remedy,
-        )
+        raise InputError(f"{path} is not a language model.", remedy)
     return TransformersJudge(path, device)
 
 
@@ -165,7 +161,7 @@ def perplexity(
     reporter.start("judge", len(pieces), "windows")
     for batch in _batches(pieces):
         longest = max(len(ids) for ids, _ in batch)
-        # what stands on the right of a causal model's tokens does not reach them
+        # a causal model's tokens do not see the padding on their right
         filled = [ids + [0] * (longest - len(ids)) for ids, _ in batch]
         rows = torch.tensor(filled, device=judge.device)
         logits = judge(rows[:, :-1])
@@ -199,7 +195,7 @@ def windows(
 
 
 def _batches(pieces: list[tuple[list[int], int]]) -> Iterator[list[tuple[list[int], int]]]:
-    """Pieces of like length together."""
+    """Batches of pieces of similar length."""
     batch: list[tuple[list[int], int]] = []
     for piece in sorted(pieces, key=lambda piece: -len(piece[0])):
         if batch and (len(batch) + 1) * len(batch[0][0]) > BATCH_TOKENS:

@@ -17,7 +17,7 @@ from cola_cli.flow.path import position_speeds, position_times
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior
 
-# Of draws that are worked off together: their positions, and the logits of these.
+# At most, of the draws that are computed together.
 POSITIONS = 1 << 14
 LOGITS = 1 << 27
 
@@ -57,20 +57,11 @@ class Likelihood:
 
     def table(self) -> list[dict[str, float]]:
         """Mean terms of each latent, and the per-token perplexity exp(posterior - prior - decoder)."""
-        rows = []
-        terms = (self.posterior.mean(0), self.prior.mean(0), self.decoder.mean(0))
-        for posterior, prior, decoder in zip(*(t.tolist() for t in terms), strict=True):
-            exponent = posterior - prior - decoder
-            perplexity = math.exp(exponent) if exponent < 700 else math.inf
-            rows.append(
-                {
-                    "posterior": posterior,
-                    "prior": prior,
-                    "decoder": decoder,
-                    "perplexity": perplexity,
-                }
-            )
-        return rows
+        terms = {"posterior": self.posterior, "prior": self.prior, "decoder": self.decoder}
+        means = {name: term.double().mean(0) for name, term in terms.items()}
+        means["perplexity"] = (means["posterior"] - means["prior"] - means["decoder"]).exp()
+        columns = {name: mean.tolist() for name, mean in means.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def prior_log_density(
@@ -154,9 +145,9 @@ def likelihood(
     divergence: Divergence = "hutchinson",
     seed: int = 0,
 ) -> Likelihood:
-    """The terms of one text of token ids; draws is K, worked off in pieces; steps those of the ODE solver.
+    """The terms of one text of token ids; draws: K, computed in pieces. steps: of the ODE solver.
 
-    Raises InputError when the text is empty or no whole number of patches.
+    Raises InputError when the text is empty or not a whole number of patches.
     """
     config = model.vae.config
     if not ids or len(ids) % config.patch_size:

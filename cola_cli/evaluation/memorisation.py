@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cola_cli.artifacts.checks import RESTORE
 from cola_cli.artifacts.duckdb_names import duckdb_name
 from cola_cli.artifacts.kinds import Tokens
+from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact
 from cola_cli.evaluation.text_metrics import ngrams
 from cola_cli.reporting import Reporter
@@ -45,7 +46,7 @@ def memorised_shares(
 def training_ngrams(
     artifact: Tokens, grams: NDArray[np.int64], reporter: Reporter, threads: int = 1
 ) -> NDArray[np.bool_]:
-    """Which of different n-grams (count, n) occur in the training split, in any document's middle or ends.
+    """Which of these n-grams (count, n), all different, occur anywhere in the training split.
 
     Reads part after part, so that the memory is that of one part and of `grams`.
     """
@@ -71,7 +72,7 @@ def training_ngrams(
                 numbers = connection.execute(query, [duckdb_name(path)]).fetchnumpy()["number"]
             except duckdb.Error as error:
                 raise DamagedArtifact(
-                    f"{path} is not a part of packed sequences ({str(error).splitlines()[0]}).",
+                    f"{path} is not a part of packed sequences ({reason(error)}).",
                     RESTORE,
                 ) from error
             found[np.asarray(numbers, np.int64)] = True

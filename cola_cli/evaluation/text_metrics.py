@@ -1,6 +1,6 @@
 """Metrics of texts that need no model: entropy, length, distinct and repeated n-grams of their tokens.
 
-They move with the number and the length of the texts, so they are comparable only between texts of the same
+They depend on the number and the length of the texts, so they are comparable only between texts of the same
 shape: `cut_passages` cuts real text to the shape of generated text.
 """
 

@@ -1,6 +1,6 @@
 """How much of generated text is made of words and word pairs that the training text has.
 
-The share to hold it against is the same for validation text, which is real but was not trained on either.
+To compare with: the same shares of validation text, which is real but was not trained on either.
 """
 
 from __future__ import annotations

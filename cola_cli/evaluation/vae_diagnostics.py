@@ -21,7 +21,7 @@ ACTIVE_VARIANCE = 0.01  # of the posterior mean over the data; a channel above i
 
 @torch.inference_mode()
 def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0) -> Diagnosis:
-    """The diagnosis over batches of (ids (B, L), lengths (B,)); padding counts nowhere.
+    """The diagnosis over batches of (ids (B, L), lengths (B,)); padding is not counted.
 
     Raises InputError when there is no token, FloatingPointError when the posterior is not finite or its means
     are all zero.

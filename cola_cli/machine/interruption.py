@@ -38,8 +38,8 @@ _report_dropped = sys.unraisablehook
 
 
 def install() -> None:
-    """A command begins: handle the signals from now on (main thread only), but for signals that `nohup`
-    and the like ignore."""
+    """A command begins: handle the signals from now on (main thread only), except those that are ignored, as
+    `nohup` ignores SIGHUP."""
     global _commands
     _commands += 1
     sys.unraisablehook = _on_dropped

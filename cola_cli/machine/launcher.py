@@ -1,4 +1,4 @@
-"""What a launcher such as torchrun or srun says of this process, in environment variables. Needs no torch."""
+"""What a launcher such as torchrun or srun tells a process in environment variables. Needs no torch."""
 
 from __future__ import annotations
 

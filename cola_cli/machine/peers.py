@@ -1,4 +1,4 @@
-"""How the processes of one run know of one another: who joined, who failed and why, who went silent.
+"""What the processes of one run know of one another: who joined, who failed and why, who went silent.
 
 Every process writes a beat into a store that all of them see, and reads those of the others. One that fails
 writes its error there; so the others, whose communication breaks, can name the rank and its error.
@@ -25,7 +25,7 @@ from cola_cli.machine.launcher import Launch
 from cola_cli.machine.liveness import state_of
 
 BEAT_SECONDS = 0.5
-SILENT_SECONDS = 3.0  # without a beat: whoever is silent for so long is asked after
+SILENT_SECONDS = 3.0  # without a beat, after which a process is looked for
 GRACE_SECONDS = 15.0  # for the main thread to end by itself when another process has failed
 AGAIN = "Run the same command again on all ranks; it goes on from what is saved."
 LEFT = "left"

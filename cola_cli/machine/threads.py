@@ -85,8 +85,7 @@ def prepare_torch(requested: int | None = None, recorded: int | None = None) -> 
 def peak_memory() -> float:
     """The most memory that this process has held so far, bytes.
 
-    Not `getrusage` where it can be helped: on Linux its peak begins with that of the process that started
-    this one.
+    Prefers VmHWM: on Linux ru_maxrss starts from the parent's peak.
     """
     try:
         with open("/proc/self/status") as stream:

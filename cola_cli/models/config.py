@@ -193,7 +193,7 @@ class PriorConfig(PriorShape):
         return self
 
     def require_guidance(self, scale: float) -> None:
-        """Raise UsageError for guidance of a distilled prior, which has its teacher's within."""
+        """Raise UsageError for guidance of a distilled prior, which has its teacher's built in."""
         if self.passes and scale != 1.0:
             raise UsageError(
                 f"this prior is distilled for {self.passes} passes a block with guidance built in; it cannot"

@@ -54,7 +54,7 @@ class Modulation(NamedTuple):
     clean_output: Tensor | None = None
 
     def with_clean(self, places: Tensor, zero: Modulation) -> Modulation:
-        """The same with the positions at `places` at t = 0; `zero` is the modulation of that alone."""
+        """The same with the positions at `places` at t = 0; `zero` is the modulation of t = 0."""
         return Modulation(
             self.blocks, self.output, places, zero.blocks[:, :, 0, 0, 0], zero.output[:, 0, 0, 0]
         )

@@ -166,7 +166,7 @@ class Prior(nn.Module):
             self.chain.initialise()
 
     def each_block(self) -> list[Block]:
-        """The blocks, as such."""
+        """The blocks, as a list of their type."""
         return cast("list[Block]", list(self.blocks))
 
     def embed_timesteps(self, t: Tensor) -> Tensor:

@@ -109,12 +109,12 @@ def _notes(scored: Sequence[Shown]) -> list[str]:
     ]
     if any(_number(one, "low") == _number(one, "high") for one in scored):
         notes.append(
-            "Where all answers are right, or none, resampling gives an interval without width: it says"
-            " nothing of the uncertainty."
+            "Where all answers are right, or all wrong, resampling gives an interval of width zero: it"
+            " says nothing about the uncertainty."
         )
     cut = [one for one in scored if _number(one, "cut_prompts")]
     if cut:
-        notes.append("Cut: prompts of which the model's context holds only the end.")
+        notes.append("Cut: prompts longer than the model's context, which holds only their end.")
     return notes
 
 

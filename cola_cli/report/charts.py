@@ -59,7 +59,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart; without points nothing is drawn."""
+    """A chart; it is drawn only if it has points."""
 
     title: str
     note: str
@@ -147,7 +147,7 @@ class _Scale:
 def svg(
     chart: Chart, width: int, height: int, class_: str | None = None, fixed: bool = False
 ) -> Markup:
-    """A chart with points; its legend adds to `height`. `fixed`: no style sheet sizes it."""
+    """A chart with points; its legend adds to `height`. `fixed`: with a size of its own."""
     legend, head = _legend(chart, width)
     height += head
     xs = [x for series in chart.series for x, _ in series.points]

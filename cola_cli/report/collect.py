@@ -154,7 +154,7 @@ def _shown(
     return Shown(
         label=labels[place],
         kind=manifest.kind,
-        # who runs it, and where, is nothing for a page that is passed around
+        # a page that is passed around does not say who runs it, and where
         state="running" if state.startswith("running") else state,
         fingerprint=manifest.fingerprint,
         inputs=inputs,

@@ -35,8 +35,8 @@ def latent_statistics(collected: Collected) -> list[Markup]:
 
 def _metrics(artifacts: Sequence[Shown]) -> Markup:
     about = (
-        "Effective rank: the exponential of the entropy of the covariance's eigenvalues; from latents, whose"
-        " manifest has variances alone, an upper bound. logSNR: ln(E μ² / E σ²). Active: channels whose mean"
+        "Effective rank: the exponential of the entropy of the covariance's eigenvalues; an upper bound for"
+        " latents, whose manifest has variances alone. logSNR: ln(E μ² / E σ²). Active: channels whose mean"
         " varies by more than 0.01."
     )
     rows = [_metrics_row(one, one.statistics) for one in artifacts]

@@ -238,7 +238,7 @@ def _said(one: Shown) -> str:
     return f"{one.label}: {one.kind}, {one.state}, {one.fingerprint}"
 
 
-# By kind, what says most about an artifact, and how; of the others the first that is there of OF_MODELS.
+# The most telling metric of each kind, and its wording; of other kinds the first of OF_MODELS that exists.
 KEY_METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "tokens": ("tokens", lambda value: f"{count(value)} tokens"),
     "vae": ("validation_accuracy", lambda value: f"{percent(value)} reconstructed"),

@@ -19,7 +19,7 @@ from cola_cli.version import __version__
 
 GENERATOR = "cola report"
 MARK = f'name="generator" content="{GENERATOR}"'
-# Should anything ever slip through the escaping, browsers still run and fetch nothing.
+# If anything slips through the escaping, browsers still run and fetch nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -36,21 +36,18 @@ def render(collected: Collected) -> str:
     sections = [
         _lineage(collected),
         _section(
-            "settings",
             "Settings",
             "What differs between artifacts of one kind stands out; the rest is folded.",
             settings_of(collected),
             "No artifact here could be read.",
         ),
         _section(
-            "training",
             "Training",
             "",
             training_curves(collected),
             "No metrics of training: no vae, prior or baseline with metrics is among these.",
         ),
         _section(
-            "latents",
             "Latents",
             "",
             latent_statistics(collected),
@@ -58,14 +55,12 @@ def render(collected: Collected) -> str:
             _latents_missing(collected),
         ),
         _section(
-            "samples",
             "Samples",
             "One prompt, what each run made of it. Not selected: the first ones of every artifact.",
             continuations(collected),
             "No samples. `cola sample PRIOR --prompts FILE -o SAMPLES` makes some.",
         ),
         _section(
-            "benchmarks",
             "Benchmarks",
             "",
             benchmark_table(collected),
@@ -75,7 +70,7 @@ def render(collected: Collected) -> str:
     plots = scaling_plots(collected.scalings)
     if collected.scalings:
         missing = "scaling.json holds no points that a logarithmic plot can show."
-        sections.append(_section("scaling", "Scaling", "", plots, missing))
+        sections.append(_section("Scaling", "", plots, missing))
     body = element(
         "body",
         element(
@@ -118,9 +113,9 @@ def _heading(collected: Collected) -> Markup:
 
 
 def _contents(scaling: bool) -> Markup:
-    names = ["lineage", "settings", "training", "latents", "samples", "benchmarks"]
-    names += ["scaling"] if scaling else []
-    links = [element("a", name.capitalize(), href=f"#{name}") for name in names]
+    titles = ["Lineage", "Settings", "Training", "Latents", "Samples", "Benchmarks"]
+    titles += ["Scaling"] if scaling else []
+    links = [element("a", title, href=f"#{title.lower()}") for title in titles]
     return element("nav", links, aria_label="Sections")
 
 
@@ -136,7 +131,6 @@ def _problems(collected: Collected) -> Markup | None:
 def _lineage(collected: Collected) -> Markup:
     readable = [one for one in collected.artifacts if one.kind != "?"]
     return _section(
-        "lineage",
         "Lineage",
         "",
         [
@@ -157,7 +151,6 @@ def _latents_missing(collected: Collected) -> str:
 
 
 def _section(
-    anchor: str,
     title: str,
     lead: str,
     content: Sequence[Markup],
@@ -171,7 +164,7 @@ def _section(
         content,
         None if content else element("p", _with_code(missing), class_="missing"),
         element("p", _with_code(remark), class_="missing") if content and remark else None,
-        id=anchor,
+        id=title.lower(),
     )
 
 

@@ -160,7 +160,7 @@ def _chart(column: str, runs: Sequence[Shown]) -> Chart:
         during = run.metrics.get(column, [])
         after = run.metrics.get(PREFIX + column, [])
         trained, checked = trained or bool(during), checked or bool(after)
-        # Alone on a chart, metrics of training need no thinning to the background.
+        # Metrics of training that are alone on a chart are not drawn faint.
         lone = not any(other.metrics.get(PREFIX + column) for other in runs)
         if during:
             series.append(Series(run.named, during, run.colour, faint=not lone, marked=False))

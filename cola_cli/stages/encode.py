@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from cola_cli.artifacts import Artifact, Output, PartRecord
 from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
@@ -25,8 +29,6 @@ from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
 from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
     import torch
 
     from cola_cli.corpus.sequences import Rows
@@ -140,10 +142,6 @@ def _encode_part(
     reporter: Reporter,
     shared: bool,
 ) -> None:
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from cola_cli.corpus.sequences import SHAPE, require_sound, rows_of
 
     path = tokens.part_file(part.index)
@@ -188,8 +186,6 @@ def _encode_part(
 
 @contextlib.contextmanager
 def _writer(path: Path, schema: pa.Schema, settings: EncodeSettings) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
     with (
         arrow_file(path, "wb") as stream,
         pq.ParquetWriter(
@@ -207,7 +203,6 @@ def _posterior(
     rows: Rows, vae: TextVAE, settings: EncodeSettings, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and log-variance of some sequences, each (B, N, d) float16."""
-    import numpy as np
     import torch
 
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
@@ -223,8 +218,6 @@ def _posterior(
 
 def _require_finite(mean: np.ndarray, logvar: np.ndarray, path: Path, first: int) -> None:
     """Raise InputError naming the sequence whose posterior is not finite in half precision."""
-    import numpy as np
-
     with np.errstate(over="ignore"):
         variance = np.exp(logvar, dtype=np.float32)
     sound = (np.isfinite(mean) & np.isfinite(logvar) & np.isfinite(variance)).all((1, 2))
@@ -238,9 +231,6 @@ def _require_finite(mean: np.ndarray, logvar: np.ndarray, path: Path, first: int
 
 def half_tensors(values: np.ndarray, kind: pa.DataType) -> pa.Array:
     """A column of half-precision tensors (B, ...), each one blob of its bytes."""
-    import numpy as np
-    import pyarrow as pa
-
     data = pa.py_buffer(np.ascontiguousarray(values))
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, data])
 
@@ -250,32 +240,23 @@ class Sums:
 
     def __init__(self, channels: int) -> None:
         self.positions = 0
-        self.mean = [0.0] * channels
-        self.square = [0.0] * channels
-        self.variance = [0.0] * channels
+        self.mean, self.square, self.variance = (np.zeros(channels) for _ in range(3))
 
     def add(self, mean: np.ndarray, logvar: np.ndarray, filled: np.ndarray) -> None:
         """Count the filled positions of mean and logvar (B, N, d); filled (B, N) bool."""
-        import numpy as np
-
         means, logvars = mean[filled].astype(np.float64), logvar[filled].astype(np.float64)
         self.positions += len(means)
-        for sums, values in (
-            (self.mean, means),
-            (self.square, means**2),
-            (self.variance, np.exp(logvars)),
-        ):
-            sums[:] = (np.array(sums) + values.sum(0)).tolist()
+        self.mean += means.sum(0)
+        self.square += (means**2).sum(0)
+        self.variance += np.exp(logvars).sum(0)
 
     def as_dict(self) -> dict[str, Any]:
         """For the record of a part."""
-        return {f"latent_{name}": value for name, value in vars(self).items()}
+        return {f"latent_{name}": np.array(value).tolist() for name, value in vars(self).items()}
 
 
 def _statistics(path: Path, tokens: Tokens, shape: tuple[int, int]) -> LatentsStatistics:
     """Totals, and per channel the mean and variance of the means and the mean posterior variance."""
-    import numpy as np
-
     records = [record for _, record in sorted(recorded_parts(path).items())]
     parts = [LatentsPart.of(record.statistics, path / record.file) for record in records]
     positions = sum(part.latent_positions for part in parts)

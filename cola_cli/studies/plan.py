@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,23 +162,27 @@ def plan_study(study: Study, folder: Path) -> list[Run]:
     ]
 
 
+@dataclass(frozen=True)
 class _Planner:
     """Plans one run."""
 
-    def __init__(
-        self,
-        study: Study,
-        folder: Path,
-        sweep: Sweep,
-        line: Line,
-        place: int,
-        point: Point,
-        seed: int,
-    ) -> None:
-        self.study, self.folder, self.sweep = study, folder, sweep
-        self.line, self.place, self.point, self.seed = line, place, point, seed
-        self.name = f"{sweep.name}, {line.name}, point {place + 1}"
-        self.tree = merged(merged(study.settings, line.settings), point.settings)
+    study: Study
+    folder: Path
+    sweep: Sweep
+    line: Line
+    place: int
+    point: Point
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Where the run is in the study, for messages."""
+        return f"{self.sweep.name}, {self.line.name}, point {self.place + 1}"
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The settings of the run's stages."""
+        return merged(merged(self.study.settings, self.line.settings), self.point.settings)
 
     def run(self) -> Run:
         common = self.study.study
@@ -324,10 +328,7 @@ class _Planner:
                 f"{self.name}: no line of a prior is called {self.line.match!r}.",
                 nearest(self.line.match or "", lines),
             )
-        line = lines[self.line.match]
-        return _Planner(
-            self.study, self.folder, self.sweep, line, self.place, self.point, self.seed
-        )
+        return replace(self, line=lines[self.line.match])
 
     def _measured(
         self, trained: Command, tokens: Command, cloze: Command

@@ -1,4 +1,4 @@
-"""What came of a study: values with intervals, power laws, and the file that charts are drawn from."""
+"""Results of a study: values with intervals, power laws, and the file that charts are drawn from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ from cola_cli.studies.settings import COMPUTE, Study, StudySettings, Sweep
 from cola_cli.studies.statistics import Interval, PowerLaw, intervals, power_law
 
 REAL_TEXT = "real text"
-LOGARITHMIC = ("perplexity", "validation_loss", "validation_flow")  # metrics that multiply, not add
+LOGARITHMIC = (
+    "perplexity",
+    "validation_loss",
+    "validation_flow",
+)  # metrics whose mean is the geometric one
 SHARES = ("words", "pairs", "memorised", "mauve", *FROM_TEXT_PREFIXES)  # and all accuracies
 OWN_LOSS = (
     "validation_ metrics are each model's own loss (flow matching, next token, a bound of masked diffusion):"

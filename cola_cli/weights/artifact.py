@@ -42,7 +42,7 @@ def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: A
 
 
 def round_weights(dtype: Precision, *networks: nn.Module) -> None:
-    """Bring the weights of networks to a precision, in place; buffers stay as they are."""
+    """Cast the weights of networks to a precision, in place; buffers stay as they are."""
     if dtype != "stored":
         for network in networks:
             for parameter in network.parameters():

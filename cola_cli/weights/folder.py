@@ -25,8 +25,8 @@ class ModelFolder(Protocol):
     context: tokens of a training sequence, None if unknown. sampling: settings stored with the model.
     """
 
-    artifact: TrainedModel | None
-    context: int | None
+    artifact: TrainedModel | None = None
+    context: int | None = None
     sampling: dict[str, Any]
 
     def tokenizer_file(self) -> Path | None:
@@ -61,7 +61,7 @@ def require_folder(path: Path) -> None:
         raise InputError(f"{path} {wrong}.", "Name a prior artifact or a checkpoint folder.")
 
 
-class _OurFolder:
+class _OurFolder(ModelFolder):
     def __init__(self, path: Path) -> None:
         artifact = TrainedModel.open(path)
         self.artifact: TrainedModel | None = artifact
@@ -89,13 +89,11 @@ class _OurFolder:
         return load_vae(prior), load_prior(prior)
 
 
-class _ReleasedFolder:
+class _ReleasedFolder(ModelFolder):
     def __init__(self, path: Path) -> None:
         from cola_cli.weights.released import find_root
 
-        self.artifact: TrainedModel | None = None
-        self.context: int | None = None
-        self.sampling: dict[str, Any] = {}
+        self.sampling = {}
         self._path, self._root = path, find_root(path)
 
     def tokenizer_file(self) -> Path | None:

@@ -1,7 +1,7 @@
 """Checkpoints in the authors' layout: `cola_dlm/cola_vae`, `cola_dlm/cola_dit`, `tokenizer.json`.
 
-The released code names its parameters otherwise, keeps the four AdaLN linears of a block apart, and stores
-the rotary frequencies once a layer; all else is the same, so tensors go both ways byte for byte.
+The released code has other names for its parameters, keeps the four AdaLN linears of a block apart, and
+stores the rotary frequencies once a layer; all else is the same, so tensors go both ways byte for byte.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PRIOR_SETTINGS: dict[str, tuple[str, Any]] = {
     "rope_dim": ("rope_dim", 96),
     "block_size": ("block_size", 4),
 }
-# what else a released config may say, and the only value whose mathematics is the released model's
+# further settings of a released config, with the only value that cola computes
 VAE_FIXED: dict[str, Any] = {
     "encoder_last_ln": True,
     "layer_norm_type": "layer_norm",
@@ -241,7 +241,7 @@ def prior_from_released(tensors: dict[str, Tensor], prior: Prior, where: Path) -
 
 
 def released_configs(vae: TextVAEConfig, prior: PriorConfig, dtype: str) -> tuple[Any, Any]:
-    """The two config.json documents, VAE and prior. Raises InputError for a prior beyond them.
+    """The two config.json documents, VAE and prior. Raises InputError for a prior that they cannot describe.
 
     The passes that a prior was distilled for are left out: they change how it is sampled, not what it is.
     """

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
+from cola_cli.cost import Data
 from cola_cli.cost.training import prior_cost
 from cola_cli.machine.speed import matrix_rate
 from cola_cli.models.config import PriorConfig, TextVAEConfig
@@ -186,7 +187,7 @@ def main() -> None:
         for name, run in runs.items():
             best[name] = min(best[name], timed(run, chosen.device))
     settings = PriorSettings.model_validate({"train": {"batch_size": rows}})
-    flops = prior_cost(config, VAE, settings, length).flops
+    flops = prior_cost(config, Data(length, 1, VAE), settings).flops
     rate = matrix_rate(chosen.device, bf16, config.dim, min(rows * length, 8192))
     for name, seconds in best.items():
         print(f"{name}: {seconds * 1e3:.1f} ms, {rows * length / seconds:,.0f} tokens/s")

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cola_cli.corpus.sequences import Rows
+from cola_cli.cost import Data
 from cola_cli.cost import sampling as sampling_flops
 from cola_cli.cost import training as flops
 from cola_cli.flow.solvers import chosen_grid, evaluation_times
@@ -28,6 +29,7 @@ from cola_cli.sampling.autoregressive import AutoregressiveSampler
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.masked_diffusion import MaskedDiffusionSampler
 from cola_cli.sampling.requests import Request
+from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.sample import SamplingOptions
 from cola_cli.settings.training import Train
@@ -42,6 +44,7 @@ ROWS, LENGTH = 8, 16
 VAE = TextVAEConfig(
     vocab_size=300, encoder_layers=2, decoder_layers=2, dim=192, ffn_dim=768, heads=4, latent_dim=8
 )
+DATA = Data(LENGTH, VAE.vocab_size, VAE)
 PRIOR = PriorConfig(
     latent_dim=8, dim=192, heads=4, head_dim=48, rope_dim=24, layers=3, block_size=4
 )
@@ -74,17 +77,16 @@ def objective(name: str) -> Objective:
 def step_cost(name: str) -> flops.Cost:
     train = Train(batch_size=ROWS)
     if name == "vae":
-        return flops.text_vae_cost(VAE, VAESettings(train=train), LENGTH)
+        return flops.text_vae_cost(VAE, DATA, VAESettings(train=train))
     if name == "head":
         data = {"noisy_copies": COPIES}
         settings = PriorSettings.model_validate({"data": data, "train": train, "loss": FORETOLD})
-        return flops.prior_cost(HEAD, VAE, settings, LENGTH)
+        return flops.prior_cost(HEAD, DATA, settings)
     if name in ("frozen", "joint"):
         settings = PriorSettings.model_validate({"mode": name, "train": train})
-        return flops.prior_cost(PRIOR, VAE, settings, LENGTH)
+        return flops.prior_cost(PRIOR, DATA, settings)
     config = TransformerConfig(causal=name == "autoregressive", **SIZES)
-    cost = flops.next_token_cost if config.causal else flops.masked_diffusion_cost
-    return cost(config, train, LENGTH)
+    return flops.transformer_cost(config, DATA, BaselineSettings(train=train))
 
 
 def _masked(network: Transformer) -> Objective:
@@ -146,7 +148,8 @@ def test_a_pass_of_the_vae_takes_the_operations_that_are_counted(share: float) -
 def test_a_pass_of_a_baseline_takes_the_operations_that_are_counted(causal: bool) -> None:
     network = Transformer(TransformerConfig(causal=causal, **SIZES))
     tokens = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
-    expected = flops.transformer_forward(network.config, ROWS, LENGTH, LENGTH)
+    pairs = flops.causal_pairs(LENGTH, 1 if causal else LENGTH)
+    expected = ROWS * flops.transformer_pass(network.config, LENGTH, pairs, LENGTH)
     assert counted(lambda: network(tokens)) == pytest.approx(expected, rel=0.02)
 
 

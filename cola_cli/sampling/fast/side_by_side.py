@@ -48,7 +48,7 @@ class SideBySide:
 
 
 def part_count(rows: int, threads: int) -> int:
-    """The most parts of `rows` that use all threads all but an eighth of the time."""
+    """The largest number of parts of `rows` that leaves threads idle at most 1/8 of the time."""
     return max(
         count
         for count in range(1, threads + 1)
