@@ -62,6 +62,12 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
     return found
 
 
+def strings(path: Path) -> list[tuple[int, str]]:
+    """(line, text) of every plain string of a file."""
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    return [(t.start[0], t.string.strip("\"'")) for t in tokens if t.type == tokenize.STRING]
+
+
 def room(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
@@ -94,10 +100,21 @@ def test_there_is_no_import_circle() -> None:
 def test_the_name_of_a_kind_is_spelt_in_families_alone(module: str) -> None:
     if module in ("cola_cli.families",):
         pytest.skip("this is the place")
-    strings = [
-        (token.start[0], token.string)
-        for token in tokenize.generate_tokens(io.StringIO(KNOWN[module].read_text()).readline)
-        if token.type == tokenize.STRING
-    ]
-    for line, text in strings:
-        assert text.strip("\"'") not in KINDS, f"{KNOWN[module]}, line {line}: {text}"
+    for line, text in strings(KNOWN[module]):
+        assert text not in KINDS, f"{KNOWN[module]}, line {line}: {text}"
+
+
+def test_a_further_training_stage_is_its_own_files_and_three_places() -> None:
+    """`cola distill` is the example; docs/architecture.md is the recipe."""
+    own = {
+        "cola_cli.settings.distill",
+        "cola_cli.training.objectives.distillation",
+        "cola_cli.training.objectives.one_pass",
+    }
+    naming = {
+        name
+        for name, path in KNOWN.items()
+        if GRAPH[name] & own or any(text == "distill" for _, text in strings(path))
+    }
+    places = {"cola_cli.families", "cola_cli.settings.tables", "cola_cli.cost.training"}
+    assert naming - own == places

@@ -26,6 +26,13 @@ FORBIDDEN = {
     r"\bguidance within\b": "guidance built in",
     r"\bcan(not)? be had\b": "is available",
     r"\bcounted is\b": "counts",
+    r"\bno whole\b": "not a whole",
+    r"\bguidance\b.{0,40} within\b": "built in",
+    r"\bworked off\b": "computed, done",
+    r"\bof like \w+": "of similar",
+    r"\bthere (is|are) not[.,;\"]": "there is no ..., ... is missing",
+    r"\bwhat came of\b": "the result of",
+    r"\bcan(not)? be helped\b": "is possible",
     r"\bfigures\b": "metrics, charts, numbers",
     r"(?i)\b(a|an|the|each|every|one|this|paper's) figure\b(?! \d)": "metric, chart, number",
 }

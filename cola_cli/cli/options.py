@@ -213,7 +213,7 @@ class Invocation(Run):
     def show_outcome(
         self, outcome: Outcome, describe: Callable[[dict[str, Any]], list[str]]
     ) -> None:
-        """Print what came of a stage: `describe` turns its statistics into lines."""
+        """Print the result of a stage: `describe` turns its statistics into lines."""
         if not leads():
             return
         found = outcome.statistics

@@ -20,7 +20,7 @@ HEADER_SECONDS = 10.0
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that closes a connection on which no whole request head comes in time."""
+    """HTTP/1.1 that closes a connection whose request head is not complete in time."""
 
     _timer: TimerHandle | None = None
 

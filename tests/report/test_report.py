@@ -419,7 +419,7 @@ def test_benchmarks_show_interval_chance_and_valid_options(page: Page) -> None:
 def test_an_interval_without_width_is_said_to_mean_nothing(tmp_path: Path) -> None:
     found = {"task": "mmlu", "accuracy": 0.0, "low": 0.0, "high": 0.0, "correct": 0, "n": 4}
     artifact(tmp_path / "mmlu", "evaluation", statistics=found)
-    assert "interval without width" in Page(report_page([tmp_path])).words
+    assert "interval of width zero" in Page(report_page([tmp_path])).words
 
 
 def test_scaling_is_drawn_on_logarithmic_axes(text: str, page: Page) -> None:
