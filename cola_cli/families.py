@@ -45,7 +45,7 @@ class TokenModel:
     """How a model over tokens, without latents, continues text.
 
     read_config, load: from its artifact; the config has `parameter_count()`. sampler: of a network, options
-    and a batch size. flops: of continuing a prompt of so many tokens by so many. passes: of the network over
+    and a batch size. flops: by the tokens of a prompt and the new ones. passes: of the network over
     one continuation, None for one per new token. cached: numbers kept for each token. next_token: whether the
     network gives p(next token | tokens before), so that it can judge text.
     """

@@ -98,12 +98,10 @@ class Output:
     @property
     def recorded_environment(self) -> dict[str, Any]:
         """The environment (threads and the like) of the interrupted run that is continued, or empty."""
+        begun = None if self._overwrite else self._previous
         if self.place != self.path:
-            begun = replacement.replacement(self.path)
-            same = begun is not None and begun.fingerprint == self.identity.fingerprint
-            return begun.environment if begun is not None and same else {}
-        resumes = self._previous is not None and not self._overwrite
-        return self._previous.environment if self._previous and resumes else {}
+            begun = replacement.begun(self.path, self.identity.fingerprint)
+        return {} if begun is None else begun.environment
 
     @contextlib.contextmanager
     def writing(
@@ -158,9 +156,8 @@ class Output:
 
     def _replaced_by_own(self) -> bool:
         """Whether the whole artifact of this identity lies there and waits to replace the old one."""
-        new = replacement.replacement(self.path)
-        whole = new is not None and new.status == "complete"
-        return whole and new is not None and new.fingerprint == self.identity.fingerprint
+        new = replacement.begun(self.path, self.identity.fingerprint)
+        return new is not None and new.status == "complete"
 
     def _wanted(self) -> bool:
         """Whether this command, or the one that made the new artifact, asked that it replace the old one."""

@@ -41,6 +41,12 @@ def replacement(path: Path) -> Manifest | None:
         return None
 
 
+def begun(path: Path, fingerprint: str) -> Manifest | None:
+    """The manifest of the new artifact of that identity, finished or not."""
+    new = replacement(path)
+    return new if new is not None and new.fingerprint == fingerprint else None
+
+
 def moving(path: Path) -> bool:
     """Whether a new artifact has begun to take the place of the old one."""
     new = replacement(path)
@@ -49,11 +55,10 @@ def moving(path: Path) -> bool:
 
 def continued(path: Path, fingerprint: str) -> Manifest | None:
     """The unfinished new artifact of that identity; one of another identity is removed."""
-    new = replacement(path)
-    if new is not None and new.fingerprint == fingerprint:
-        return new
-    remove(path)
-    return None
+    new = begun(path, fingerprint)
+    if new is None:
+        remove(path)
+    return new
 
 
 def remove(path: Path) -> None:
@@ -93,8 +98,8 @@ def move_in(path: Path) -> Manifest:
     else:
         leaving = _leaving(path, manifest.files)
         write_atomic(new / REPLACED, pretty_json(sorted(leaving)))
-    begun = manifest.model_copy(update={"status": "incomplete", "files": [], "statistics": {}})
-    write_manifest(path, begun)
+    empty = {"status": "incomplete", "files": [], "statistics": {}}
+    write_manifest(path, manifest.model_copy(update=empty))
     try:
         for name in sorted(leaving - arriving):
             (path / name).unlink(missing_ok=True)

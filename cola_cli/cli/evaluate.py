@@ -55,7 +55,7 @@ def run(
         Path | None, typer.Option("--template", help="TOML template instead of the built-in one.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first so many items.")
+        int | None, typer.Option("--limit", min=1, help="At most this many items.")
     ] = None,
 ) -> None:
     """Answer a benchmark's items into an artifact that resumes, and score them.

@@ -252,7 +252,7 @@ def command(*common: str, table: str | None = None) -> Callable[[Callable[..., N
     return decorate
 
 
-class Command(TyperCommand):
+class LazyCommand(TyperCommand):
     """A command whose options are declared when it is called: listing all commands needs no settings."""
 
     @functools.cached_property
@@ -272,7 +272,7 @@ class Command(TyperCommand):
 
 def register(group: typer.Typer, name: str, body: Callable[..., None], **about: Any) -> None:
     """Add a command to a group under a name."""
-    group.command(name, cls=Command, **about)(body)
+    group.command(name, cls=LazyCommand, **about)(body)
 
 
 def _guarded(body: Callable[..., None]) -> Callable[..., None]:

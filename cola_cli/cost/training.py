@@ -229,7 +229,7 @@ def prior_pass(config: PriorConfig, positions: int, pairs: int) -> float:
 
 
 def prior_conditioning(config: PriorConfig, timesteps: int) -> float:
-    """The modulations of so many timesteps."""
+    """The modulations of a number of timesteps."""
     dim = config.dim
     return (
         2.0 * timesteps * (TIMESTEP_CHANNELS * dim + 4 * dim * dim + config.layers * 6 * dim * dim)

@@ -188,7 +188,7 @@ def _terms(
     noise: torch.Generator,
     probes: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log q(z|x), log p(z) and log p(x|z) of so many draws, each (draws, N).
+    """log q(z|x), log p(z) and log p(x|z) of `draws` draws, each (draws, N).
 
     Of a prior with a token head, whose latents are codes without a posterior: 0 and the terms of
     `token_bound`.

@@ -17,7 +17,7 @@ WEIGHTS = "vae/model.safetensors"
 def diagnose_vae(
     model: Path, tokens: Path, split: str, sequences: int, threads: int | None = None
 ) -> Diagnosis:
-    """The diagnosis of the VAE in a vae, latents or prior artifact, over so many sequences of a split.
+    """The diagnosis of the VAE in a vae, latents or prior artifact, over at most `sequences` of a split.
 
     Raises InputError when there is no VAE, its vocabulary is too small, or its posterior is not finite.
     """

@@ -95,7 +95,7 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Run:
+class Trial:
     """One line at one point with one seed. `x`: the point's place, None where it has no number."""
 
     sweep: str
@@ -116,7 +116,7 @@ class Run:
         return _each_once(step for end in ends for step in _ordered(end))
 
 
-def commands_of(runs: list[Run]) -> list[Command]:
+def commands_of(runs: list[Trial]) -> list[Command]:
     """The commands of all runs, each once, in an order in which they can be run."""
     return _each_once(step for run in runs for step in run.steps)
 
@@ -151,7 +151,7 @@ def source_of(metric: str, tasks: Iterable[str] = ()) -> str:
     raise UsageError(f"there is no metric {metric!r}.", nearest(metric, known))
 
 
-def plan_study(study: Study, folder: Path) -> list[Run]:
+def plan_study(study: Study, folder: Path) -> list[Trial]:
     """Every run of a study whose artifacts lie in `folder`. Raises UsageError for impossible settings."""
     return [
         _Planner(study, folder, sweep, line, place, point, seed).run()
@@ -184,7 +184,7 @@ class _Planner:
         """The settings of the run's stages."""
         return merged(merged(self.study.settings, self.line.settings), self.point.settings)
 
-    def run(self) -> Run:
+    def run(self) -> Trial:
         common = self.study.study
         tokens = self._tokens()
         trained, compute = self._trained(tokens)
@@ -194,7 +194,7 @@ class _Planner:
             given={"count": common.passages, "context": common.context},
         )
         samples, measured = self._measured(trained, tokens, cloze)
-        return Run(
+        return Trial(
             sweep=self.sweep.name,
             line=self.line.name,
             model=self.line.model,

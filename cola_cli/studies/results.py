@@ -19,7 +19,7 @@ from cola_cli.studies.plan import (
     FROM_TRAINING,
     FROM_WORDS,
     Compute,
-    Run,
+    Trial,
     plan_study,
     source_of,
 )
@@ -52,7 +52,7 @@ AXES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Cell:
     """One line at one point: what its runs take, and every metric over the seeds that are done."""
 
     sweep: str
@@ -69,7 +69,7 @@ class Results:
     """Of one sweep. levels: real text's value by metric; missing: runs that are not done."""
 
     sweep: Sweep
-    places: list[Place]
+    places: list[Cell]
     levels: dict[str, float]
     missing: int
 
@@ -207,7 +207,7 @@ def law_rows(
     ]
 
 
-def _sweep_results(sweep: Sweep, common: StudySettings, runs: list[Run]) -> Results:
+def _sweep_results(sweep: Sweep, common: StudySettings, runs: list[Trial]) -> Results:
     metrics = common.metrics
     done = [run for run in runs if all(step.done for step in run.steps)]
     found: dict[int, dict[str, float | None]] = {}
@@ -232,9 +232,7 @@ def _sweep_results(sweep: Sweep, common: StudySettings, runs: list[Run]) -> Resu
             first = group[0]
             values = {metric: column[place] for metric, column in columns.items()}
             places.append(
-                Place(
-                    sweep.name, line.name, first.point, first.x, first.compute, len(group), values
-                )
+                Cell(sweep.name, line.name, first.point, first.x, first.compute, len(group), values)
             )
     means = {metric: sum(values) / len(values) for metric, values in levels.items()}
     return Results(sweep, places, means, len(runs) - len(done))
@@ -251,7 +249,7 @@ def _column(
     return [next(measured) if group else None for group in kept]
 
 
-def _value(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
+def _value(run: Trial, metric: str, tasks: Iterable[str]) -> float | None:
     source = source_of(metric, tasks)
     if source == "":
         value = TrainedModel.open(run.trained.path).manifest.statistics.get(metric)
@@ -261,7 +259,7 @@ def _value(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
     return _measured(run, source).samples.get(metric)
 
 
-def _real_text(run: Run, metric: str, tasks: Iterable[str]) -> float | None:
+def _real_text(run: Trial, metric: str, tasks: Iterable[str]) -> float | None:
     """What real text of the same shape has."""
     source = source_of(metric, tasks)
     if source == "" or source.startswith(ANSWERS):
@@ -280,10 +278,10 @@ class _Measured(BaseModel):
     validation: dict[str, float | None] | None = None
 
 
-def _measured(run: Run, source: str) -> _Measured:
+def _measured(run: Trial, source: str) -> _Measured:
     remedy = "Remove it and use `cola study run` again."
     return read_record(run.measured[source].path, _Measured, remedy)
 
 
-def _along(place: Place, axis: str) -> float | None:
+def _along(place: Cell, axis: str) -> float | None:
     return float(getattr(place.compute, axis)) if axis in COMPUTE else place.x

@@ -15,7 +15,7 @@ from cola_cli.families import FAMILIES
 from cola_cli.machine import interruption
 from cola_cli.reporting import Reporter
 from cola_cli.studies.measurements import CURVES
-from cola_cli.studies.plan import Command, Run, commands_of, plan_study
+from cola_cli.studies.plan import Command, Trial, commands_of, plan_study
 from cola_cli.studies.results import compute_curves
 from cola_cli.studies.settings import Study, parse_study
 
@@ -73,7 +73,7 @@ def plan_rows(study: Study, folder: Path) -> list[dict[str, Any]]:
     return [_plan_row(run) for run in plan_study(study, folder)]
 
 
-def _plan_row(run: Run) -> dict[str, Any]:
+def _plan_row(run: Trial) -> dict[str, Any]:
     return {
         "sweep": run.sweep,
         "line": run.line,

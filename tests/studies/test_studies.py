@@ -30,12 +30,11 @@ from cola_cli.errors import InputError, UsageError
 from cola_cli.reporting import Silent
 from cola_cli.stages.matching import matched_settings
 from cola_cli.studies.measurements import read_curves
-from cola_cli.studies.plan import Run, plan_study
+from cola_cli.studies.plan import Trial, plan_study
 from cola_cli.studies.run import missing_steps, run_study, shell_command
 from cola_cli.studies.settings import Study, parse_study
 from cola_cli.weights.configs import prior_config, transformer_config
-from tests.conftest import Run as Cola
-from tests.conftest import cola_command, content
+from tests.conftest import Run, cola_command, content
 from tests.stages.conftest import made_up_text
 
 EXECUTE = executor(typer.main.get_command(app))
@@ -128,9 +127,7 @@ def made(corpus: Path) -> Path:
     return folder
 
 
-def test_a_study_that_is_run_again_finds_nothing_to_do(
-    corpus: Path, made: Path, cola: Cola
-) -> None:
+def test_a_study_that_is_run_again_finds_nothing_to_do(corpus: Path, made: Path, cola: Run) -> None:
     assert run_study(study_of(corpus), made, EXECUTE, Silent(), "cpu", 1)[1] == 0
     (corpus.parent / "study.toml").write_text(STUDY)
     options = [corpus.parent / "study.toml", "-o", made, "--corpus", corpus]
@@ -141,7 +138,7 @@ def test_a_study_that_is_run_again_finds_nothing_to_do(
     assert {row["left"] for row in shown} == {0}
 
 
-def test_the_former_name_of_the_command_still_works_and_is_not_listed(cola: Cola) -> None:
+def test_the_former_name_of_the_command_still_works_and_is_not_listed(cola: Run) -> None:
     shown = cola("scaling", "--help").stdout
     assert all(name in shown for name in ("plan", "run", "table", "plot"))
     assert "scaling" not in re.findall(r"^\W*(\w+)", cola("--help").stdout, re.MULTILINE)
@@ -210,7 +207,7 @@ def test_a_matched_line_has_the_settings_that_match_gives(corpus: Path, made: Pa
         assert shapes[0].dim == shapes[1].dim
 
 
-def test_the_table_is_what_the_artifacts_say(corpus: Path, made: Path, cola: Cola) -> None:
+def test_the_table_is_what_the_artifacts_say(corpus: Path, made: Path, cola: Run) -> None:
     found = json.loads(cola("study", "table", made, "--json").stdout)
     (sweep,) = found["sweeps"]
     runs = plan_study(study_of(corpus), made)
@@ -243,7 +240,7 @@ def test_the_table_is_what_the_artifacts_say(corpus: Path, made: Path, cola: Col
     assert "**compute: power laws**" in text
 
 
-def test_the_plot_has_every_point_and_the_report_reads_the_same(made: Path, cola: Cola) -> None:
+def test_the_plot_has_every_point_and_the_report_reads_the_same(made: Path, cola: Run) -> None:
     cola("study", "plot", made, "-o", "plot.svg")
     file = made.parent / "plot.svg"
     drawn = CliRunner().invoke(app, ["study", "plot", str(made), "-o", str(file)])
@@ -373,7 +370,7 @@ def test_a_signal_inside_a_command_ends_the_study_once_and_as_a_signal(
     assert len(re.findall("^cola: ", rest, re.MULTILINE)) == 1
 
 
-def runs_with(corpus: Path, folder: Path, old: str, new: str) -> list[Run]:
+def runs_with(corpus: Path, folder: Path, old: str, new: str) -> list[Trial]:
     assert old in STUDY
     return plan_study(study_of(corpus, STUDY.replace(old, new)), folder)
 
