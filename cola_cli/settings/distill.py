@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from cola_cli.settings.fields import Settings
 from cola_cli.settings.prior import CleanData, SamplingDefaults
-from cola_cli.settings.sample import Denoising
+from cola_cli.settings.sample import Sampling, interval_fits
 from cola_cli.settings.training import Optimizer, Train
 
 
-class Teacher(Denoising):
+def _sampled(name: str) -> Any:
+    """The setting of sampling of this name."""
+    return copy(Sampling.model_fields[name])
+
+
+class Teacher(Settings):
     """How the teacher is sampled, by Euler steps, a multiple of `passes`; the guidance becomes the student's
     own. Not given: as its artifact says."""
+
+    steps: int = _sampled("steps")
+    guidance: float = _sampled("guidance")
+    guidance_interval: tuple[float, float] = _sampled("guidance_interval")
+    head_temperature: float = _sampled("head_temperature")
+
+    _interval_fits = model_validator(mode="after")(interval_fits)
 
 
 class DistillSettings(Settings):

@@ -19,36 +19,21 @@ OF_A_REQUEST = {
 FirstBlock = Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"]
 
 
-class Denoising(Settings):
-    """How blocks are denoised, as far as a distilled prior can learn it."""
-
-    steps: int = Field(default=16, ge=1, le=10_000, description="Solver steps a block.")
-    guidance: float = Field(
-        default=7.0, ge=0, le=1_000, description="s of classifier-free guidance, u + s (c - u)."
-    )
-    guidance_interval: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="Times t in [0, 1] at which guidance acts."
-    )
-    head_temperature: float = later(
-        1.0,
-        gt=0,
-        description="Temperature of the token head of a prior that predicts tokens; below 1 is bolder.",
-    )
-
-    @model_validator(mode="after")
-    def _interval_fits(self) -> Denoising:
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"guidance_interval must satisfy 0 <= low <= high <= 1, not ({low}, {high})"
-            )
-        return self
+def interval_fits(settings: Any) -> Any:
+    """The settings. Raises ValueError unless their guidance acts within [0, 1]."""
+    low, high = settings.guidance_interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"guidance_interval must satisfy 0 <= low <= high <= 1, not ({low}, {high})"
+        )
+    return settings
 
 
-class Sampling(Denoising):
+class Sampling(Settings):
     """How blocks are denoised and tokens chosen."""
 
     max_new_tokens: int | None = Field(default=64, ge=1, description="Tokens of a continuation.")
+    steps: int = Field(default=16, ge=1, le=10_000, description="Solver steps a block.")
     grid: tuple[float, ...] | None = Field(
         default=None, description="Descending times from 1 to 0 instead of even steps."
     )
@@ -61,6 +46,12 @@ class Sampling(Denoising):
         le=1,
         description="Noise that each Euler step draws afresh: 0 follows the differential equation, 1 adds as"
         " much as DDPM.",
+    )
+    guidance: float = Field(
+        default=7.0, ge=0, le=1_000, description="s of classifier-free guidance, u + s (c - u)."
+    )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="Times t in [0, 1] at which guidance acts."
     )
     settle: int = later(
         0,
@@ -103,6 +94,11 @@ class Sampling(Denoising):
     unmask_block: int = Field(
         default=0, ge=0, description="Tokens of a semi-autoregressive block of LLaDA; 0: all."
     )
+    head_temperature: float = later(
+        1.0,
+        gt=0,
+        description="Temperature of the token head of a prior that predicts tokens; below 1 is bolder.",
+    )
     history: Literal["generated", "re-encoded"] = later(
         "generated",
         description="What later blocks see of a finished one: its latents, or the posterior means of its"
@@ -113,6 +109,8 @@ class Sampling(Denoising):
         description="released: as the authors' loop, with timesteps rounded to bf16, the budget counted in"
         " blocks with the re-decoded prompt, no cut at the end of text, noise seeded by item and block.",
     )
+
+    _interval_fits = model_validator(mode="after")(interval_fits)
 
     @model_validator(mode="after")
     def _options_fit(self) -> Sampling:
