@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from cola_cli.artifacts.files import writing_failed
@@ -23,10 +24,14 @@ def committed(directory: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def prune(directory: Path, keep_last: int, keep_every: int) -> None:
-    """Remove uncommitted left-overs and all but the last `keep_last` and every `keep_every`-th step."""
+def prune(directory: Path, keep_last: int, keep_every: int, always: int = 0) -> None:
+    """Remove uncommitted left-overs and all but the last `keep_last` and every `keep_every`-th step.
+
+    That of step `always` stays as well.
+    """
     found = committed(directory)
     kept = {path for _, path in found[-keep_last:]}
+    kept |= {path for step, path in found if step == always}
     if keep_every:
         kept |= {path for step, path in found if step % keep_every == 0}
     for path in directory.glob("step-*"):
@@ -40,12 +45,21 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_all(directory: Path) -> None:
-    """Remove every checkpoint, and the directory."""
-    for path in directory.glob("step-*"):
-        remove(path)
+def remove_all(directory: Path, kept: Collection[str] = ()) -> None:
+    """Remove every checkpoint and the directory, but those whose files are all `kept`, see `files_of`."""
+    found = list(directory.glob("step-*"))
+    left = [path for path in found if kept and set(files_of(path)) <= set(kept)]
+    for path in found:
+        if path not in left:
+            remove(path)
     try:
-        if directory.exists():
+        if directory.exists() and not left:
             shutil.rmtree(directory)
     except OSError as error:
         raise writing_failed(directory, error) from error
+
+
+def files_of(path: Path) -> list[str]:
+    """The names of the files of the checkpoint at `path`, relative to its artifact."""
+    names = {COMMITTED} | {file.name for file in path.iterdir()}
+    return [f"{CHECKPOINTS}/{path.name}/{name}" for name in sorted(names)]

@@ -47,13 +47,20 @@ class Output:
     """The directory a stage writes to; its content is compared with the new identity before any change."""
 
     def __init__(
-        self, path: Path, kind: Kind, identity: Identity, settings: dict[str, Any], overwrite: bool
+        self,
+        path: Path,
+        kind: Kind,
+        identity: Identity,
+        settings: dict[str, Any],
+        overwrite: bool,
+        ways: str = "",
     ) -> None:
         self.path = path
         self.kind: Kind = kind
         self.identity = identity
         self.settings = settings
         self._overwrite = overwrite
+        self._ways = ways
         self._previous = self._look()
         self.place = self._chosen_place()
 
@@ -66,17 +73,19 @@ class Output:
         settings: dict[str, Any] | None = None,
         overwrite: bool = False,
         reads: Iterable[Path] = (),
+        ways: str = "",
     ) -> Output:
         """Compare `path` with the artifact of this identity; nothing is written yet.
 
-        reads: every file and directory that the stage reads. The artifact grows at `place`: `path`, or with
-        `overwrite` a directory within it, until it is whole and takes the place of the old one.
+        reads: every file and directory that the stage reads. ways: what a message advises besides. The
+        artifact grows at `place`: `path`, or with `overwrite` a directory within it, until it is whole and
+        takes the place of the old one.
         Raises UsageError when `path` is, lies in or holds one of `reads`; OutputConflict when it is a
         file, or holds foreign files or an artifact of another identity (unless `overwrite`); the message
         names every differing setting and input, old -> new.
         """
         require_apart(Path(path), reads)
-        return cls(Path(path), kind, identity, settings or {}, overwrite)
+        return cls(Path(path), kind, identity, settings or {}, overwrite, ways)
 
     @property
     def up_to_date(self) -> bool:
@@ -175,7 +184,7 @@ class Output:
         listed = "; ".join(previous.identity.differences(self.identity))
         raise OutputConflict(
             f"{self.path} was made with other settings or inputs: {listed}.",
-            "Choose another output directory, or give --overwrite to replace it.",
+            f"Choose another output directory, or give --overwrite to replace it.{self._ways}",
         )
 
 

@@ -89,7 +89,8 @@ def repair(directory: Path) -> list[str]:
             return []
         own = {record.path for record in manifest.files}
         damaged = {finding.path for finding in findings}
-        if METRICS in damaged:  # checkpoints continue the metrics
+        # checkpoints continue the metrics, and a damaged one is useless
+        if METRICS in damaged or any(name.startswith(f"{CHECKPOINTS}/") for name in damaged):
             remove_all(directory / CHECKPOINTS)
         if own & damaged:
             # Parts have records of their own; other files that are whole are kept.

@@ -53,6 +53,13 @@ Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what the output holds if it is another artifact."),
 ]
+Extend = Annotated[
+    bool,
+    typer.Option(
+        "--extend",
+        help="Go on from the state of a shorter run that the output holds, and replace it.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress or remarks on stderr.")]
 Debug = Annotated[
@@ -114,6 +121,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "device": (Device, "auto"),
     "threads": (Threads, None),
     "overwrite": (Overwrite, False),
+    "extend": (Extend, False),
     "dry_run": (DryRun, False),
     "json": (Json, False),
     "quiet": (Quiet, False),

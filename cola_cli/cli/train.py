@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cola_cli.cli.options import STAGE, Invocation, command, setting_flags
+from cola_cli.cli.options import STAGE as OF_STAGES
+from cola_cli.cli.options import Invocation, command, setting_flags
+from cola_cli.errors import UsageError
 from cola_cli.families import PRIOR, Base, Family
 
+STAGE = (*OF_STAGES, "extend")
 SOURCES = {
     "tokens": "A tokens artifact, of `cola tokenize`.",
     "latents": "A latents artifact, of `cola encode`.",
@@ -110,16 +113,22 @@ def _train(
     start: Path | None = None,
     recorded: tuple[str, dict[str, Any]] | None = None,
 ) -> None:
+    from cola_cli.stages.extend import recorded_settings
     from cola_cli.stages.matching import match_report, matched_settings
     from cola_cli.stages.start import Start
     from cola_cli.stages.train import plan_training, train, training_cost
 
+    extend = run.given["extend"]
+    if extend and run.overwrite:
+        raise UsageError("--extend goes on from what --overwrite replaces.", "Give one of them.")
     begin = None
     if match is not None:
         recorded = str(match), matched_settings(match)
     if start is not None:
         begin = Start(start, family)
         recorded = str(start), (recorded[1] if recorded else {}) | begin.settings()
+    if extend:
+        recorded = recorded_settings(run.output, family.stage) or recorded
     settings = run.settings(recorded)
     matched = match_report(match, training_cost(family, source, settings)) if match else {}
     if run.dry_run:
@@ -132,7 +141,7 @@ def _train(
             f"{settings.model.layers} layers: {matched['core_parameters']:,} parameters between"
             f" embedding and head, {matched['match_ratio']:.1%} of the prior's"
         )
-    outcome = train(family, source, run.output, settings, run, begin)
+    outcome = train(family, source, run.output, settings, run, begin, extend)
 
     def describe(made: dict[str, Any]) -> list[str]:
         shown = {name: meaning for name, meaning in family.metrics.items() if name in made}

@@ -69,6 +69,7 @@ def training_plan(
     # weight, gradient and moments; Muon keeps one moment of the matrices, which are nearly everything
     copies = (3 if optim.name == "muon" else 4) + (1 if train.ema_decay else 0) + place.gradients
     state = cost.parameters * FLOAT * copies
+    kept = cost.parameters * FLOAT * (copies - 1 - place.gradients)  # all but the gradients
     held = cost.activations * (BF16_SHARE if place.bf16 else 1.0)
     held *= CPU_SLACK if place.device == "cpu" else 1.0
     return {
@@ -80,6 +81,7 @@ def training_plan(
         "flops": cost.flops * train.steps,
         "state_bytes": float(state),
         "activation_bytes": held,
+        "kept_bytes": float(kept) if train.keep_state else 0.0,
         "memory_bytes": state + held + place.held_bytes,
     }
 

@@ -83,6 +83,11 @@ class Train(Settings):
     keep_every: int = runtime(
         0, ge=0, description="Keep every checkpoint whose step is a multiple; 0: none of them."
     )
+    keep_state: bool = runtime(
+        True,
+        description="Keep the state from which --extend goes on, optimiser and averages too, in the finished"
+        " artifact: about three times its weights, `kept_bytes` of --dry-run.",
+    )
     # These may change between runs, so that a run that stopped can go on.
     on_bad_step: Literal["stop", "skip"] = runtime(
         "stop",

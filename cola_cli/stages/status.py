@@ -16,6 +16,7 @@ from cola_cli.artifacts.replacement import replacement
 from cola_cli.artifacts.verify import find_artifacts
 from cola_cli.errors import ColaError
 from cola_cli.families import FAMILIES, trainings
+from cola_cli.stages.extend import is_longer
 
 # The commands that use and that make an artifact; {kind} is the directory of the artifact of that kind.
 NEXT = {
@@ -112,7 +113,8 @@ def _state(surveyed: _Surveyed, directory: Path) -> State:
     said = ""
     if new is not None:
         said = f"{unfinished}, {_progress(surveyed, directory / NEW, new)}"
-        step = "" if holder else _again(surveyed, directory, new.identity) + " --overwrite"
+        how = "--extend" if is_longer(manifest.identity, new.identity) else "--overwrite"
+        step = "" if holder else f"{_again(surveyed, directory, new.identity)} {how}"
     return State(str(directory), manifest.kind, state, progress, named, step, said)
 
 

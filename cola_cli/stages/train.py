@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Artifact, Identity, Output, Writer
 from cola_cli.artifacts.artifact import METRICS
-from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
+from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, committed, files_of, remove_all
 from cola_cli.artifacts.kinds import PACKED, TOKENIZER, Latents, Packed
 from cola_cli.artifacts.reading import reason
 from cola_cli.cost.training import Cost, Place, training_plan
-from cola_cli.errors import Diverged, InputError, OutputConflict, UsageError
+from cola_cli.errors import Diverged, InputError, UsageError
 from cola_cli.families import Data, Family
 from cola_cli.machine.threads import (
     choose_threads,
@@ -23,8 +23,10 @@ from cola_cli.machine.threads import (
 )
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import result_settings
+from cola_cli.stages.extend import Beginning, beginning
 from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.stages.start import require_latent_space
+from cola_cli.training.schedule import kept_step
 from cola_cli.training.shares import Shares
 from cola_cli.weights.configs import network_files, vae_config
 
@@ -96,10 +98,12 @@ def train(
     settings: Any,
     run: Run | None = None,
     start: Start | None = None,
+    extend: bool = False,
 ) -> Outcome:
     """Train a model on the sequences of an artifact of kind `family.reads`; commit an artifact of its own.
 
-    start: the weights to begin from, with a new optimiser; None: random ones.
+    start: the weights to begin from, with a new optimiser; None: random ones. extend: a shorter run that lies
+    at `output_path` goes on from its state, and what comes of it takes its place.
 
     With the same train.data_seed, models of all families see the same sequences in every step.
     """
@@ -117,13 +121,18 @@ def train(
             **({"start": start.fingerprint} if start else {}),
         },
     )
-    output = _opened(
+    ways = "" if family.base else " --from begins another run with its weights."
+    begin = Beginning(identity)
+    if not run.overwrite:
+        begin = beginning(output_path, identity, settings.optim, extend, ways)
+    output = Output.open(
         output_path,
         family.kind,
-        identity,
+        begin.identity,
         settings.model_dump(),
-        run.overwrite,
+        run.overwrite or begin.checkpoint is not None,
         (source_path, *([start.path] if start else [])),
+        ways,
     )
     if output.up_to_date:
         return up_to_date(output)
@@ -136,12 +145,14 @@ def train(
 
     # Where batches are not cut into shares, bytes depend on the number of threads: an interrupted run goes on
     # with the number that it began with.
-    before = output.recorded_environment
+    before = output.recorded_environment or begin.environment
     threads = prepare_torch(
         run.threads, None if before.get("share_tokens") else before.get("threads")
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
     run.reporter.note(str(threads))
+    if begin.remark:
+        run.reporter.note(begin.remark)
     cost = family.cost(config, data, settings)
     files = (METRICS, *network_files(*family.trained(settings)))
     with joined(run.device, settings.train.timeout) as world, ExitStack() as stack:
@@ -157,7 +168,7 @@ def train(
         whole = writer is not None and writer.kept.keys() >= set(files)
         if not world.largest(int(whole))[0]:
             if writer is not None:
-                writer.discard(*files)
+                writer.discard(*writer.kept)
             _train(
                 family,
                 config,
@@ -170,32 +181,22 @@ def train(
                 shares,
                 writer,
                 start,
+                begin.checkpoint,
             )
         world.wait()
         if writer is None:
             return Outcome(output_path, True)
         if not whole:
-            writer.keep(*files)  # a run that is killed from here on need not train again
+            # a run that is killed from here on need not train again
+            writer.keep(*files, *_state(output.place, settings))
         for name in (TOKENIZER, *network_files("vae")):
             if source.has(name) and name not in files:
                 writer.write(name, source.file(name).read_bytes())
-        remove_all(output.place / CHECKPOINTS)
+        remove_all(output.place / CHECKPOINTS, writer.kept)
+        writer.discard(*(name for name in writer.kept if not (output.place / name).exists()))
         statistics = _statistics(family, source, cost) | _metrics(output.place)
         writer.finish(statistics)
         return Outcome(output_path, True, statistics)
-
-
-def _opened(*arguments: Any) -> Output:
-    """`Output.open`, which says of other steps that a run is not extended."""
-    try:
-        return Output.open(*arguments)
-    except OutputConflict as error:
-        if " train.steps: " in error.problem:
-            error.remedy += (
-                " A run is not extended, as its learning rate follows train.steps; `cola train --from` begins"
-                " another with its weights."
-            )
-        raise
 
 
 def _require_memory(plan: dict[str, Any]) -> None:
@@ -244,6 +245,7 @@ def _train(
     shares: Shares,
     writer: Writer | None,
     start: Start | None,
+    base: tuple[int, Path] | None,
 ) -> None:
     import torch
 
@@ -267,6 +269,7 @@ def _train(
         reporter if world.leads else Silent(),
         cost.flops,
         shares,
+        base,
     )
     training.run()
     training.average.replace()
@@ -276,6 +279,16 @@ def _train(
         if writer is not None:
             _require_finite(name, state)
             write_network(writer, name, state, shape)
+
+
+def _state(place: Path, settings: Any) -> list[str]:
+    """The files of the checkpoint that the finished artifact keeps, see `schedule.kept_step`."""
+    if not settings.train.keep_state:
+        return []
+    step = kept_step(settings.optim, settings.train.steps)
+    saved = committed(place / CHECKPOINTS)
+    _, path = next((one for one in saved if one[0] == step), saved[-1])
+    return files_of(path)
 
 
 def _require_finite(network: str, state: dict[str, Tensor]) -> None:

@@ -207,9 +207,11 @@ def commit(directory: Path, step: int) -> None:
 class Saver:
     """Writes checkpoints in a thread while training goes on; one at a time, in order."""
 
-    def __init__(self, directory: Path, keep_last: int, keep_every: int, world: World) -> None:
+    def __init__(
+        self, directory: Path, keep_last: int, keep_every: int, always: int, world: World
+    ) -> None:
         self._directory = directory
-        self._keep = keep_last, keep_every
+        self._keep = keep_last, keep_every, always
         self._world = world
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._busy: Future[None] | None = None

@@ -39,7 +39,8 @@ class Training:
     """One run: an objective trained on sequences, writing into the directory of an artifact.
 
     flops: floating-point operations that a step needs, in all processes together. shares: how this process
-    cuts its batches.
+    cuts its batches. base: step and place of a checkpoint of a shorter run, to
+    begin from while this one has no checkpoint.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Training:
         reporter: Reporter,
         flops: float,
         shares: Shares,
+        base: tuple[int, Path] | None = None,
     ) -> None:
         if world.size > 1 and train.batch_size % world.size:
             raise UsageError(
@@ -69,8 +71,10 @@ class Training:
         self.metrics = Metrics(directory / METRICS)
         self.progress = Progress()
         self.directory = directory
+        self._base = base
+        self._kept_step = schedule.kept_step(optim, train.steps) if train.keep_state else 0
         self.saver = checkpoints.Saver(
-            directory / CHECKPOINTS, train.keep_last, train.keep_every, world
+            directory / CHECKPOINTS, train.keep_last, train.keep_every, self._kept_step, world
         )
         self._saved_state: dict[str, Any] = {}  # of the newest checkpoint
         self.bf16 = train.precision == "bf16" or (
@@ -134,7 +138,8 @@ class Training:
                 if last or progress.step % train.validate_every == 0:
                     progress.validated = False
                     self._validate()
-                if last or progress.step % train.checkpoint_every == 0:
+                due = progress.step % train.checkpoint_every == 0
+                if last or due or progress.step == self._kept_step:
                     self._save()
                 self._stop_if_asked()
                 begin, waited = time.perf_counter(), 0.0
@@ -306,13 +311,25 @@ class Training:
 
     def _restore(self) -> None:
         found = checkpoints.latest(self.directory / CHECKPOINTS, self.world)
+        if found is None and self._base is not None:
+            step, place = self._base
+            found = checkpoints.Checkpoint(place, step, self.world)
         if found is None:
             return
         digest = found.state.pop("metrics")
         self.progress = Progress(**found.state)
         self._saved_state = copy.deepcopy(found.state)
-        self.reporter.note(f"going on from step {self.progress.step}")
-        self.metrics.resume(self.progress.step, digest)
+        step = found.step
+        self.reporter.note(f"going on from step {step}")
+        earlier = Metrics(found.path.parents[1] / METRICS)
+        earlier.resume(step, digest)
+        if (
+            step < self.train.steps
+        ):  # the last step of a shorter run is logged and validated besides
+            earlier.thin(
+                step, step % self.train.log_every == 0, step % self.train.validate_every == 0
+            )
+        self.metrics.rows = earlier.rows
         moments = checkpoints.empty_optimizer_tensors(
             self.optimizers, self._names, found.names("optimizer")
         )

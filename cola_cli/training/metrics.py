@@ -43,16 +43,30 @@ class Metrics:
         """
         self.read()
         self.rows = [row for row in self.rows if row["step"] <= step]
-        if self.digest(step) != digest:
+        if digest not in (self.digest(step), self.digest(step, times=True)):  # as in version 0.1
             raise self._damaged("its rows are not the ones that the checkpoint saw")
 
-    def digest(self, step: int) -> str:
-        """The digest of all metrics up to `step` but its validation, which may come after the checkpoint."""
+    def thin(self, step: int, logged: bool, validated: bool) -> None:
+        """Forget the metrics of `step`, the last one so far, unless it is logged or validated."""
+        if not self.rows or self.rows[-1]["step"] != step:
+            return
+        found = self.rows.pop().items()
+        kept = {n: v for n, v in found if (validated if n.startswith(VALIDATION) else logged)}
+        kept.pop("step", None)
+        if kept:
+            self.add(step, kept)
+
+    def digest(self, step: int, times: bool = False) -> str:
+        """The digest of all metrics up to `step` but its validation, which may come after the checkpoint.
+
+        Without the columns of times unless they are asked for, so that two runs have the same one.
+        """
         rows = [
             {
                 name: float(value)
                 for name, value in row.items()
-                if row["step"] < step or not name.startswith(VALIDATION)
+                if (row["step"] < step or not name.startswith(VALIDATION))
+                and (times or name not in TIMES)
             }
             for row in self.rows
             if row["step"] <= step

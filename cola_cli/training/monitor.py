@@ -81,7 +81,8 @@ class Monitor:
             "memory_bytes": memory,
         }
         self.metrics.add(progress.step, values)
-        progress.sums, progress.summed = {}, 0
+        if progress.step % train.log_every == 0:  # a longer run goes on summing after the last step
+            progress.sums, progress.summed = {}, 0
         if self.world.leads and time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.metrics.flush()
             self.flushed = time.monotonic()

@@ -23,9 +23,25 @@ def learning_rate(step: int, settings: Optimizer, steps: int) -> float:
         begin = settings.warmup_steps
         fall = 0.5 * (1 + math.cos(math.pi * _progress(step, begin, last)))
     else:
-        begin = max(settings.warmup_steps, round(last * (1 - settings.decay_fraction)))
-        fall = 1 - _progress(step, begin, last)
+        fall = 1 - _progress(step, _decay_begin(settings, last), last)
     return settings.lr_end + (settings.lr - settings.lr_end) * fall
+
+
+def shared_steps(settings: Optimizer, steps: int) -> int:
+    """The first updates of a run of `steps` that have the same learning rate in every longer run."""
+    if settings.schedule == "constant" or settings.decay_until:
+        return steps
+    begin = settings.warmup_steps
+    if settings.schedule == "constant-then-decay":
+        begin = _decay_begin(settings, steps)
+    return min(steps, begin)
+
+
+def kept_step(settings: Optimizer, steps: int) -> int:
+    """The step whose state a longer run goes on from: the last one, or that where a constant rate ends."""
+    if settings.schedule == "constant-then-decay":
+        return shared_steps(settings, steps) or steps
+    return steps
 
 
 def mask_weight(step: int, settings: Mask) -> float:
@@ -35,6 +51,10 @@ def mask_weight(step: int, settings: Mask) -> float:
     if not settings.ramp:
         return settings.weight
     return settings.weight * min(1.0, (step - settings.start + 1) / settings.ramp)
+
+
+def _decay_begin(settings: Optimizer, last: int) -> int:
+    return max(settings.warmup_steps, round(last * (1 - settings.decay_fraction)))
 
 
 def _progress(step: int, begin: int, end: int) -> float:

@@ -160,17 +160,6 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(
     assert not (tmp_path / "out").exists()
 
 
-def test_other_steps_are_answered_with_how_to_go_on(
-    made: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    flags = assignments(vae_settings(steps=25))
-    assert cola("train", "vae", made / "tokens", "-o", made / "vae", *flags) == 3
-    told = capfd.readouterr().err
-    assert "train.steps: 24 -> 25" in told
-    assert "A run is not extended" in told
-    assert "--from" in told
-
-
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize(("column", "value"), [("mean", np.nan), ("logvar", np.inf)])
 def test_latents_that_are_not_finite_are_named_with_file_and_row(
