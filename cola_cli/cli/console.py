@@ -188,7 +188,7 @@ NO_MEMORY = ColaError(
 )
 
 
-# errors that are due to a path, which the user gave
+# errors that a path given by the user can cause
 OF_THE_PATH = (
     errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV,

@@ -46,7 +46,7 @@ class Access:
     local: bool = True
 
     def check(self, request: Request) -> None:
-        """Raise Refused for one who may not."""
+        """Raise Refused unless the request may pass."""
         protected = request.url.path.startswith("/v1/") or request.url.path == "/metrics"
         if self.key is not None:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -93,7 +93,7 @@ class Guard:
 
 
 class App:
-    """The endpoints over some models, the first of which is meant where a request names none."""
+    """The endpoints over some models; a request that names none gets the first."""
 
     def __init__(self, models: Sequence[Served], scheduler: Scheduler, limits: Limits) -> None:
         self._models = {served.name: served for served in models}

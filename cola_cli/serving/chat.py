@@ -108,11 +108,11 @@ class Conversation:
         return self.model.stream([request], self.options(), 1)
 
     def text(self, request: Request, generation: Generation) -> str:
-        """What a continuation says."""
+        """The text of a continuation."""
         return self.model.require_tokenizer().continuation(request.prompt, generation.ids)
 
     def answer(self, request: Request, generation: Generation) -> None:
-        """Take a continuation into what was said."""
+        """Add a continuation to the conversation."""
         text = self.text(request, generation)
         self._said.append(Message(role="assistant", content=text))
 

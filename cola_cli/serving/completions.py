@@ -1,4 +1,4 @@
-"""From a request to tickets, and from what becomes of them to text, cut at stop strings."""
+"""From a request to tickets, and from their results to text, cut at stop strings."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Choice:
         return len(self._tokenizer.continuation(prompt, ids))
 
     def news(self) -> str:
-        """The text that was not told yet."""
+        """The text that was not sent yet."""
         whole = self._echo + self.text
         new, self._told = whole[self._told :], max(self._told, len(whole))
         return new
@@ -145,7 +145,7 @@ class Job:
             self._loop.call_soon_threadsafe(self._changed.set)
 
     def leave(self) -> None:
-        """Nobody waits for it any more."""
+        """Give up its tickets: nobody waits for them any more."""
         for choice in self.choices:
             choice.ticket.gone = True
 
@@ -184,7 +184,7 @@ class Job:
         }
 
     def whole(self) -> dict[str, Any]:
-        """The answer when all is told."""
+        """The answer to a request that does not stream."""
         return self._answer(
             [
                 self._message(choice, {"message": {"role": "assistant"}}, choice.news())

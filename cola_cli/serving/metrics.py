@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Metrics of the server, for Prometheus."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class _Group:
         self.tickets |= {id(ticket.request): ticket for ticket in tickets}
 
     def step(self, joining: list[Ticket]) -> list[Ticket]:
-        """Let who is gone leave and others join, take a step; the tickets that are done."""
+        """Drop what nobody wants any more, let others join, take a step; the tickets that are done."""
         self.sampler.leave(lambda request: self.tickets[id(request)].gone)
         self.sampler.join([ticket.request for ticket in joining])
         for request, generation in self.sampler.step() if self.sampler.active else []:
@@ -219,7 +219,7 @@ def _key(ticket: Ticket) -> tuple[Any, ...]:
 
 
 def _reason(model: LanguageModel, error: Exception) -> BaseException:
-    """What a failure is to the one who asked; what is a fault of ours goes to stderr too."""
+    """The error that a client is told of; a fault of ours goes to stderr too."""
     if isinstance(error, FloatingPointError):
         return model.overflow()
     if is_out_of_memory(error):

@@ -30,7 +30,7 @@ RequestT = TypeVar("RequestT", bound="Wanted")
 
 
 class Refused(Exception):
-    """What is answered in OpenAI's shape of an error instead of a result."""
+    """An error in OpenAI's shape, the answer instead of a result."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None
@@ -43,14 +43,14 @@ class Refused(Exception):
 
 
 class StreamOptions(BaseModel):
-    """Of a stream."""
+    """Options of a stream."""
 
     model_config = ConfigDict(strict=True)
     include_usage: bool = False
 
 
 class Wanted(BaseModel):
-    """What both kinds of request have."""
+    """Fields that both kinds of request have."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -120,7 +120,7 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """One of a conversation."""
+    """A message of a conversation."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     role: str
@@ -128,7 +128,7 @@ class Message(BaseModel):
 
     @property
     def text(self) -> str:
-        """What it says."""
+        """Its text."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content)

@@ -1,4 +1,4 @@
-"""uvicorn, with patience that ends and the signals of every command."""
+"""uvicorn with limits of time and the signals of every command."""
 
 from __future__ import annotations
 

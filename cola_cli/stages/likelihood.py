@@ -119,7 +119,7 @@ def _text_likelihood(
 
 
 def _perplexities(bounds: Mapping[str, float | None], tokens: int) -> dict[str, float | None]:
-    """exp(-bound / tokens) of each bound, None of none. Raises InputError without tokens."""
+    """exp(-bound / tokens) of each bound, None where there is no bound. Raises InputError without tokens."""
     if not tokens:
         raise InputError("there is nothing to score.", "Give texts that are not empty.")
     return {

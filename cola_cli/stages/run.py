@@ -1,4 +1,4 @@
-"""How a stage runs, apart from what it makes, and what comes of it."""
+"""How a stage runs, and its result."""
 
 from __future__ import annotations
 

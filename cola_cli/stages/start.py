@@ -103,7 +103,7 @@ def require_latent_space(path: Path, source: Artifact | ModelFolder, latents: Ar
 
 
 def _digests(artifact: Artifact) -> dict[str, str]:
-    """Of the files of its Text VAE."""
+    """Digests of the files of its Text VAE."""
     files = network_files(VAE)
     return {one.path: one.sha256 for one in artifact.manifest.files if one.path in files}
 

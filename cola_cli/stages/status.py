@@ -149,7 +149,7 @@ def _again(surveyed: _Surveyed, directory: Path, identity: Identity) -> str:
 
 
 def _filled(command: str, places: dict[str, Path | None]) -> str:
-    """The command with what was found; in capitals what was not."""
+    """The command with the paths that were found; the others are names in capitals."""
 
     def place(match: re.Match[str]) -> str:
         found = places.get(match[1])

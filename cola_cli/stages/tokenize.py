@@ -236,7 +236,7 @@ def _surveyed(
     with Claims(scratch / "claims") as claims:
 
         def unsurveyed() -> Iterator[Piece]:
-            """What nobody surveys yet, that of this shard first, in the end what killed processes left."""
+            """Pieces that nobody surveys yet: those of this shard first, what killed processes left last."""
             first = len(pieces) * shard[0] // shard[1]
             left = pieces[first:] + pieces[:first]
             while left and not (scratch / CHUNKS).exists():
@@ -340,7 +340,7 @@ def _statistics(
 
 
 def _say(statistics: TokensStatistics, report: Reporter) -> None:
-    """Say what will be a surprise later."""
+    """Warn of what would be a surprise later."""
     if (share := statistics.lost_share or 0.0) > LITTLE:
         report.warn(
             f"the tokenizer has no tokens for {share:.1%} of the text"
