@@ -27,7 +27,7 @@ FORBIDDEN = {
     r"\bcan(not)? be had\b": "is available",
     r"\bcounted is\b": "counts",
     r"\bno whole\b": "not a whole",
-    r"\bguidance\b.{0,40} within\b": "built in",
+    r"\bguidance\b.{0,40} within[.,;\"]": "built in",
     r"\bworked off\b": "computed, done",
     r"\bof like \w+": "of similar",
     r"\bthere (is|are) not[.,;\"]": "there is no ..., ... is missing",
