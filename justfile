@@ -69,6 +69,10 @@ bench-serve *arguments:
 bench-sample-gpu *arguments:
     {{python}} tests/bench/sample_gpu.py {{arguments}}
 
+# CPU seconds of tokenizing real text in several ways: just bench-tokenizer FILE...
+bench-tokenizer *arguments:
+    {{python}} tests/bench/tokenizer.py {{arguments}}
+
 # CPU seconds of tokenizing in shards against one run
 bench-shards *arguments:
     {{python}} tests/bench/shards.py {{arguments}}

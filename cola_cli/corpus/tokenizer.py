@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ CUTS = [
     re.compile(r"(?<=\S)(?=\s)"),
 ]
 TRIES = 4  # of each kind
+# The words of ASCII text by the pattern of a byte-level BPE (GPT-2's), and places in any text where one
+# always ends: no alternative of the pattern matches a letter and the space after it.
+WORDS = re.compile(
+    r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^A-Za-z0-9\t-\r ]+|[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+"
+)
+WORD_ENDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+WORD_LIMIT, WORDS_LIMIT = 64, 1 << 19  # characters of a word that is remembered; how many are
 
 
 class TextTokenizer:
@@ -62,6 +70,7 @@ class TextTokenizer:
         tokenizer.encode_special_tokens = True
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.keeps_all_text = _keeps_all_text(tokenizer)
+        self._known = _Words(self.encode) if _splits_words(tokenizer) else None
 
     @property
     def special_tokens(self) -> list[str]:
@@ -104,10 +113,13 @@ class TextTokenizer:
                 yield from self._encode_batch(held)
                 held, size = [], 0
             if len(text) > PIECE:
+                encode = self.encode if self._known is None else self._known.encode
                 ids = array("i")
                 for piece in cut(self._tokenizer, text):
-                    ids.extend(self.encode(piece))
+                    ids.extend(encode(piece))
                 yield ids
+            elif self._known is not None:
+                yield self._known.encode(text)
             else:
                 held.append(text)
                 size += len(text)
@@ -185,6 +197,42 @@ class TextTokenizer:
                 "Name one of its tokens with --end-of-text.",
             )
         return token
+
+
+class _Words(dict[str, tuple[int, ...]]):
+    """Token ids of words, each of which the library encodes once: words are tokenized independently."""
+
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        self._encode = encode
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        ids = tuple(self._encode(word))
+        if len(word) <= WORD_LIMIT:
+            if len(self) >= WORDS_LIMIT:
+                self.clear()
+            self[word] = ids
+        return ids
+
+    def encode(self, text: str) -> array[int]:
+        """Token ids of a text; stretches with other characters than ASCII are left to the library."""
+        pieces = [text] if text.isascii() else WORD_ENDS.split(text)
+        words = (WORDS.findall(piece) if piece.isascii() else [piece] for piece in pieces)
+        chain = itertools.chain.from_iterable
+        return array("i", chain(map(self.__getitem__, chain(words))))
+
+
+def _splits_words(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer is a BPE of the words that `WORDS` finds, and of nothing else."""
+    splitter, model = tokenizer.pre_tokenizer, tokenizer.model
+    return (
+        isinstance(splitter, pre_tokenizers.ByteLevel)
+        and splitter.use_regex
+        and not splitter.add_prefix_space
+        and tokenizer.normalizer is None
+        and isinstance(model, models.BPE)
+        and not model.dropout
+        and all(token.special for token in tokenizer.get_added_tokens_decoder().values())
+    )
 
 
 def cut(tokenizer: Tokenizer, text: str) -> Iterator[str]:
