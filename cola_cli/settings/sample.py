@@ -56,8 +56,8 @@ class Sampling(Settings):
     settle: int = later(
         0,
         ge=0,
-        description="For a prior with a token head: a block is finished once its tokens have stayed the same"
-        " for so many passes. 0: all passes are taken.",
+        description="For a prior with a token head: a block is finished once its tokens have stayed the same,"
+        " each 99 % probable, for so many passes. 0: all passes are taken.",
     )
     temperature: float = Field(
         default=0.0, ge=0, description="Temperature of the token choice; 0 is greedy."
