@@ -261,7 +261,8 @@ def _build_prior(config: PriorConfig, latents: Latents, settings: PriorSettings)
     prior, length = Prior(config), statistics.seq_len
     saved: dict[str, Any] = {"prior": (prior, config)}
     if settings.mode == "frozen":
-        objective = FlowMatching(prior, settings, variance, length, vae_shape)
+        decoder = load_vae(latents) if settings.loss.decoder else None
+        objective = FlowMatching(prior, settings, variance, length, vae_shape, decoder)
     else:
         vae = TextVAE(vae_shape) if settings.joint.from_scratch else load_vae(latents)
         objective = JointTraining(prior, vae, settings, variance, length)
@@ -316,6 +317,11 @@ def student_of(teacher: Artifact) -> Family:
 
     def config(data: Data, settings: DistillSettings) -> PriorConfig:
         shape.require_guidance(settings.teacher.guidance)
+        if shape.residual:
+            raise UsageError(
+                "a prior with model.residual cannot be distilled: a student has no place for the residual.",
+                "Train a prior without it.",
+            )
         if shape.chain:
             raise UsageError(
                 "the teacher is itself a student of one pass, and there is nothing left to distil.",

@@ -114,6 +114,12 @@ def prior_cost(config: PriorConfig, data: Data, settings: PriorSettings) -> Cost
     operations = BACKWARD_TOO * passes
     operations += noisy if config.self_conditioning else 0  # a first estimate, without gradient
     activations = prior_activations(config, train, positions, copies, foretold)
+    if settings.mode == "frozen" and settings.loss.decoder:
+        vae = data.encoder.model_copy(update={"encoder_layers": 0})  # the decoder alone
+        pairs = vae.decoder_layers * causal_pairs(positions, vae.block_size)
+        read = text_vae_decoding(vae, positions, pairs, data.length)
+        operations += 2 * copies * rows * read  # there and back, without gradients of its weights
+        activations += copies * text_vae_activations(vae, train, data.length, 0)
     if settings.mode == "joint":
         masked = _masked_share(settings.mask)
         parameters += data.encoder.parameter_count()

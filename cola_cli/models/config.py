@@ -151,9 +151,15 @@ class PriorShape(Shape):
         False,
         description="Whether a clean latent sees only those before it; else all of its block (the paper's).",
     )
+    residual: bool = later(
+        False,
+        description="Whether a prior that predicts tokens adds to the mean code what tokens do not say.",
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> PriorShape:
+        if self.residual and self.prediction != "tokens":
+            raise ValueError("residual goes with prediction 'tokens', and only with it")
         if self.rope_dim % 2 or self.rope_dim > self.head_dim:
             raise ValueError(f"rope_dim {self.rope_dim} must be even and at most {self.head_dim}")
         if self.rope_dim and self.head_dim % 2:
@@ -209,7 +215,8 @@ class PriorConfig(PriorShape):
     @property
     def out_dim(self) -> int:
         """Channels of the network's output."""
-        return self.vocab_size or self.latent_dim
+        own = 0 if self.vocab_size and not self.residual else self.latent_dim
+        return self.vocab_size + own
 
     def end_products(self) -> int:
         """Multiplications of a position before and after the blocks of the network."""

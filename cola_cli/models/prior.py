@@ -158,6 +158,7 @@ class Prior(nn.Module):
         nn.init.zeros_(self.out_modulation.weight)
         if self.config.prediction == "tokens":
             nn.init.normal_(self.latent_out.weight, std=0.02)
+            nn.init.zeros_(self.latent_out.weight[self.config.vocab_size :])
         else:
             nn.init.zeros_(self.latent_out.weight)
         if self.estimate_in is not None:
@@ -210,17 +211,23 @@ class Prior(nn.Module):
         """E[z_0 | z_t] (B, n, d) from the network's output (B, n, out_dim) at t, broadcast to (B, n, 1).
 
         For `prediction: tokens` sum_k p_k c_k with p the softmax of the logits / temperature, c_k the codes;
-        with a chain the codes of the tokens that it chooses.
+        with a chain the codes of the tokens that it chooses, with `residual` the rest of the output added.
         """
         if self.chain is not None:
             chosen = self.chain.choose(output, z_t, self.latent_out, temperature)
             found = self.codes[chosen.clamp(max=len(self.codes) - 1)]
             return torch.where((chosen < len(self.codes)).unsqueeze(-1), found, torch.nan)
         if self.config.prediction == "tokens":
-            return (output / temperature).softmax(-1) @ self.codes.to(output.dtype)
+            chances = (self.logits(output) / temperature).softmax(-1)
+            code = chances @ self.codes.to(output.dtype)
+            return code + output[..., len(self.codes) :] if self.config.residual else code
         if self.config.prediction == "latent":
             return output
         return path.clean_estimate(z_t, t, output)
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Those of the tokens (..., vocab) in the output (..., out_dim) of a prior that predicts them."""
+        return output[..., : len(self.codes)]
 
     def nearest_tokens(self, z: Tensor) -> Tensor:
         """The tokens (B, n) whose codes are nearest to z (B, n, d), for a prior with a token head."""

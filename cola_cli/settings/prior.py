@@ -64,6 +64,12 @@ class FlowData(CleanData):
         le=1024,
         description="Noisy copies of a sequence that share one pass over its clean copy.",
     )
+    history_noise: float = later(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Of a sequence the clean copy is at a random time t up to this, as if it were 0.",
+    )
 
 
 class Loss(Settings):
@@ -85,6 +91,11 @@ class Loss(Settings):
         ge=0,
         description="Weight of the cross-entropy of a token head on the clean copy: of the next token, or of"
         " the one a block later without causal_history.",
+    )
+    decoder: float = later(
+        0.0,
+        ge=0,
+        description="Weight of the cross-entropy of the frozen decoder, reading the clean estimate.",
     )
 
 

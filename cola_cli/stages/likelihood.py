@@ -53,6 +53,11 @@ def likelihoods(
     prefix: score each text as what follows this. options: draws, steps and seed of `likelihood`. Raises
     UsageError when an exact divergence is asked of a model without a density.
     """
+    if model.prior.config.residual:
+        raise UsageError(
+            "the bound of a prior that predicts tokens knows no residual beside their codes.",
+            "Train a prior without model.residual.",
+        )
     has_density = model.prior.config.prediction != "tokens"
     if divergence == "exact" and not has_density:
         raise UsageError(

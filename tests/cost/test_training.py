@@ -52,7 +52,7 @@ SIZES = {"vocab_size": 300, "layers": 3, "dim": 192, "ffn_dim": 512, "heads": 4,
 
 
 HEAD = PRIOR.model_copy(update={"prediction": "tokens", "vocab_size": 300})
-FORETOLD = {"next_token": 0.5}
+LOSSES = {"head": {"next_token": 0.5}, "read": {"decoder": 0.5}}
 COPIES = 3
 
 
@@ -63,14 +63,15 @@ def objective(name: str) -> Objective:
     if name == "vae":
         return TextVAEObjective(TextVAE(VAE), VAESettings(), LENGTH)
     copies = COPIES if name == "head" else 1
-    mode = "frozen" if name == "head" else name
+    mode = "frozen" if name in LOSSES else name
     data = {"partly_clean": 0, "noisy_copies": copies}
-    loss = FORETOLD if name == "head" else {}
+    loss = LOSSES.get(name, {})
     settings = PriorSettings.model_validate({"mode": mode, "data": data, "loss": loss})
     variance = np.ones(VAE.latent_dim)
     prior = Prior(HEAD if name == "head" else PRIOR)
     if mode == "frozen":
-        return FlowMatching(prior, settings, variance, LENGTH, VAE)
+        decoder = TextVAE(VAE) if settings.loss.decoder else None
+        return FlowMatching(prior, settings, variance, LENGTH, VAE, decoder)
     return JointTraining(prior, TextVAE(VAE), settings, variance, LENGTH)
 
 
@@ -78,10 +79,12 @@ def step_cost(name: str) -> flops.Cost:
     train = Train(batch_size=ROWS)
     if name == "vae":
         return flops.text_vae_cost(VAE, DATA, VAESettings(train=train))
-    if name == "head":
-        data = {"noisy_copies": COPIES}
-        settings = PriorSettings.model_validate({"data": data, "train": train, "loss": FORETOLD})
-        return flops.prior_cost(HEAD, DATA, settings)
+    if name in LOSSES:
+        data = {"noisy_copies": COPIES if name == "head" else 1}
+        settings = PriorSettings.model_validate(
+            {"data": data, "train": train, "loss": LOSSES[name]}
+        )
+        return flops.prior_cost(HEAD if name == "head" else PRIOR, DATA, settings)
     if name in ("frozen", "joint"):
         settings = PriorSettings.model_validate({"mode": name, "train": train})
         return flops.prior_cost(PRIOR, DATA, settings)
@@ -100,7 +103,9 @@ def sequences() -> Rows:
     return Rows(np.arange(ROWS), tokens, np.full(ROWS, LENGTH), latents, latents - 3)
 
 
-@pytest.mark.parametrize("name", ["vae", "frozen", "head", "joint", "autoregressive", "llada"])
+@pytest.mark.parametrize(
+    "name", ["vae", "frozen", "head", "read", "joint", "autoregressive", "llada"]
+)
 def test_a_training_step_takes_the_operations_that_are_counted(name: str) -> None:
     made = objective(name)
     step = make_step(made, sequences(), list(range(ROWS)), 0, 0, ROWS, 0)

@@ -33,6 +33,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     "causal history": {
         "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "causal_history": True,
     },
+    "residual": {"prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "residual": True},
     "self-conditioned": {
         "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "self_conditioning": True,
     },
@@ -168,7 +169,7 @@ def test_a_student_with_a_chain_takes_one_pass(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("name", ["tokens", "staggered tokens", "self-conditioned"])
+@pytest.mark.parametrize("name", ["tokens", "staggered tokens", "residual", "self-conditioned"])
 def test_rows_whose_tokens_have_settled_take_no_more_passes_and_the_others_go_on(
     name: str, guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

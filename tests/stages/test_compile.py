@@ -16,8 +16,8 @@ from tests.conftest import CPU
 from tests.stages.conftest import prior_settings
 
 HEAD = {
-    "model": {"prediction": "tokens", "stagger": 1.0, "causal_history": True},
-    "loss": {"next_token": 0.5},
+    "model": {"prediction": "tokens", "stagger": 1.0, "causal_history": True, "residual": True},
+    "loss": {"next_token": 0.5, "decoder": 0.5},
 }
 
 
@@ -45,7 +45,7 @@ def test_compiled_training_has_the_losses_of_the_other(
             checkpoint_every=10,
         )
         values = base.model_dump(exclude_unset=True)
-        values["data"] = {"partly_clean": 0.5}
+        values["data"] = {"partly_clean": 0.5, "history_noise": 0.3 if mode == "head" else 0}
         if mode == "head":
             values |= HEAD | {"model": values["model"] | HEAD["model"]}
         settings = PriorSettings.model_validate(values)

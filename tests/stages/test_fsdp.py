@@ -32,7 +32,7 @@ KINDS = ("vae", "frozen", "tokens", "joint", "distill", "one-pass", "ar")
 # Of the prior that predicts tokens: all that its loss can have.
 HEAD = {
     "model.prediction": "tokens", "model.stagger": 1.0, "model.causal_history": True,
-    "loss.next_token": 0.5, "data.noisy_copies": 2,
+    "loss.next_token": 0.5, "loss.decoder": 0.5, "data.noisy_copies": 2, "data.history_noise": 0.3,
 }  # fmt: skip
 
 

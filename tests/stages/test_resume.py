@@ -47,7 +47,18 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "train": {"batch_size": 20, "ema_decay": 0.9},
         },
     ),
-    "frozen, clean latent": ("frozen", {"model": {"prediction": "latent"}}),
+    "frozen, clean latent, read by the decoder": (
+        "frozen",
+        {
+            "model": {"prediction": "latent"},
+            "loss": {"decoder": 0.5},
+            "data": {"history_noise": 0.3},
+        },
+    ),
+    "frozen, token head, residual": (
+        "frozen",
+        {"model": {"prediction": "tokens", "residual": True}, "loss": {"decoder": 0.5}},
+    ),
     "joint, slower VAE, average, shares": (
         "joint",
         {"joint": {"vae_lr_ratio": 0.01}, "train": {"ema_decay": 0.95, "batch_size": 20}},

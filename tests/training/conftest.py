@@ -74,8 +74,14 @@ def prior_objective(**changes: Any) -> FlowMatching:
         joint = JointTraining(prior, TextVAE(VAE), settings, variance, LENGTH)
         randomise(joint, 2)
         return joint.double()
-    frozen = FlowMatching(prior, settings, variance, LENGTH, VAE)
+    decoder = None
+    if settings.loss.decoder:
+        decoder = TextVAE(VAE).double()
+        randomise(decoder, 3)
+    frozen = FlowMatching(prior, settings, variance, LENGTH, VAE, decoder)
     randomise(frozen, 2)
+    if head:
+        prior.codes.normal_(generator=torch.Generator().manual_seed(4))
     return frozen.double()
 
 

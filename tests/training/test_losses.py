@@ -112,43 +112,83 @@ def test_frozen_flow_matching_equals_brute_force() -> None:
     assert_close(gradients(objective, ours), gradients(objective, theirs))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_token_head_and_what_the_clean_copy_foresees_equal_brute_force(causal: bool) -> None:
-    objective = prior_objective(
-        model={"prediction": "tokens", "causal_history": causal},
-        data={"partly_clean": 0.6},
-        loss={"next_token": 0.7},
-    )
-    data = rows()
-    batch = batch_of(objective, data)
-    z0 = batch["mean"] + (batch["logvar"] / 2).exp() * batch["noise"]
-    block, clean = PRIOR.block_size, LENGTH - PRIOR.block_size
-    mask = plain_train.flattened_mask(1, LENGTH, block)
-    if causal:
-        mask[:clean, :clean] = torch.ones(clean, clean, dtype=torch.bool).tril()
-    t = batch["t"].repeat_interleave(block, 1).masked_fill(batch["clean"], 0)
-    places = torch.cat((torch.arange(clean), torch.arange(LENGTH)))
-    own, next_ = [], []
-    for i, length in enumerate(data.lengths.tolist()):
-        z_t = (1 - t[i, :, None]) * z0[i] + t[i, :, None] * batch["z1"][i]
-        logits = plain_train.forward(
-            weights_of(objective.prior), PRIOR, torch.cat((z0[i, :clean], z_t)),
-            torch.cat((torch.zeros(clean), t[i])), places, mask, True,
-        )  # fmt: skip
-        said, tokens = logits.log_softmax(-1), data.tokens[i]
-        for j in range(length):
-            if not batch["clean"][i, j]:
-                own.append(said[clean + j, tokens[j]])
-            before = j - (1 if causal else block)
-            if 0 <= before < clean:
-                next_.append(said[before, tokens[j]])
-    theirs = {
-        "cross_entropy": -torch.stack(own).mean(), "next_token": -torch.stack(next_).mean()
-    }  # fmt: skip
-    theirs["loss"] = theirs["cross_entropy"] + 0.7 * theirs["next_token"]
+CASES: dict[str, dict[str, Any]] = {
+    "head": {"model": {"prediction": "tokens"}, "loss": {"next_token": 0.7}},
+    "head, causal history": {
+        "model": {"prediction": "tokens", "causal_history": True}, "loss": {"next_token": 0.7},
+    },
+    "head, residual": {
+        "model": {"prediction": "tokens", "residual": True}, "loss": {"flow": 0.6, "decoder": 0.3},
+    },
+    "head, read": {"model": {"prediction": "tokens"}, "loss": {"decoder": 0.3}},
+    "velocity, read": {"loss": {"decoder": 0.3}},
+    "latent, noisy history": {"model": {"prediction": "latent"}, "data": {"history_noise": 0.5}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_predicted_and_foretold_and_read_equals_brute_force(case: str) -> None:
+    chosen: dict[str, Any] = {"model": {}, "loss": {}} | CASES[case]
+    chosen["data"] = {"partly_clean": 0.6} | chosen.get("data", {})
+    objective = prior_objective(**chosen)
+    batch = batch_of(objective, rows())
+    theirs = brute_predictions(objective, batch)
+    kinds = {"velocity": "flow", "latent": "flow", "tokens": "cross_entropy"}
+    theirs["loss"] = theirs[kinds[objective.prior.config.prediction]]
+    for name, weight in chosen["loss"].items():
+        theirs["loss"] = theirs["loss"] + weight * theirs[name]
     ours = objective(batch)
+    assert ours.keys() == theirs.keys()
     assert_close(ours, theirs)
     assert_close(gradients(objective, ours["loss"]), gradients(objective, theirs["loss"]))
+
+
+def brute_predictions(objective: Any, batch: Batch) -> dict[str, Tensor]:
+    """Every term of the loss that a prior has, sequence by sequence and place by place."""
+    prior, data = objective.prior, rows()
+    config, codes, w = prior.config, getattr(prior, "codes", None), weights_of(prior)
+    z0 = batch["mean"] + (batch["logvar"] / 2).exp() * batch["noise"]
+    block, clean = config.block_size, LENGTH - config.block_size
+    mask = plain_train.flattened_mask(1, LENGTH, block)
+    if config.causal_history:
+        mask[:clean, :clean] = torch.ones(clean, clean, dtype=torch.bool).tril()
+    t = batch["t"].repeat_interleave(block, 1).masked_fill(batch["clean"], 0)[..., None]
+    places = torch.cat((torch.arange(clean), torch.arange(LENGTH)))
+    found: dict[str, list[Tensor]] = {}
+    for i, length in enumerate(data.lengths.tolist()):
+        z_t, history = (1 - t[i]) * z0[i] + t[i] * batch["z1"][i], z0[i, :clean]
+        if "history_time" in batch:
+            time = batch["history_time"][i]
+            assert 0 < time.item() < 0.5
+            history = (1 - time) * history + time * batch["history_noise"][i, :clean]
+        times = torch.cat((torch.zeros(clean), t[i, :, 0]))
+        latents = torch.cat((history, z_t))
+        out = plain_train.forward(w, config, latents, times, places, mask, True)
+        said, tokens = out[:, : config.vocab_size].log_softmax(-1), torch.tensor(data.tokens[i])
+        own = out[clean:]
+        if codes is not None:
+            estimate = said[clean:].exp() @ codes
+            estimate = estimate + own[:, config.vocab_size :] if config.residual else estimate
+        else:
+            estimate = own if config.prediction == "latent" else z_t - t[i] * own
+        velocity = (z_t - estimate) / t[i].clamp(min=1 / 64)
+        errors = (velocity - (batch["z1"][i] - z0[i])).square().mean(-1)
+        read = None
+        if objective.settings.loss.decoder:
+            vae = objective._decoder[0]
+            read = brute.decode(estimate, weights_of(vae), VAE)
+        for j in range(length):
+            if not batch["clean"][i, j]:
+                if codes is not None:
+                    found.setdefault("cross_entropy", []).append(-said[clean + j, tokens[j]])
+                if codes is None or config.residual:
+                    found.setdefault("flow", []).append(errors[j])
+                if read is not None:
+                    found.setdefault("decoder", []).append(-read[j, tokens[j]])
+            before = j - (1 if config.causal_history else block)
+            if objective.settings.loss.next_token and 0 <= before < clean:
+                found.setdefault("next_token", []).append(-said[before, tokens[j]])
+    return {name: torch.stack(terms).mean() for name, terms in found.items()}
 
 
 def test_noisy_copies_are_sequences_with_their_own_noise_and_times() -> None:

@@ -128,8 +128,12 @@ class FlowMatching(Objective):
         latent_variance: np.ndarray,
         length: int,
         vae: TextVAEConfig,
+        decoder: TextVAE | None = None,
     ) -> None:
+        """decoder: of the frozen VAE, for `loss.decoder`."""
         super().__init__()
+        # in a tuple, so that it is not a part of this module: neither trained nor saved nor sharded
+        self._decoder = () if decoder is None else (decoder.requires_grad_(False),)
         self.length = length
         self.patch_size = vae.patch_size
         self.prior = prior
@@ -138,6 +142,12 @@ class FlowMatching(Objective):
         # (d,) on the prior's scale, for a linear prediction's loss
         self.latent_variance = latent_variance
         self.decided: np.ndarray | None = None  # quantiles of the law of timesteps of that name
+
+    @property
+    def _has_flow(self) -> bool:
+        """Whether the loss has L_FM: a token head alone, without a residual, has not."""
+        config = self.prior.config
+        return config.prediction != "tokens" or config.residual
 
     def draw(
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
@@ -183,7 +193,7 @@ class FlowMatching(Objective):
             "z1": randomness.normal(randoms, copies * positions, channels),
         }
         config = self.prior.config
-        if linear_too := asked.validation and config.prediction != "tokens":
+        if linear_too := asked.validation and self._has_flow:
             linear = linear_prediction_loss(t, self.latent_variance)
             noisy["linear"] = linear.repeat(block_size, 1).astype(np.float32)
         if config.stagger:
@@ -209,6 +219,12 @@ class FlowMatching(Objective):
             ahead = 1 if config.causal_history else block_size
             next_ = slice(ahead, ahead + earlier_length(positions, block_size))
             drawn |= {"next_tokens": rows.tokens[:, next_], "next_weight": each_weight[:, next_]}
+        if self._decoder:
+            drawn["tokens"] = rows.tokens
+        if settings.data.history_noise and not asked.validation:
+            time = settings.data.history_noise * randomness.uniform(randoms, 1)
+            drawn["history_time"] = time.astype(np.float32)[:, :, None]  # (B, 1, 1)
+            drawn["history_noise"] = randomness.normal(randoms, positions, channels)
         return drawn | {name: _rows_of_copies(value, copies) for name, value in noisy.items()}
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
@@ -216,9 +232,13 @@ class FlowMatching(Objective):
         mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
         z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], self.settings.data.clean))
         terms = self.prediction(z0, z0, batch, evaluate)
-        terms["loss"] = terms["flow" if "flow" in terms else "cross_entropy"]
-        if "next_token" in terms:
-            terms["loss"] = terms["loss"] + self.settings.loss.next_token * terms["next_token"]
+        weights = self.settings.loss
+        terms["loss"] = terms["cross_entropy" if "cross_entropy" in terms else "flow"]
+        if "cross_entropy" in terms and "flow" in terms:
+            terms["loss"] = terms["loss"] + weights.flow * terms["flow"]
+        for name, weight in (("next_token", weights.next_token), ("decoder", weights.decoder)):
+            if name in terms:
+                terms["loss"] = terms["loss"] + weight * terms[name]
         if evaluate:
             if "flow" in terms:
                 terms |= predictions_without_a_model(z0, batch)
@@ -228,11 +248,14 @@ class FlowMatching(Objective):
     def prediction(
         self, z0: Tensor, noised: Tensor, batch: Batch, evaluate: bool = False
     ) -> dict[str, Tensor]:
-        """L_FM of clean latents `z0`, or L_CE of a token head; z_t is made from `noised`, the same with or
-        without gradient."""
+        """L_FM of clean latents `z0`, L_CE of a token head, and what else is asked for; z_t is made from
+        `noised`, the same with or without gradient."""
         prior, z0 = self.prior, z0.detach()
         copies = len(batch["z1"]) // len(z0)
-        clean_hidden, history = prior.clean_copy(z0, batch["block_size"], "next_tokens" in batch)
+        seen = z0
+        if "history_time" in batch:
+            seen = interpolate(z0, batch["history_noise"], batch["history_time"])
+        clean_hidden, history = prior.clean_copy(seen, batch["block_size"], "next_tokens" in batch)
         view = prior.noisy_copies(history, z0, batch["block_size"], copies)
         z0, noised = (z.repeat_interleave(copies, 0) for z in (z0, noised))
         t = self._times(batch)  # (B K, N, 1)
@@ -243,21 +266,37 @@ class FlowMatching(Objective):
             with torch.no_grad():
                 output = prior(z_t, modulation, view)
                 estimate = prior.clean_estimate(output, z_t, t) * batch["estimated"].unsqueeze(-1)
+        hidden = prior.hidden(z_t, modulation, view, estimate)
+        output = prior.latent_out(hidden) if self._has_flow or self._decoder else None
+        terms = {}
         if prior.config.prediction == "tokens":
-            hidden = prior.hidden(z_t, modulation, view, estimate)
-            logits = prior.latent_out(hidden.flatten(0, 1)[batch["target_places"]])
+            places = batch["target_places"]
+            if output is None:
+                logits = prior.latent_out(hidden.flatten(0, 1)[places])
+            else:
+                logits = prior.logits(output.flatten(0, 1)[places])
             targets, weight = batch["targets"], batch["target_weight"]
-            terms = {"cross_entropy": objectives.reconstruction(logits, targets, weight)}
-            if clean_hidden is not None:
-                terms["next_token"] = objectives.reconstruction(
-                    prior.latent_out(clean_hidden), batch["next_tokens"], batch["next_weight"]
-                )
+            terms["cross_entropy"] = objectives.reconstruction(logits, targets, weight)
             if evaluate:
                 terms["accuracy"] = ((logits.argmax(-1) == targets) * weight).sum()
+            if clean_hidden is not None:
+                foretold = prior.logits(prior.latent_out(clean_hidden))
+                terms["next_token"] = objectives.reconstruction(
+                    foretold, batch["next_tokens"], batch["next_weight"]
+                )
+        if output is None:
             return terms
-        velocity = prior.to_velocity(prior(z_t, modulation, view, estimate), z_t, t)
-        errors = (wide(velocity) - target_velocity(z0, batch["z1"])).square().mean(-1)
-        return {"flow": (errors * batch["flow_weight"]).sum()}
+        if self._has_flow:
+            velocity = prior.to_velocity(output, z_t, t)
+            errors = (wide(velocity) - target_velocity(z0, batch["z1"])).square().mean(-1)
+            terms["flow"] = (errors * batch["flow_weight"]).sum()
+        if self._decoder:
+            decoder = self._decoder[0].to(z0.device)
+            read = decoder.decode(prior.clean_estimate(output, z_t, t))
+            tokens = batch["tokens"].repeat_interleave(copies, 0)
+            weight = batch["flow_weight"].repeat_interleave(self.patch_size, 1) / self.patch_size
+            terms["decoder"] = objectives.reconstruction(read, tokens, weight)
+        return terms
 
     def _times(self, batch: Batch) -> Tensor:
         """The time of every position, (B, N, 1)."""
