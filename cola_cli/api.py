@@ -6,24 +6,55 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
+from cola_cli.artifacts.origin import published
 from cola_cli.corpus.tokenizer import TextTokenizer
 from cola_cli.errors import ColaError, DamagedArtifact, InputError, UsageError, is_out_of_memory
 from cola_cli.families import TokenModel, baselines, commands, token_model
+from cola_cli.machine.processes import pick_device
 from cola_cli.models.attention import BlockCausal
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior, TextVAE
-from cola_cli.sampling.engine import Engine
+from cola_cli.sampling.denoising import Denoising, Frame
+from cola_cli.sampling.engine import Engine, Glimpse
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.sampler import Sampler
-from cola_cli.settings.sample import SamplingOptions
+from cola_cli.settings import nearest
+from cola_cli.settings.sample import FirstBlock, SamplingOptions
 from cola_cli.weights.folder import open_model_folder
+from cola_cli.weights.names import find_model
 
 BATCH_SIZE = 64
+
+
+class Options(TypedDict, total=False):
+    """What generation can be told; `cola settings sample` explains each."""
+
+    steps: int
+    grid: Sequence[float] | None
+    solver: Literal["euler", "heun", "midpoint"]
+    eta: float
+    guidance: float
+    guidance_interval: tuple[float, float]
+    settle: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float
+    seed: int
+    first_block: FirstBlock
+    repaint_times: int
+    repaint_fraction: float
+    unmask_steps: int
+    unmask_block: int
+    head_temperature: float
+    history: Literal["generated", "re-encoded"]
+    compat: Literal["none", "released"]
+    stop_ids: tuple[int, ...]
 
 
 class LanguageModel(ABC):
@@ -64,34 +95,85 @@ class LanguageModel(ABC):
         """The precision of the weights."""
         return self._weight.dtype
 
+    @overload
+    def generate(  # type: ignore[overload-overlap] # a str is a sequence of str too
+        self,
+        prompts: str,
+        max_new_tokens: int = 64,
+        batch_size: int = BATCH_SIZE,
+        **options: Unpack[Options],
+    ) -> Generation: ...
+
+    @overload
     def generate(
         self,
         prompts: Sequence[str],
         max_new_tokens: int = 64,
         batch_size: int = BATCH_SIZE,
-        **options: Any,
-    ) -> list[Generation]:
-        """Continue texts, given as a list; `options` are those of SamplingOptions (steps, guidance, ...).
+        **options: Unpack[Options],
+    ) -> list[Generation]: ...
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        max_new_tokens: int = 64,
+        batch_size: int = BATCH_SIZE,
+        **options: Unpack[Options],
+    ) -> Generation | list[Generation]:
+        """Continue a text, or several as one batch; what is not in `options` is as the model was stored.
 
         Stops at, and cuts before, the tokenizer's end-of-text token unless `stop_ids` says otherwise. Each
         Generation has .text, which continues its prompt without a gap, beside .ids and .latents. Raises
-        InputError when there is no tokenizer.
+        InputError without a tokenizer, TypeError for an unknown option, ValueError for one out of range.
         """
         if isinstance(prompts, str):
-            raise TypeError("prompts is one text; give a list of texts, such as [text]")
+            return self.generate([prompts], max_new_tokens, batch_size, **options)[0]
         tokenizer = self.require_tokenizer()
-        options = {"stop_ids": (tokenizer.end_of_text_id,)} | options
         encoded = [tokenizer.encode(prompt) for prompt in prompts]
         found = self.generate_ids(
             encoded,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            **options,
+            **self._stopping(options),
         )
         return [
             dataclasses.replace(one, text=tokenizer.continuation(ids, one.ids))
             for ids, one in zip(encoded, found, strict=True)
         ]
+
+    def stream(
+        self, prompt: str, max_new_tokens: int = 64, **options: Unpack[Options]
+    ) -> Iterator[str]:
+        """Continue a text, piece by piece as blocks are done; the pieces together are `generate`'s .text.
+
+        `"".join(model.stream("Tom was"))`. Raises as `generate` does.
+        """
+        tokenizer = self.require_tokenizer()
+        ids = tokenizer.encode(prompt)
+        settings = self.options(max_new_tokens, **self._stopping(options))
+        given = ""
+        for _, found in self.stream_requests([Request(0, ids)], settings, 1):
+            text = tokenizer.continuation(ids, found.ids)
+            if found.finish == "running":  # a character may still be split between blocks
+                text = text.rstrip("\ufffd")
+            if text.startswith(given) and text != given:
+                yield text[len(given) :]
+                given = text
+
+    def options(
+        self, max_new_tokens: int | None = 64, **options: Unpack[Options]
+    ) -> SamplingOptions:
+        """Options for a sampler: these, over those that the model was stored with, over the defaults."""
+        for name in options:
+            if name not in SamplingOptions.model_fields:
+                raise TypeError(
+                    f"there is no option {name!r}. {nearest(name, SamplingOptions.model_fields)}"
+                )
+        chosen: dict[str, Any] = {**self.defaults, **options}
+        return SamplingOptions(max_new_tokens=max_new_tokens, **chosen)
+
+    def _stopping(self, options: Options) -> Options:
+        return {"stop_ids": (self.require_tokenizer().end_of_text_id,), **options}
 
     def generate_ids(
         self,
@@ -101,9 +183,9 @@ class LanguageModel(ABC):
         pad_id: int | None = None,
         noise: Tensor | None = None,
         batch_size: int = BATCH_SIZE,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> list[Generation]:
-        """Continue token ids; `options` are those of SamplingOptions, over the model's own `defaults`.
+        """Continue token ids; `options` go over the model's own `defaults`.
 
         noise (B, blocks, block_size, d), or None to draw it from the seed and the prompt's place in the list.
         With noise and max_new_tokens=None, exactly its blocks are generated and all their new tokens
@@ -124,13 +206,13 @@ class LanguageModel(ABC):
             Request(item, prompt, None if noise is None else noise[item])
             for item, prompt in enumerate(prompts)
         ]
-        settings = SamplingOptions(max_new_tokens=max_new_tokens, **(self.defaults | options))
+        settings = self.options(max_new_tokens, **options)
         found: dict[int, Generation] = {}
-        for request, generation in self.stream(requests, settings, batch_size, pad_id):
+        for request, generation in self.stream_requests(requests, settings, batch_size, pad_id):
             found[request.item] = generation
         return [found[item] for item in range(len(prompts))]
 
-    def stream(
+    def stream_requests(
         self,
         requests: Iterable[Request],
         options: SamplingOptions,
@@ -176,6 +258,12 @@ class LanguageModel(ABC):
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             warn(f"memory ran out; going on with {batch_size} prompts at a time")
+
+    def __repr__(self) -> str:
+        count = sum(weight.numel() for network in self.networks for weight in network.parameters())
+        place = f"{published(self.path) or self.path}: " if self.path else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"<{type(self).__name__} {place}{count:,} weights, {dtype} on {self.device}>"
 
     def require_ids(self, ids: Sequence[int], name: str) -> None:
         """Raise ValueError for token ids that the model has no embedding for."""
@@ -231,6 +319,23 @@ class Cola(LanguageModel):
     def sampler(self, options: SamplingOptions, batch_size: int, pad_id: int | None) -> Engine:
         """The block-by-block engine."""
         return Engine(self.vae, self.prior, options, batch_size, pad_id)
+
+    def watch(self, prompt: str, max_new_tokens: int = 64, **options: Unpack[Options]) -> Denoising:
+        """Continue a text and keep how every block came about; a notebook shows it. Raises as `generate`."""
+        tokenizer = self.require_tokenizer()
+        request = Request(0, tokenizer.encode(prompt))
+        settings = self.options(max_new_tokens, **self._stopping(options))
+        engine, frames, before = self.sampler(settings, 1, tokenizer.pad_id), [], request.prompt
+
+        def keep(seen: list[Glimpse]) -> None:
+            one = seen[0]
+            frames.append(Frame(one.block, one.t, tokenizer.continuation(before, one.ids)))
+
+        engine.on_step = keep
+        for _, found in engine.run([request]):
+            before = [*request.prompt, *found.ids]
+        text = tokenizer.continuation(request.prompt, found.ids)
+        return Denoising(prompt, frames, dataclasses.replace(found, text=text))
 
     @torch.inference_mode()
     def encode(self, ids: Tensor) -> Posterior:
@@ -311,25 +416,28 @@ class Baseline(LanguageModel):
         return self.token_model.sampler(self.network, options, batch_size)
 
 
-def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Cola:
-    """Open a model: a prior artifact, the folder that holds `cola_dlm/`, or that folder itself.
+def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = None) -> Cola:
+    """Open a model: a prior artifact, the folder that holds `cola_dlm/`, `hf:org/name[@revision]`, or `demo`.
 
-    dtype: of the weights; None keeps the stored one. Raises InputError when the path holds no model,
+    device: cpu, cuda, cuda:1 ... or auto, a GPU if there is one. dtype: of the weights; None keeps the stored
+    one. Raises InputError when the path holds no model,
     DamagedArtifact when its files are not whole.
     """
-    folder = open_model_folder(Path(path))
+    place = find_model(path)
+    folder = open_model_folder(place)
     model = Cola(*folder.load(), folder.tokenizer(), folder.context)
-    model.defaults, model.path = folder.sampling, Path(path)
+    model.defaults, model.path = folder.sampling, place
     for network in model.networks:
         _place(network, device, dtype)
     return model
 
 
 def load_baseline(
-    path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
+    path: str | Path, device: str = "auto", dtype: torch.dtype | None = None
 ) -> Baseline:
     """Open the artifact of a baseline; as `load` otherwise."""
-    folder = open_model_folder(Path(path))
+    place = find_model(path)
+    folder = open_model_folder(place)
     kind = "checkpoint" if folder.artifact is None else folder.artifact.manifest.kind
     model = token_model(kind)
     if folder.artifact is None or model is None:
@@ -338,13 +446,16 @@ def load_baseline(
             f"Name the output of {commands(baselines())}.",
         )
     baseline = Baseline(model.load(folder.artifact), model, folder.tokenizer(), folder.context)
-    baseline.path = Path(path)
+    baseline.path = place
     _place(baseline.network, device, dtype)
     return baseline
 
 
-def load_any(path: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+def load_any(
+    path: str | Path, device: str = "auto", dtype: torch.dtype | None = None
+) -> LanguageModel:
     """Open whatever can continue text."""
+    path = find_model(path)
     artifact = open_model_folder(path).artifact
     if artifact is not None and token_model(artifact.manifest.kind) is not None:
         return load_baseline(path, device, dtype)
@@ -354,7 +465,8 @@ def load_any(path: Path, device: str = "cpu", dtype: torch.dtype | None = None) 
 def _place(network: nn.Module, device: str, dtype: torch.dtype | None) -> None:
     """Move the weights; buffers (rotary frequencies) keep float32, whatever the weights are."""
     network.requires_grad_(False).eval()
+    chosen = pick_device(device)
     for parameter in network.parameters():
-        parameter.data = parameter.data.to(device=device, dtype=dtype)
+        parameter.data = parameter.data.to(device=chosen, dtype=dtype)
     for name, buffer in network.named_buffers():
-        setattr(network, name, buffer.to(device))
+        setattr(network, name, buffer.to(chosen))

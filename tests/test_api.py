@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 import torch
 
 import cola_cli
-from cola_cli.api import Cola
+from cola_cli.api import Cola, Options
 from cola_cli.corpus.tokenizer import train_tokenizer
 from cola_cli.errors import DamagedArtifact, InputError, UsageError
+from cola_cli.settings.sample import SamplingOptions
 from tests import golden
+from tests.conftest import Run
+from tests.stages.conftest import made_up_text
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the house", "we the people of the union"]
 
@@ -127,9 +131,72 @@ def test_a_path_that_holds_no_model_is_bad_input(tmp_path: Path) -> None:
         cola_cli.load(tmp_path)
 
 
-def test_one_text_is_not_a_list_of_texts(speaking: Path) -> None:
-    with pytest.raises(TypeError, match="list of texts"):
-        cola_cli.load(speaking).generate("Tom was", max_new_tokens=2)  # type: ignore[arg-type]
+OPTIONS: Any = {"steps": 2, "stop_ids": (), "seed": 3, "temperature": 1.0}
+
+
+def test_one_text_gives_one_generation_and_its_pieces_stream(speaking: Path) -> None:
+    model = cola_cli.load(speaking)
+    one = model.generate(TEXTS[0], 12, **OPTIONS)
+    assert one.ids == model.generate([TEXTS[0]], 12, **OPTIONS)[0].ids
+    pieces = list(model.stream(TEXTS[0], 12, **OPTIONS))
+    assert "".join(pieces) == one.text
+    assert len(pieces) > 1
+
+
+def test_a_watched_text_is_the_generated_one_with_the_steps_of_every_block(speaking: Path) -> None:
+    model = cola_cli.load(speaking)
+    seen = model.watch(TEXTS[0], 12, **OPTIONS)
+    assert seen.generation.text == model.generate(TEXTS[0], 12, **OPTIONS).text
+    assert [frame.t for frame in seen.frames[:2]] == [1.0, 0.5]
+    assert len(seen.frames) == 2 * (seen.frames[-1].block + 1)
+    page = seen._repr_html_()
+    assert page.count("<tr><td>") == len(seen.frames)
+    assert "<script" not in model.watch("<script>", 4, **OPTIONS)._repr_html_()
+
+
+def test_options_are_declared_as_samplers_know_them_and_the_nearest_is_suggested() -> None:
+    assert set(Options.__annotations__) == set(SamplingOptions.model_fields) - {"max_new_tokens"}
+    with pytest.raises(TypeError, match="Did you mean guidance"):
+        golden.model().generate_ids([[1]], max_new_tokens=4, guidence=3.0)  # type: ignore[call-arg]
+
+
+def test_a_model_and_a_generation_print_what_they_are(speaking: Path) -> None:
+    model = cola_cli.load(speaking)
+    count = sum(p.numel() for network in model.networks for p in network.parameters())
+    assert repr(model) == f"<Cola {speaking}: {count:,} weights, float32 on {model.device}>"
+    assert "tensor" not in repr(model.generate(TEXTS[0], 4, **OPTIONS))
+
+
+def test_texts_are_scored_as_the_command_does(cola: Run) -> None:
+    model = cola_cli.load("demo", dtype=torch.float32)
+    words = ("likelihood", "demo", "--text", "Tom was a sailor.", "--steps", 4, "--json")
+    expected = json.loads(cola(*words).stdout)["scores"][0]
+    found = cola_cli.score(model, "Tom was a sailor.", steps=4)
+    assert found[0]["elbo"] == pytest.approx(expected["elbo"])
+    assert len(cola_cli.score(model, ["Tom", "Lily"], steps=1)) == 2
+
+
+def test_the_stages_are_functions(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text(made_up_text(100))
+    small = {"vocab_size": 300, "seq_len": 32, "workers": 1}
+    sizes = {"model.dim": 16, "model.heads": 1, "train.steps": 2, "train.batch_size": 2}
+    vae = {"model.encoder_layers": 1, "model.decoder_layers": 1, "model.ffn_dim": 32, **sizes}
+    prior = {"model.layers": 1, "model.head_dim": 16, "model.rope_dim": 8, **sizes}
+    place = {name: tmp_path / name for name in ("tokens", "vae", "latents", "prior")}
+    cola_cli.tokenize(tmp_path / "corpus.txt", place["tokens"], settings=small)
+    cola_cli.train_vae(place["tokens"], place["vae"], settings=vae, device="cpu")
+    cola_cli.encode(place["tokens"], place["vae"], place["latents"], device="cpu")
+    made = cola_cli.train_prior(
+        place["latents"], place["prior"], preset="tiny", settings=prior, device="cpu"
+    )
+    assert made.changed
+    again = cola_cli.train_prior(
+        place["latents"], place["prior"], preset="tiny", settings=prior, device="cpu"
+    )
+    assert not again.changed
+    assert cola_cli.load(place["prior"]).generate("Anna", 4).finish in ("length", "stop")
+    with pytest.raises(UsageError, match=r"train\.stepz"):
+        cola_cli.train_prior(place["latents"], place["prior"], settings={"train.stepz": 1})
 
 
 @pytest.mark.parametrize(

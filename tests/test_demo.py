@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cola_cli.artifacts.verify import verify
-from cola_cli.stages.sample import demo_model
+from cola_cli.weights.names import demo_model
 from tests.conftest import Run
 
 STORIES = Path(__file__).parents[1] / "pipelines" / "stories.py"

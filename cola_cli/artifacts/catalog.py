@@ -12,6 +12,7 @@ import numpy as np
 
 from cola_cli.artifacts.duckdb_names import duckdb_list
 from cola_cli.artifacts.manifest import Manifest, flatten, read_manifest
+from cola_cli.artifacts.origin import stays_home
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact, InputError, UsageError
 
@@ -97,7 +98,7 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
         if not found:
             continue
         for file in found:
-            if not file.resolve().is_relative_to(path.resolve()):
+            if not stays_home(file, path):
                 raise DamagedArtifact(f"{file} is a link that leaves the artifact.", "Remove it.")
         try:
             connection.execute(

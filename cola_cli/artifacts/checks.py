@@ -8,6 +8,7 @@ from pathlib import Path
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.lock import LOCK_NAME
 from cola_cli.artifacts.manifest import MANIFEST_NAME, NEW, SCRATCH, FileRecord
+from cola_cli.artifacts.origin import stays_home
 from cola_cli.artifacts.reading import reason
 from cola_cli.errors import DamagedArtifact
 
@@ -21,7 +22,7 @@ def check_size(directory: Path, record: FileRecord) -> None:
     """Raise DamagedArtifact when a recorded file is missing, leaves the artifact, or has another size."""
     path = directory / record.path
     try:
-        if not path.resolve().is_relative_to(directory.resolve()):
+        if not stays_home(path, directory):
             raise DamagedArtifact(f"{path} is a link that leaves the artifact.", RESTORE)
         if not path.is_file():
             raise DamagedArtifact(f"{path} is missing.", RESTORE)

@@ -30,6 +30,7 @@ from cola_cli.artifacts.manifest import (
     read_manifest,
     write_manifest,
 )
+from cola_cli.artifacts.origin import published
 from cola_cli.artifacts.parts import (
     PARTS,
     PartWriter,
@@ -59,6 +60,7 @@ class Output:
         self.kind: Kind = kind
         self.identity = identity
         self.settings = settings
+        self.fetched: list[str] = []  # addresses of inputs that came from a hub, with their commits
         self._overwrite = overwrite
         self._ways = ways
         self._previous = self._look()
@@ -84,8 +86,11 @@ class Output:
         file, or holds foreign files or an artifact of another identity (unless `overwrite`); the message
         names every differing setting and input, old -> new.
         """
+        reads = list(reads)
         require_apart(Path(path), reads)
-        return cls(Path(path), kind, identity, settings or {}, overwrite, ways)
+        output = cls(Path(path), kind, identity, settings or {}, overwrite, ways)
+        output.fetched = list(dict.fromkeys(filter(None, map(published, reads))))
+        return output
 
     @property
     def up_to_date(self) -> bool:
@@ -142,7 +147,8 @@ class Output:
                 identity=self.identity,
                 fingerprint=self.identity.fingerprint,
                 settings=self.settings,
-                environment=environment or {},
+                environment=(environment or {})
+                | ({"fetched": self.fetched} if self.fetched else {}),
                 cola_version=__version__,
                 files=_intact_files(self.place, before),
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cola_cli.cli.console import print_json, table
-from cola_cli.cli.options import Invocation, command
+from cola_cli.cli.options import MODEL, Invocation, command
 from cola_cli.errors import DamagedArtifact
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _show_states(run: Invocation, rows: list[State]) -> None:
 @command()
 def inspect(
     run: Invocation,
-    artifact: Annotated[Path, typer.Argument(help="The artifact to look into.")],
+    artifact: Annotated[Path, MODEL, typer.Argument(help="The artifact to look into.")],
     rows: Annotated[
         int, typer.Option("--rows", min=0, max=10**6, help="Decoded rows to show.")
     ] = 3,
@@ -83,6 +83,7 @@ def inspect(
         ["made by", f"cola {manifest.cola_version} in {manifest.seconds:.0f} s"],
         ["files", str(len(manifest.files))],
         *([["rows", str(found.rows)]] if columns else []),
+        *([["fetched", address] for address in manifest.environment.get("fetched", [])]),
     ]
     statistics = [[name, _short(value)] for name, value in flatten(manifest.statistics).items()]
     shown = [[_short(value) for value in example.values()] for example in examples]
@@ -120,6 +121,7 @@ def sql(
     query: Annotated[str, typer.Argument(help="One SQL query, in DuckDB's dialect.")],
     artifacts: Annotated[
         list[Path] | None,
+        MODEL,
         typer.Argument(
             help="Artifacts; each is a schema named by its directory, run_NAME where DuckDB has a NAME."
         ),
@@ -148,7 +150,9 @@ def _json_value(cell: object) -> object:
 @command()
 def verify(
     run: Invocation,
-    paths: Annotated[list[Path], typer.Argument(help="Artifacts, or directories that hold some.")],
+    paths: Annotated[
+        list[Path], MODEL, typer.Argument(help="Artifacts, or directories that hold some.")
+    ],
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Drop what is damaged, so that the next run makes it again."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cola_cli.cli.console import print_json, show_error
-from cola_cli.cli.options import MACHINE, Invocation, command, setting_flags
+from cola_cli.cli.options import MACHINE, MODEL, MODEL_HELP, Invocation, command, setting_flags
 from cola_cli.errors import ColaError
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ HELP = (
 )  # fmt: skip
 @setting_flags("dtype")
 def chat(
-    model: Annotated[
-        str, typer.Argument(help="A prior, a baseline, a checkpoint folder, or demo.")
-    ],
+    model: Annotated[Path, MODEL, typer.Argument(help=MODEL_HELP)],
     run: Invocation,
     chat_template: Annotated[
         Path | None,
@@ -47,15 +45,14 @@ def chat(
     """
     from cola_cli.machine.threads import prepare_torch
     from cola_cli.stages.answers import open_model
-    from cola_cli.stages.sample import model_path, stored_settings
+    from cola_cli.stages.sample import stored_settings
 
-    path = model_path(model)
-    settings = run.settings(recorded=stored_settings(path))
+    settings = run.settings(recorded=stored_settings(model))
     run.reporter.note(f"using {prepare_torch(run.threads)}")
     from cola_cli.serving.chat import Conversation, load_template
 
     template = None if chat_template is None else load_template(chat_template)
-    conversation = Conversation(open_model(path, settings, run.device), settings, template)
+    conversation = Conversation(open_model(model, settings, run.device), settings, template)
     run.reporter.note(HELP)
     for line in _lines():
         if not line.strip():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.options import Invocation, command, output_option
+from cola_cli.cli.options import MODEL, Invocation, command, output_option
 
 BAR = 40  # characters
 
@@ -15,7 +15,7 @@ BAR = 40  # characters
 @command("threads")
 def vae(
     run: Invocation,
-    model: Annotated[Path, typer.Argument(help="A vae, latents or prior artifact.")],
+    model: Annotated[Path, MODEL, typer.Argument(help="A vae, latents or prior artifact.")],
     tokens: Annotated[Path, typer.Option("--tokens", help="Tokens to look at.")],
     split: Annotated[str, typer.Option("--split", help="validation or train.")] = "validation",
     sequences: Annotated[int, typer.Option("--sequences", min=1, help="At most.")] = 256,

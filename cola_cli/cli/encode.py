@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cola_cli.cli.options import STAGE, Invocation, command
+from cola_cli.cli.options import MODEL, STAGE, Invocation, command
 
 
 @command(*STAGE, "shard", table="encode")
@@ -15,6 +15,7 @@ def encode(
     tokens: Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")],
     vae: Annotated[
         Path,
+        MODEL,
         typer.Option(
             "--vae", help="A vae artifact, of `cola train vae`, or a prior artifact: its VAE."
         ),

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.options import Invocation, command, output_option, setting_flags
+from cola_cli.cli.options import (
+    MODEL,
+    MODEL_HELP,
+    Invocation,
+    command,
+    output_option,
+    setting_flags,
+)
 
 
 @command()
@@ -40,7 +47,7 @@ def score(
 @setting_flags("steps", "guidance", "seed", "batch_size")
 def run(
     run: Invocation,
-    model: Annotated[Path, typer.Argument(help="A prior artifact or a checkpoint folder.")],
+    model: Annotated[Path, MODEL, typer.Argument(help=MODEL_HELP)],
     task: Annotated[
         str, typer.Option("--task", help="lambada, mmlu, obqa, hellaswag, race, siqa, squad ...")
     ],
@@ -191,6 +198,7 @@ def text(
     ] = None,
     judge: Annotated[
         Path | None,
+        MODEL,
         typer.Option("--judge", help="Model of `cola train ar`, or a transformers model's folder."),
     ] = None,
     reference: Annotated[

@@ -1,4 +1,4 @@
-"""cola import, cola export: checkpoints in the authors' layout."""
+"""cola import, export: checkpoints in the authors' layout; cola pull, push: models on a hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cola_cli.cli.options import Invocation, command, output_option
+from cola_cli.cli.options import MODEL, Invocation, command, output_option
 from cola_cli.errors import UsageError
 
 GIBIBYTE = 1 << 30
@@ -20,6 +20,7 @@ DTYPE = typer.Option("--dtype", help="Precision of the written weights.")
 def import_checkpoint(
     source: Annotated[
         Path,
+        MODEL,
         typer.Argument(help="The folder that holds cola_dlm, or that folder; or a prior artifact."),
     ],
     run: Invocation,
@@ -37,7 +38,7 @@ def import_checkpoint(
 
 @command()
 def export(
-    artifact: Annotated[Path, typer.Argument(help="A prior artifact.")],
+    artifact: Annotated[Path, MODEL, typer.Argument(help="A prior artifact.")],
     output: Annotated[Path, output_option("A new folder.")],
     run: Invocation,
     max_shard_gib: Annotated[
@@ -55,3 +56,49 @@ def export(
         raise UsageError(f"--max-shard-gib {max_shard_gib} is not a size.", "Give a number of GiB.")
     stage(artifact, output, dtype, int(max_shard_gib * GIBIBYTE))
     run.say([f"{output}: written"], {"path": str(output)})
+
+
+@command()
+def pull(
+    run: Invocation,
+    model: Annotated[
+        Path, MODEL, typer.Argument(help="Such as hf:org/name, hf:org/name@revision.")
+    ],
+) -> None:
+    """Fetch a model from the hub into its cache, where every command finds it by the same name.
+
+    Commands fetch what they need by themselves; this is for machines that will be offline.
+
+    Example: cola pull hf:ByteDance-Seed/Cola-DLM
+    """
+    from cola_cli.artifacts.origin import published
+
+    address = published(model)
+    run.say([str(model)], {"path": str(model), "address": address})
+
+
+@command()
+def push(
+    run: Invocation,
+    model: Annotated[
+        Path, MODEL, typer.Argument(help="An artifact of a model, or a checkpoint folder.")
+    ],
+    address: Annotated[str, typer.Argument(help="The repository: hf:org/name.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="If it is made now, only you see it.")
+    ] = False,
+    license: Annotated[
+        str | None,
+        typer.Option("--license", help="For the card, as the hub names it: apache-2.0 ..."),
+    ] = None,
+) -> None:
+    """Publish a model on the hub with a model card, in one commit; the repository is made if it is missing.
+
+    Log in before with `hf auth login`, or set HF_TOKEN.
+
+    Example: cola push runs/demo/prior hf:me/stories
+    """
+    from cola_cli.stages.publish import push as stage
+
+    made = stage(model, address, private, license)
+    run.say([made], {"address": made})

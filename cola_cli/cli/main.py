@@ -37,7 +37,7 @@ PANELS = {
     "Settings": ("init", "settings", "schema"),
     "Artifacts": ("status", "inspect", "sql", "verify"),
     "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
-    "Exchange": ("import", "export"),
+    "Exchange": ("pull", "push", "import", "export"),
     "Machine": ("doctor",),
 }
 PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
@@ -91,6 +91,8 @@ for name, body in {
     "verify": artifacts.verify,
     "likelihood": likelihood.likelihood,
     "report": report.report,
+    "pull": exchange.pull,
+    "push": exchange.push,
     "import": exchange.import_checkpoint,
     "export": exchange.export,
     "doctor": doctor.doctor,

@@ -110,6 +110,10 @@ Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1 ... or auto: a GPU if there is one.")
 ]
 
+# Marks an argument that names a model (`demo`, `hf:org/name`, a folder): the command gets its folder.
+MODEL = object()
+MODEL_HELP = "A prior, a baseline, a checkpoint folder, hf:org/name[@revision], or demo."
+
 REQUIRED = inspect.Parameter.empty
 # In the order in which `--help` lists them: (declaration, default).
 COMMON: dict[str, tuple[Any, Any]] = {
@@ -313,6 +317,11 @@ def _whole(
 
     def call(**given: Any) -> None:
         chosen = {name: given[name] for name in shared}
+        if chosen["quiet"]:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        for name, parameter in own.items():
+            if MODEL in getattr(parameter.annotation, "__metadata__", ()):
+                given[name] = _found(given[name])
         _require_apart(given)
         body(
             **{name: given[name] for name in own},
@@ -340,6 +349,15 @@ def _whole(
     call.__annotations__ = {name: annotation for name, (annotation, _) in declared.items()}
     call.__name__, call.__doc__ = body.__name__, body.__doc__
     return _guarded(call)
+
+
+def _found(name: Any) -> Any:
+    """The folder of a model, or of each of several."""
+    from cola_cli.weights.names import find_model
+
+    if isinstance(name, Path):
+        return find_model(name)
+    return [find_model(one) for one in name] if name else name
 
 
 def _require_apart(given: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.options import Invocation, command, output_option
+from cola_cli.cli.options import MODEL, Invocation, command, output_option
 
 
 @command()
@@ -15,6 +15,7 @@ def report(
     run: Invocation,
     runs: Annotated[
         list[Path],
+        MODEL,
         typer.Argument(metavar="RUN", help="Directories of artifacts, or single artifacts."),
     ],
     output: Annotated[Path, output_option("The page to write, such as report.html.")],

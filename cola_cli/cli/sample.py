@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cola_cli.cli.console import print_json
-from cola_cli.cli.options import MACHINE, Invocation, command, output_option, setting_flags
+from cola_cli.cli.options import (
+    MACHINE,
+    MODEL,
+    MODEL_HELP,
+    Invocation,
+    command,
+    output_option,
+    setting_flags,
+)
 from cola_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
 @setting_flags("first_block", "repaint_times", "repaint_fraction", panel="First block")
 @setting_flags("compat", "dtype", "batch_size")
 def sample(
-    model: Annotated[str, typer.Argument(help="A prior artifact or a checkpoint folder.")],
+    model: Annotated[Path, MODEL, typer.Argument(help=MODEL_HELP)],
     run: Invocation,
     prompt: Annotated[
         list[str] | None,
@@ -57,18 +65,17 @@ def sample(
     from cola_cli.artifacts.places import require_apart
     from cola_cli.stages.sample import (
         DEMO_PROMPT,
-        model_path,
         plan_sampling,
         sample_to_artifact,
         stored_settings,
     )
     from cola_cli.stages.shards import WHOLE
+    from cola_cli.weights.names import demo_model
 
-    path = model_path(model)
     piped = None if prompt or prompts else _piped()
-    if path != Path(model) and prompt is None and prompts is None and piped is None:
+    if model == demo_model() and prompt is None and prompts is None and piped is None:
         prompt = [DEMO_PROMPT]
-    settings = run.settings(recorded=stored_settings(path))
+    settings = run.settings(recorded=stored_settings(model))
     if bool(prompt) + (prompts is not None) + (piped is not None) != 1:
         raise UsageError(
             "give either --prompt or --prompts.", 'Such as: --prompt "Once upon a time".'
@@ -77,17 +84,17 @@ def sample(
         raise UsageError("--shard is for artifacts.", "Give -o too, or drop --shard.")
     found = _prompts(prompt, prompts) if piped is None else iter([piped])
     if run.dry_run:
-        run.show_plan(settings, plan_sampling(path, settings, list(found), run.device))
+        run.show_plan(settings, plan_sampling(model, settings, list(found), run.device))
     elif output is not None:
         if prompts not in (None, "-"):
             require_apart(output, (Path(prompts),))
-        outcome = sample_to_artifact(path, list(found), output, settings, run, run.shard)
+        outcome = sample_to_artifact(model, list(found), output, settings, run, run.shard)
         run.show_outcome(
             outcome,
             lambda made: [f"{output}: {made['prompts']:,} prompts, {made['tokens']:,} new tokens"],
         )
     else:
-        _to_stdout(path, found, settings, run, watch)
+        _to_stdout(model, found, settings, run, watch)
 
 
 def _piped() -> Prompt | None:

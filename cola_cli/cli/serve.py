@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cola_cli.cli.console import print_json
-from cola_cli.cli.options import MACHINE, Invocation, command, setting_flags
+from cola_cli.cli.options import MACHINE, MODEL, MODEL_HELP, Invocation, command, setting_flags
 from cola_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ NEEDED = ("starlette", "uvicorn", "prometheus_client", "jinja2")
 )  # fmt: skip
 @setting_flags("dtype", "batch_size")
 def serve(
-    models: Annotated[
-        list[str], typer.Argument(help="Priors, baselines, checkpoint folders, or demo.")
-    ],
+    models: Annotated[list[Path], MODEL, typer.Argument(help=MODEL_HELP)],
     run: Invocation,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
@@ -87,8 +85,8 @@ def serve(
         scheduler.close()
 
 
-def _open(models: list[str], chat_template: Path | None, run: Invocation) -> list[Served]:
-    """The models, under the names of their folders; those of equal names under their paths."""
+def _open(models: list[Path], chat_template: Path | None, run: Invocation) -> list[Served]:
+    """The models, under the names of folders or repositories; those of equal names under their paths."""
     import time
 
     from cola_cli.api import Cola
@@ -96,16 +94,23 @@ def _open(models: list[str], chat_template: Path | None, run: Invocation) -> lis
     from cola_cli.serving.completions import Served
     from cola_cli.serving.watching import Watching
     from cola_cli.stages.answers import open_model
-    from cola_cli.stages.sample import model_path, stored_settings
+    from cola_cli.stages.sample import stored_settings
 
     template = None if chat_template is None else load_template(chat_template)
     found = []
-    paths = {name: model_path(name) for name in dict.fromkeys(models)}
-    for given, path in paths.items():
+    names = {path: _name(path) for path in models}
+    for path, own in names.items():
         settings = run.settings(recorded=stored_settings(path))
         model = open_model(path, settings, run.device)
-        twins = [other for other in paths.values() if other.resolve().name == path.resolve().name]
-        name = path.resolve().name if len(twins) == 1 else given
+        name = own if list(names.values()).count(own) == 1 else str(path)
         watching = Watching(model) if isinstance(model, Cola) else None
         found.append(Served(name, model, settings, watching, template, int(time.time())))
     return found
+
+
+def _name(path: Path) -> str:
+    from cola_cli.artifacts.origin import published
+    from cola_cli.weights import hub
+
+    address = published(path)
+    return hub.parse(address)[0] if address else path.resolve().name

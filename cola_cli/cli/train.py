@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cola_cli.cli.options import MODEL, Invocation, command, setting_flags
 from cola_cli.cli.options import STAGE as OF_STAGES
-from cola_cli.cli.options import Invocation, command, setting_flags
 from cola_cli.errors import UsageError
 from cola_cli.families import PRIOR, Base, Family
 
@@ -19,6 +19,7 @@ SOURCES = {
 }
 Match = Annotated[
     Path | None,
+    MODEL,
     typer.Option(
         "--match",
         help="A prior to be matched to: width, depth for as many parameters, optimiser, steps, batches.",
@@ -26,6 +27,7 @@ Match = Annotated[
 ]
 From = Annotated[
     Path | None,
+    MODEL,
     typer.Option(
         "--from",
         help="Begin with these weights, of an artifact or a checkpoint in the authors' layout: fine-tuning.",
@@ -65,7 +67,7 @@ def _derived(family: Family, base: Base) -> Any:
         place, stored = stored_settings(origin)
         _train(derived, source, run, recorded=(place, base.recorded(stored)))
 
-    train.__annotations__["origin"] = _argument(base.kind, base.help)
+    train.__annotations__["origin"] = _argument(base.kind, base.help, MODEL)
     return _named(family, train, "--preset tiny")
 
 
@@ -79,8 +81,8 @@ def _named(family: Family, body: Any, example: str) -> Any:
     return command(*STAGE, table=family.table)(setting_flags(*family.flags)(body))
 
 
-def _argument(kind: str, help: str) -> Any:
-    return Annotated[Path, typer.Argument(metavar=kind, help=help)]
+def _argument(kind: str, help: str, *marks: Any) -> Any:
+    return Annotated[Path, *marks, typer.Argument(metavar=kind, help=help)]
 
 
 @command(*STAGE, table=PRIOR.table)
@@ -89,7 +91,9 @@ def prior(
     latents: Annotated[Path, typer.Argument(help=SOURCES["latents"])],
     run: Invocation,
     vae: Annotated[
-        Path | None, typer.Option("--vae", help="The VAE that made the latents, to confirm it.")
+        Path | None,
+        MODEL,
+        typer.Option("--vae", help="The VAE that made the latents, to confirm it."),
     ] = None,
     start: From = None,
 ) -> None:

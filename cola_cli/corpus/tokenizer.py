@@ -143,6 +143,10 @@ class TextTokenizer:
         before, whole = self.decode(prompt), self.decode([*prompt, *ids])
         return whole[len(os.path.commonprefix([before, whole])) :]  # noqa: RUF071 - of texts
 
+    def name_of(self, token: int) -> str:
+        """The text of one token as the vocabulary has it."""
+        return self._tokenizer.id_to_token(token) or ""
+
     def lost(self, text: str, ids: Sequence[int]) -> int:
         """Characters of a text (white space aside) that its tokens do not give back, letter case aside."""
         decoded = self.decode(ids)

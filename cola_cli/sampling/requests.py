@@ -34,7 +34,7 @@ class Generation:
     """
 
     ids: list[int]
-    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+    latents: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     finish: str = "length"
     text: str | None = None
 

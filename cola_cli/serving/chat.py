@@ -105,7 +105,7 @@ class Conversation:
 
     def stream(self, request: Request) -> Iterator[tuple[Request, Generation]]:
         """The continuation so far, block by block."""
-        return self.model.stream([request], self.options(), 1)
+        return self.model.stream_requests([request], self.options(), 1)
 
     def text(self, request: Request, generation: Generation) -> str:
         """The text of a continuation."""

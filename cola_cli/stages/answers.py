@@ -90,7 +90,7 @@ def sample_stream(
             yield Request(item, ids)
 
     options = settings.options((tokenizer.end_of_text_id,))
-    for request, generation in model.stream(
+    for request, generation in model.stream_requests(
         requests(), options, settings.batch_size, warn=reporter.warn
     ):
         ids, finish = generation.ids, generation.finish

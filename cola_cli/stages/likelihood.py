@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import find_files
 from cola_cli.errors import InputError, UsageError
 from cola_cli.flow.likelihood import Divergence
-from cola_cli.reporting import Reporter
+from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import open_model
 
@@ -38,6 +38,34 @@ def open_scorer(path: Path, device: str) -> Cola:
             "Name its teacher.",
         )
     return model
+
+
+def score(
+    model: Cola,
+    texts: str | Sequence[str],
+    *,
+    prefix: str | None = None,
+    draws: int = 1,
+    steps: int = 32,
+    divergence: Divergence = "hutchinson",
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Bounds on the log-likelihood of texts in nats, as `cola likelihood --json` prints those of one.
+
+    Of each text `tokens`, `elbo`, `iwae` (None unless the divergence is exact), `perplexity_elbo`, and under
+    `latents` the terms of every latent.
+
+    prefix: score each text as what follows this. draws: of the posterior; steps: of the solver. Raises
+    InputError for an empty text or one longer than the model's context, UsageError for an exact divergence of
+    a model without a density.
+    """
+    given = [texts] if isinstance(texts, str) else texts
+    placed = [(text, f"text {number}") for number, text in enumerate(given)]
+    options = {"draws": draws, "steps": steps, "seed": seed}
+    found: list[dict[str, Any]] = likelihoods(
+        model, placed, Silent(), prefix, divergence, **options
+    )["scores"]
+    return found
 
 
 def likelihoods(

@@ -9,9 +9,10 @@ from typing import Any
 
 from cola_cli.artifacts.files import sha256_text
 from cola_cli.artifacts.kinds import Samples, SamplesPart, SamplesStatistics, TrainedModel
+from cola_cli.artifacts.origin import published
 from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import artifact_rows
-from cola_cli.errors import InputError, UsageError
+from cola_cli.errors import InputError
 from cola_cli.families import FAMILIES, TokenModel, commands, token_model
 from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.sampling.prompts import Prompt, not_empty
@@ -30,7 +31,7 @@ def stored_settings(model: Path) -> tuple[str, dict[str, Any]]:
 
     Raises InputError where there is no model.
     """
-    return f"{model}, stored with the model", open_model_folder(model).sampling
+    return f"{published(model) or model}, stored with the model", open_model_folder(model).sampling
 
 
 def sample_to_artifact(
@@ -165,16 +166,3 @@ def _plan_token_model(
         "passes": model.passes(settings) or settings.max_new_tokens,
         "cache_bytes": width * settings.batch_size * positions * model.cached(config),
     }
-
-
-def model_path(name: str) -> Path:
-    """The model of this name: a path, or `demo` where there is no such path."""
-    return demo_model() if name == "demo" and not Path(name).exists() else Path(name)
-
-
-def demo_model() -> Path:
-    """The small trained model that ships with the package. Raises UsageError when it does not."""
-    path = Path(__file__).parent.parent / "demo"
-    if not path.is_dir():
-        raise UsageError("this build of cola ships no demo model.", "Name a model of your own.")
-    return path

@@ -35,7 +35,8 @@ from cola_cli.sampling.prompts import given_prompts
 from cola_cli.settings import resolve
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import open_model, sample_stream
-from cola_cli.stages.sample import model_path, stored_settings
+from cola_cli.stages.sample import stored_settings
+from cola_cli.weights.names import find_model
 
 WORDS = [
     "Tom was a brave sailor",
@@ -117,7 +118,7 @@ class Sampling:
 
 def measure(url: str, port: int, process: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """All that is measured, in turns."""
-    sampling = Sampling(model_path(arguments.model), arguments.new)
+    sampling = Sampling(find_model(arguments.model), arguments.new)
     count = arguments.clients
     prompts = [f"{WORDS[n % 4]}{' and' * (n % 3)}" for n in range(count)]
     bodies = [

@@ -53,6 +53,8 @@ LINES = {
     "report": "prior -o out.html",
     "import": "released -o out",
     "export": "prior -o out",
+    "pull": "demo",
+    "push": "prior hf:a/",
     "train vae": f"tokens -o out {FEW}",
     "train prior": f"latents --vae vae -o out {FEW}",
     "train ar": f"tokens --match prior -o out {FEW}",

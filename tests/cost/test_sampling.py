@@ -30,7 +30,7 @@ for network in model.networks:
 def generate(rows, prompt, new, told):
     options = SamplingOptions(max_new_tokens=new, steps=2, stop_ids=range(vocab))
     requests = [Request(i, [i + 1] * prompt) for i in range(rows)]
-    found = model.stream(requests, options, batch_size=rows, pad_id=0, warn=told.append)
+    found = model.stream_requests(requests, options, batch_size=rows, pad_id=0, warn=told.append)
     return {request.item: generation.latents for request, generation in found}
 """
 

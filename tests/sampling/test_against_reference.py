@@ -302,7 +302,7 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing(
     requests = [Request(item, prompt) for item, prompt in enumerate(prompts)]
     found = {
         request.item: generation
-        for request, generation in model.stream(
+        for request, generation in model.stream_requests(
             requests, SamplingOptions(max_new_tokens=8, steps=2), batch_size=4, warn=told.append
         )
     }

@@ -21,7 +21,8 @@ from cola_cli.serving.watching import Watching
 from cola_cli.settings import resolve
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import open_model
-from cola_cli.stages.sample import demo_model, stored_settings
+from cola_cli.stages.sample import stored_settings
+from cola_cli.weights.names import demo_model
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 

@@ -125,7 +125,7 @@ def test_the_base_install_imports_nothing_of_the_server() -> None:
 
 
 def test_two_models_are_served_under_their_names(serve: Start) -> None:
-    from cola_cli.stages.sample import demo_model
+    from cola_cli.weights.names import demo_model
 
     _, url = serve(str(demo_model()), "--quiet")  # of equal names: under their paths
     found = [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]]

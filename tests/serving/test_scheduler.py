@@ -82,7 +82,7 @@ def alone(ticket: Ticket) -> Generation:
     """The ticket's continuation in a batch of one."""
     options = ticket.request.options
     assert options is not None
-    *_, (_, found) = ticket.model.stream([ticket.request], options, 1)
+    *_, (_, found) = ticket.model.stream_requests([ticket.request], options, 1)
     return found
 
 

@@ -22,8 +22,8 @@ from cola_cli.artifacts.parts import write_part
 from cola_cli.artifacts.verify import verify
 from cola_cli.errors import OutputConflict, UsageError
 from cola_cli.machine.launcher import INDEXED
-from cola_cli.stages.sample import demo_model
 from cola_cli.stages.shards import WHOLE, begin_together, parse_shard
+from cola_cli.weights.names import demo_model
 from tests.conftest import Run, cola_command, content
 
 
