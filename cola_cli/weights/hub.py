@@ -52,7 +52,7 @@ def upload(
 ) -> str:
     """Put files, by their names there, into a repository in one commit, which is returned.
 
-    The repository is made where there is none. Raises InputError when the hub refuses or cannot be reached.
+    A repository that is missing is made. Raises InputError when the hub refuses or cannot be reached.
     """
     repo, revision = parse(address)
     with hub_errors(address):
@@ -118,6 +118,11 @@ def hub_errors(address: str) -> Iterator[None]:
             "Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, and run the same command again.",
         ) from error
     except (client_error, errors.EntryNotFoundError) as error:
+        if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
+            raise InputError(
+                f"{address}: the hub does not let you do this.",
+                "Log in with `hf auth login`, or set HF_TOKEN to a token that may.",
+            ) from error
         raise InputError(
             f"{address}: the hub says: {' '.join(str(error).split())[:300]}",
             "Try again later; what is fetched is kept.",
