@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import replacement
+from cola_cli.artifacts.artifact import Artifact
 from cola_cli.artifacts.checks import check_file, check_size, content_files
 from cola_cli.artifacts.files import (
     TEMPORARY,
@@ -37,6 +38,7 @@ from cola_cli.artifacts.parts import (
     intact_parts,
     read_part_record,
     recorded_parts,
+    take_over,
     write_part,
 )
 from cola_cli.artifacts.places import require_apart
@@ -258,6 +260,16 @@ class Writer:
         with write_part(self.path, index, self._manifest.identity, source, suffix) as part:
             yield part
         self.parts[index] = read_part_record(self.path / PARTS / f"{index:05d}.json")
+
+    def take_over(self, old: Artifact) -> None:
+        """Have all parts of a finished artifact that are missing here, byte for byte.
+
+        `old` is that which this one will replace; if it has done so already, everything is here.
+        """
+        for record in old.parts if self.path != self._final else ():
+            if record.index not in self.parts:
+                take_over(self.path, old.path, record, self._manifest.identity)
+                self.parts[record.index] = record
 
     def finish(self, statistics: dict[str, Any] | None = None) -> Manifest:
         """Record every part and file with its digest and commit the artifact as complete.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -85,6 +87,21 @@ def write_part(
             statistics=part.statistics | {ARTIFACT: identity.fingerprint},
         )
         write_atomic(directory / PARTS / f"{index:05d}.json", signed_json(record))
+
+
+def take_over(directory: Path, old: Path, record: PartRecord, identity: Identity) -> None:
+    """Make a part of the artifact at `old` one of that of `identity` at `directory`: its bytes are linked."""
+    check_file(old, record.data)
+    refuse_link(directory / PARTS)
+    with atomic_file(directory / record.file) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(old / record.file, temporary)
+        except OSError:  # the file system has no hard links
+            shutil.copyfile(old / record.file, temporary)
+    own = record.statistics | {ARTIFACT: identity.fingerprint}
+    taken = record.model_copy(update={"statistics": own})
+    write_atomic(directory / PARTS / f"{record.index:05d}.json", signed_json(taken))
 
 
 class _Finished(Exception):

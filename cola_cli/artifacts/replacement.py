@@ -112,6 +112,7 @@ def move_in(path: Path) -> Manifest:
             if (new / record.path).exists():
                 make_directory((path / record.path).parent)
                 os.replace(new / record.path, path / record.path)
+                (new / record.path).unlink(missing_ok=True)  # two links to one file are not renamed
             check_size(path, record)
         for folder in {(path / name).parent for name in arriving}:
             sync(folder)

@@ -29,12 +29,18 @@ def tokenize(
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="A Hugging Face tokenizer.json to use.")
     ] = None,
+    add: Annotated[
+        bool, typer.Option("--add", help="Add the files that are new to the tokens in the output.")
+    ] = False,
 ) -> None:
     """Turn text files into packed token sequences and their tokenizer.
 
     Example: cola tokenize "texts/*.txt" -o runs/demo/tokens --vocab-size 8192
     """
+    from cola_cli.artifacts.manifest import read_manifest
+    from cola_cli.corpus.additions import grown
     from cola_cli.corpus.sources import find_corpus
+    from cola_cli.stages.run import recorded_settings
     from cola_cli.stages.tokenize import tokenize as stage
 
     if tokenizer is not None and run.flags["vocab_size"] is not None:
@@ -42,12 +48,15 @@ def tokenize(
             "--tokenizer and --vocab-size cannot be combined.",
             "Give one tokenizer or the size of one to train.",
         )
-    settings, output = run.settings(), run.output
+    if add and run.overwrite:
+        raise UsageError("--add keeps what --overwrite replaces.", "Give one of them.")
+    output = run.output
+    settings = run.settings(recorded_settings(output, "tokenize") if add else None)
     if run.dry_run:
-        found = find_corpus(corpus, output)
+        found = grown(corpus, output, read_manifest(output)) if add else find_corpus(corpus, output)
         run.show_plan(settings, {"files": len(found.files), "bytes": found.bytes})
         return
-    outcome = stage(corpus, output, settings, tokenizer, run, run.shard)
+    outcome = stage(corpus, output, settings, tokenizer, run, run.shard, add)
     if not leads():
         return
     made = outcome.statistics

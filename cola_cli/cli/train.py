@@ -117,8 +117,8 @@ def _train(
     start: Path | None = None,
     recorded: tuple[str, dict[str, Any]] | None = None,
 ) -> None:
-    from cola_cli.stages.extend import recorded_settings
     from cola_cli.stages.matching import match_report, matched_settings
+    from cola_cli.stages.run import recorded_settings
     from cola_cli.stages.start import Start
     from cola_cli.stages.train import plan_training, train, training_cost
 

@@ -44,11 +44,12 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """What one process surveys at a time: whole files, or a range of one."""
+    """What one process surveys at a time: whole files, or a range of one. An addition begins a chunk."""
 
     index: int
     spans: list[Span]
     bytes: int
+    addition: bool = False
 
 
 class Found(NamedTuple):
@@ -102,7 +103,11 @@ def pieces_of(corpus: Corpus, settings: TokenizeSettings) -> list[Piece]:
     size = max(settings.part_bytes, corpus.bytes // PIECES)
     pieces: list[Piece] = []
     together = Piece(0, [], 0)
+    begin = {group[0] for group in corpus.groups[1:]}
     for file in corpus.files:
+        if file in begin:
+            pieces += [together] if together.spans else []
+            together = Piece(len(pieces), [], 0, addition=True)
         expected = corpus.digests[file.name]
         ranges = _ranges(file, int(expected["bytes"]), settings, size)
         for part, read in ranges:
@@ -110,7 +115,7 @@ def pieces_of(corpus: Corpus, settings: TokenizeSettings) -> list[Piece]:
                 pieces.append(together)
                 together = Piece(len(pieces), [], 0)
             spans = [*together.spans, Span(file, part, expected)]
-            together = Piece(len(pieces), spans, together.bytes + read)
+            together = replace(together, spans=spans, bytes=together.bytes + read)
         if len(ranges) > 1:
             pieces.append(together)
             together = Piece(len(pieces), [], 0)
@@ -361,6 +366,9 @@ def _chunks(directory: Path, pieces: list[Piece], settings: TokenizeSettings) ->
     duplicate = next(duplicates, None)
     seen: dict[CorpusFile, int] = {}  # documents of files that are cut
     for piece in pieces:
+        if piece.addition and open_bytes:
+            plan.sizes.append(open_bytes)
+            open_bytes = 0
         tally = tally_of(directory, piece.index)
         plan.rejects += tally.rejects
         for file, part, _ in piece.spans:

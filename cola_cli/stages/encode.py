@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cola_cli.artifacts import Artifact, Output, PartRecord
+from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
+from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
-from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import recorded_parts, write_part
+from cola_cli.corpus.additions import ancestors
 from cola_cli.errors import InputError
 from cola_cli.machine import interruption
 from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.reporting import Reporter
+from cola_cli.settings import result_settings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
-from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting
+from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting, refuse_sharing
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +61,9 @@ def encode(
     vae_artifact = open_encoder(tokens, vae_path)
     inputs = {"tokens": tokens.manifest.fingerprint, "vae": vae_artifact.manifest.fingerprint}
     reads = (tokens_path, vae_path)
+    if old := _latents_before(output_path, tokens, inputs, settings):
+        refuse_sharing("Encoding what was added to tokens", shard)
+        run = replace(run, overwrite=True)
     output = open_output(output_path, "latents", STAGE, settings, inputs, run, reads)
     if output.up_to_date:
         return up_to_date(output)
@@ -96,6 +103,8 @@ def encode(
             if world.size == 1 or not world.leads:
                 return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
         with output.writing(environment) as writer:
+            if old:
+                writer.take_over(old)
             encode_parts(set(writer.parts), 0, 1, shared=False)
             for name in Latents.FILES:
                 source = tokens if name == TOKENIZER else vae_artifact
@@ -105,6 +114,21 @@ def encode(
             statistics = _statistics(writer.path, tokens, shape).model_dump(mode="json")
             writer.finish(statistics)
     return Outcome(output.path, True, statistics)
+
+
+def _latents_before(
+    path: Path, tokens: Tokens, inputs: dict[str, str], settings: EncodeSettings
+) -> Latents | None:
+    """The finished latents at `path` that lack only those of text that was added to the tokens."""
+    if not is_artifact(path):
+        return None
+    found = read_manifest(path)
+    wanted = Identity(stage=STAGE, settings=result_settings(settings), inputs=inputs)
+    for fingerprint in ancestors(tokens.manifest.identity):
+        before = wanted.model_copy(update={"inputs": inputs | {"tokens": fingerprint}})
+        if found.status == "complete" and found.identity == before:
+            return Latents.open(path)
+    return None
 
 
 def latent_shape(tokens: Tokens, config: TextVAEConfig) -> tuple[int, int]:

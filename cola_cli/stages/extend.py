@@ -67,14 +67,6 @@ def beginning(
     return plain
 
 
-def recorded_settings(path: Path, stage: str) -> tuple[str, dict[str, Any]] | None:
-    """The settings of the run of that stage at `path` as those of another begin, with its name."""
-    if not is_artifact(path):
-        return None
-    found = read_manifest(path)
-    return (str(path), found.settings) if found.identity.stage == stage else None
-
-
 def is_longer(old: Identity, new: Identity) -> bool:
     """Whether `new` is a run as `old` but of more steps."""
     return _but_length(old) == _but_length(new) and _steps(new) > _steps(old)

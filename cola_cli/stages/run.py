@@ -48,18 +48,32 @@ def open_output(
     run: Run,
     reads: Iterable[Path],
     decisive: dict[str, Any] | None = None,
+    ways: str = "",
 ) -> Output:
     """`Output.open` for the artifact of a stage with these settings; nothing is written yet.
 
     inputs: fingerprints by name. decisive: the settings that decide the content, where they are not simply
-    those of `settings` that do.
+    those of `settings` that do. ways: what a message advises besides.
     """
     from cola_cli.artifacts import Identity, Output
     from cola_cli.settings import result_settings
 
     chosen = result_settings(settings) if decisive is None else decisive
     identity = Identity(stage=stage, settings=chosen, inputs=inputs)
-    return Output.open(path, kind, identity, settings.model_dump(mode="json"), run.overwrite, reads)
+    return Output.open(
+        path, kind, identity, settings.model_dump(mode="json"), run.overwrite, reads, ways
+    )
+
+
+def recorded_settings(path: Path, stage: str) -> tuple[str, dict[str, Any]] | None:
+    """The settings of the run of that stage at `path` that another goes on from, with its name."""
+    from cola_cli.artifacts.artifact import is_artifact
+    from cola_cli.artifacts.manifest import read_manifest
+
+    if not is_artifact(path):
+        return None
+    found = read_manifest(path)
+    return (str(path), found.settings) if found.identity.stage == stage else None
 
 
 def up_to_date(output: Output) -> Outcome:

@@ -13,7 +13,7 @@ from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.errors import InputError, OutputLocked, UsageError
-from cola_cli.machine.launcher import launched_shard
+from cola_cli.machine.launcher import launched, launched_shard
 from cola_cli.stages.run import Outcome, Run
 
 Shard = tuple[int, int]  # (index from 0, count)
@@ -57,6 +57,12 @@ def make_shard(
     with telling_what_is_saved(output.path):
         make(recorded_parts(output.path).keys())
     return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
+
+
+def refuse_sharing(what: str, shard: Shard) -> None:
+    """Raise UsageError for something that several processes cannot do together."""
+    if shard != WHOLE or launched() is not None:
+        raise UsageError(f"{what} is done by one process.", "Run it without shards and torchrun.")
 
 
 def begin_together(

@@ -11,16 +11,25 @@ import contextlib
 import math
 import shutil
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Identity, Output, Writer
 from cola_cli.artifacts.files import sha256_file
-from cola_cli.artifacts.kinds import TOKENIZER, SplitStatistics, TokensPart, TokensStatistics
+from cola_cli.artifacts.kinds import (
+    TOKENIZER,
+    SplitStatistics,
+    Tokens,
+    TokensPart,
+    TokensStatistics,
+)
 from cola_cli.artifacts.lock import Claims, writer_lock
+from cola_cli.artifacts.manifest import Manifest, read_manifest
 from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import recorded_parts, write_part
+from cola_cli.corpus.additions import ancestors, grown
 from cola_cli.corpus.chunks import Chunk, Text, read_chunks, training_sample
 from cola_cli.corpus.documents import ChangedFile
 from cola_cli.corpus.packing import pack, write_rows
@@ -38,14 +47,14 @@ from cola_cli.corpus.survey import (
     survey,
 )
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from cola_cli.errors import InputError, UsageError
+from cola_cli.errors import InputError, OutputConflict, UsageError
 from cola_cli.machine.launcher import launched
 from cola_cli.machine.threads import available_cores
 from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
-from cola_cli.stages.shards import WHOLE, Shard, has_begun, refuse_overwriting
+from cola_cli.stages.shards import WHOLE, Shard, has_begun, refuse_overwriting, refuse_sharing
 
 if TYPE_CHECKING:
     from cola_cli.machine.processes import World
@@ -62,9 +71,11 @@ def tokenize(
     tokenizer: Path | None = None,
     run: Run | None = None,
     shard: Shard = WHOLE,
+    add: bool = False,
 ) -> Outcome:
     """Make the tokens artifact at `output`.
 
+    add: to one that lies there, parts for files that are new; with its tokenizer, after those that it has.
     corpus: files, folders, patterns and URLs; tokenizer: a `tokenizer.json`, or None to train one. With
     `shard` (i, n) a process surveys what no other does and makes the i-th n-th of the chunks; a run without
     it makes what is missing and commits the artifact. Under torchrun every process takes its shard and the
@@ -73,6 +84,7 @@ def tokenize(
     """
     run = run or Run()
     report = run.reporter
+    before = read_manifest(output) if add else None
     chosen = result_settings(settings)
     if settings.end_of_text is None:
         del chosen["end_of_text"]
@@ -83,31 +95,41 @@ def tokenize(
         given = {"tokenizer": sha256_file(tokenizer)}
         load_tokenizer(tokenizer, settings.end_of_text)
         del chosen["vocab_size"], chosen["sample_bytes"]
+    elif before and "tokenizer" in before.identity.inputs:
+        given = {"tokenizer": before.identity.inputs["tokenizer"]}
+        del chosen["vocab_size"], chosen["sample_bytes"]
     elif settings.end_of_text is not None:
         raise UsageError(
             "--end-of-text names a token of a given tokenizer.", "Give --tokenizer too, or drop it."
         )
 
-    def opened() -> tuple[Corpus, Output]:
-        found = find_corpus(corpus, output)
+    def opened() -> tuple[Corpus, Output, Tokens | None]:
+        found = grown(corpus, output, before) if before else find_corpus(corpus, output)
         if str(found.left_out):
             report.note(f"left out of the corpus: {found.left_out}")
         reads = [Path(file.name) for file in found.files if file.filesystem is None]
         reads += [tokenizer] if tokenizer is not None else []
-        inputs = {"corpus": found.identity} | given
-        place = open_output(output, "tokens", "tokenize", settings, inputs, run, reads, chosen)
-        return found, place
+        inputs = found.inputs | given
+        old = _growing(output, before, chosen, inputs) if before else None
+        how = replace(run, overwrite=True) if old else run
+        ways = " --add makes parts for new files beside those that are there."
+        place = open_output(
+            output, "tokens", "tokenize", settings, inputs, how, reads, chosen, ways
+        )
+        return found, place, old
 
     with _joined(settings.timeout) as world:
         if world is not None:
             shard = (world.rank, world.size)
+        if add:
+            refuse_sharing("--add", shard)
         if shard == WHOLE:
-            found, place = opened()
+            found, place, old = opened()
         else:
             refuse_overwriting(run.overwrite)
             # the first has the digests of the files and the tokenizer made; the others find them
             with writer_lock(output, math.inf):
-                found, place = opened()
+                found, place, old = opened()
                 if not place.up_to_date and not has_begun(place, output / TOKENIZER):
                     with place.writing({"corpus": found.digests}, held=True) as writer:
                         _make_tokenizer(writer, found, settings, tokenizer, report)
@@ -122,6 +144,10 @@ def tokenize(
             if world is None or not world.leads:
                 return Outcome(output, True, {"parts": len(recorded_parts(output))})
         with place.writing({"corpus": found.digests}) as writer:
+            if old:
+                writer.take_over(old)
+                writer.write(TOKENIZER, old.file(TOKENIZER).read_bytes())
+                writer.keep(TOKENIZER)
             _make_tokenizer(writer, found, settings, tokenizer, report)
             plan = _make_parts(writer.parts, writer.path, place.identity, found, settings, report)
             statistics = _statistics(writer.path, settings, plan, found.left_out.counts())
@@ -129,6 +155,22 @@ def tokenize(
             writer.finish(written)
     _say(statistics, report)
     return Outcome(output, True, written)
+
+
+def _growing(
+    output: Path, before: Manifest, chosen: dict[str, Any], inputs: dict[str, str]
+) -> Tokens | None:
+    """The finished artifact at `output` that grows to one of these inputs; None if it has them."""
+    identity = before.identity.model_copy(update={"settings": chosen, "inputs": inputs})
+    if identity == before.identity:
+        return None
+    if before.fingerprint not in ancestors(identity)[:1]:
+        listed = "; ".join(before.identity.differences(identity))
+        raise OutputConflict(
+            f"nothing can be added to {output} with other settings or another tokenizer: {listed}.",
+            "Leave these settings out, or choose another output directory.",
+        )
+    return Tokens.open(output)
 
 
 @contextlib.contextmanager
