@@ -27,6 +27,9 @@ settings() { # the flags of a candidate
     next-block) echo "loss.next_token=0.5" ;;
     curriculum) echo "data.block_curriculum=[[1,500]]" ;;
     decided) echo "timesteps.law=decided" ;;
+    residual) echo "model.residual=true loss.flow=0.1" ;;
+    read) echo "loss.decoder=0.5" ;;
+    noisy-history) echo "data.history_noise=0.3" ;;
     self-conditioning) echo "model.self_conditioning=true" ;;
     *)
         echo "recipe: unknown candidate $1" >&2
