@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from cola_cli.artifacts.manifest import (
     NEW,
     FileRecord,
     Manifest,
-    PartRecord,
     read_manifest,
     write_manifest,
 )
@@ -55,14 +53,16 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda count: None)
     except DamagedArtifact as error:
         return Verification(directory, "damaged", 0, 0, [Finding("manifest.json", error.problem)])
     findings: list[Finding] = []
-    records = _expected_files(directory, manifest, findings)
+    promised, strangers = _parts(directory, manifest, findings)
+    records = manifest.files if manifest.status == "complete" else [*manifest.files, *promised]
     for record in records:
         try:
             check_file(directory, record)
         except DamagedArtifact as error:
             findings.append(Finding(record.path, error.problem))
         advance(record.bytes)
-    findings += _strangers(directory, manifest, {finding.path for finding in findings})
+    damaged = {finding.path for finding in findings}
+    findings += [stranger for stranger in strangers if stranger.path not in damaged]
     if manifest.status == "complete":
         known = {record.path for record in records}
         for path in sorted(content_files(directory)):
@@ -122,32 +122,24 @@ def find_artifacts(path: Path) -> list[Path]:
     return found
 
 
-def _strangers(directory: Path, manifest: Manifest, damaged: set[str]) -> list[Finding]:
-    """Parts that were made for another artifact: from other inputs, or with other settings."""
-    found = []
+def _parts(
+    directory: Path, manifest: Manifest, findings: list[Finding]
+) -> tuple[list[FileRecord], list[Finding]]:
+    """The files that part records promise, and records that were made for another artifact."""
+    promised, strangers = [], []
     for path in sorted((directory / PARTS).glob("*.json")):
         name = path.relative_to(directory).as_posix()
-        with contextlib.suppress(DamagedArtifact):
-            if name not in damaged and not belongs(read_part_record(path), manifest.fingerprint):
-                problem = f"{path} records a part made from other inputs or with other settings."
-                found.append(Finding(name, problem))
-    return found
-
-
-def _expected_files(
-    directory: Path, manifest: Manifest, findings: list[Finding]
-) -> list[FileRecord]:
-    if manifest.status == "complete":
-        return manifest.files
-    records = list(manifest.files)
-    for path in sorted((directory / PARTS).glob("*.json")):
         try:
-            part: PartRecord = read_part_record(path)
+            part = read_part_record(path)
         except DamagedArtifact as error:
-            findings.append(Finding(path.relative_to(directory).as_posix(), error.problem))
-        else:
-            records.append(part.data)
-    return records
+            if manifest.status == "incomplete":  # else the manifest has the digest of this file
+                findings.append(Finding(name, error.problem))
+            continue
+        promised.append(part.data)
+        if not belongs(part, manifest.fingerprint):
+            problem = f"{path} records a part made from other inputs or with other settings."
+            strangers.append(Finding(name, problem))
+    return promised, strangers
 
 
 def _drop(directory: Path, name: str) -> None:

@@ -22,7 +22,7 @@ from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
 from cola_cli.stages.sample import model_fingerprint as fingerprint_of
-from cola_cli.stages.shards import WHOLE, Shard, make_shard
+from cola_cli.stages.shards import WHOLE, Shard, make_artifact
 
 if TYPE_CHECKING:
     from cola_cli.api import LanguageModel
@@ -85,19 +85,14 @@ def run_evaluation(
             shard=shard,
         )
 
-    if shard != WHOLE:
-        return make_shard(output, environment, run, make_parts)
-    with output.writing(environment) as writer:
-        make_parts(writer.parts)
-        parts = recorded_parts(writer.path)
-        files = [writer.path / parts[index].file for index in sorted(parts)]
-        rows = [row for file in files for _, row in read_rows(file)]
+    def statistics() -> dict[str, Any]:
+        parts = sorted(recorded_parts(output.place).items())
+        rows = [row for _, part in parts for _, row in read_rows(output.place / part.file)]
         items = [Item(r["generate"], r["ground_truth"], tuple(r["choices"])) for r in rows]
         verdicts = [Verdict(row["correct"], row["option"]) for row in rows]
-        cut = sum(row["cut"] for row in rows)
-        statistics = task_metrics(task, items, verdicts, cut).model_dump()
-        writer.finish(statistics)
-    return Outcome(output_path, True, statistics)
+        return task_metrics(task, items, verdicts, sum(row["cut"] for row in rows)).model_dump()
+
+    return make_artifact(output, environment, run, shard, make_parts, statistics)
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from cola_cli.sampling.prompts import Prompt, not_empty
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
-from cola_cli.stages.shards import WHOLE, Shard, make_shard
+from cola_cli.stages.shards import WHOLE, Shard, make_artifact
 from cola_cli.weights.folder import open_model_folder
 
 STAGE = "sample"
@@ -77,18 +77,15 @@ def sample_to_artifact(
             shard,
         )
 
-    if shard != WHOLE:
-        return make_shard(output, environment, run, make_parts)
-    with output.writing(environment) as writer:
-        make_parts(writer.parts)
-        parts = recorded_parts(writer.path).values()
-        statistics = SamplesStatistics(
+    def statistics() -> dict[str, Any]:
+        parts = recorded_parts(output.place).values()
+        return SamplesStatistics(
             prompts=len(prompts),
             tokens=sum(part.tokens for part in parts),
-            stopped=sum(SamplesPart.of(part.statistics, writer.path).stopped for part in parts),
+            stopped=sum(SamplesPart.of(part.statistics, output.place).stopped for part in parts),
         ).model_dump()
-        writer.finish(statistics)
-    return Outcome(output_path, True, statistics)
+
+    return make_artifact(output, environment, run, shard, make_parts, statistics)
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:

@@ -45,13 +45,24 @@ def refuse_overwriting(overwrite: bool) -> None:
         )
 
 
-def make_shard(
+def make_artifact(
     output: Output,
     environment: dict[str, Any],
     run: Run,
+    shard: Shard,
     make: Callable[[Collection[int]], None],
+    statistics: Callable[[], dict[str, Any]],
 ) -> Outcome:
-    """Begin the artifact and `make` the parts of one shard, told those that are there already."""
+    """`make` the parts of a shard, or all and commit the artifact with its statistics.
+
+    make: is told the parts that are there already. statistics: of all parts.
+    """
+    if shard == WHOLE:
+        with output.writing(environment) as writer:
+            make(writer.parts)
+            found = statistics()
+            writer.finish(found)
+        return Outcome(output.path, True, found)
     refuse_overwriting(run.overwrite)
     begin_together(output, environment, output.path / MANIFEST_NAME)
     with telling_what_is_saved(output.path):
