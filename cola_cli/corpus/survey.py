@@ -8,6 +8,7 @@ to pass over, so that a second pass can make any chunk alone. How a corpus is cu
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import unicodedata
@@ -20,17 +21,18 @@ from typing import Any, NamedTuple
 from cola_cli.artifacts.duckdb_names import duckdb_list
 from cola_cli.artifacts.files import arrow_file, atomic_file
 from cola_cli.artifacts.manifest import SCRATCH
+from cola_cli.artifacts.reading import reason
 from cola_cli.corpus.documents import Range, read_documents
 from cola_cli.corpus.files import PACKED, CorpusFile, file_format
 from cola_cli.corpus.packing import DIGEST_BYTES, document_digest
 from cola_cli.corpus.sources import Corpus
-from cola_cli.errors import InputError
+from cola_cli.errors import DamagedArtifact, InputError
 from cola_cli.settings.tokenize import TokenizeSettings
 
 PIECES = 1 << 14  # at most, but for small files
 ROWS = 1 << 16  # of a row group
 ORDINAL_BITS = 40  # of a document's position, which is its piece and its number there
-MEMORY = "1GB"  # of DuckDB; what takes more goes to disk
+MEMORY, THREADS = "1GB", 4  # of DuckDB at most; what takes more memory goes to disk
 CHUNKS, DUPLICATES = "chunks.parquet", "duplicates.parquet"
 
 
@@ -301,6 +303,21 @@ def make_plan(
         pq.write_table(table, stream)
 
 
+@contextlib.contextmanager
+def damage_told(directory: Path) -> Iterator[None]:
+    """What Arrow and DuckDB raise of files that are not whole becomes DamagedArtifact."""
+    import duckdb
+    import pyarrow as pa
+
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise DamagedArtifact(
+            f"the survey in {directory} cannot be read ({reason(error)}).",
+            f"If the disk is not full, remove {directory} and run the same command again.",
+        ) from error
+
+
 def read_plan(directory: Path) -> Plan:
     """The plan that `make_plan` wrote."""
     import pyarrow.parquet as pq
@@ -323,7 +340,7 @@ def _find_duplicates(directory: Path, surveyed: list[Path], path: Path, threads:
     with duckdb.connect(":memory:") as connection:
         for setting, value in {
             "memory_limit": f"'{MEMORY}'",
-            "threads": threads,
+            "threads": min(threads, THREADS),
             "temp_directory": duckdb_list([directory / "spilled"])[1:-1],
             "preserve_insertion_order": "false",
             "autoinstall_known_extensions": "false",

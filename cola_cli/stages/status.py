@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from dataclasses import dataclass
@@ -167,10 +168,10 @@ def _progress(surveyed: _Surveyed, directory: Path, manifest: Manifest) -> str:
         return f"step {done:,} of {train['steps']:,}"
     parts = len(list((directory / PARTS).glob("*.json")))
     if manifest.kind == "tokens":
-        from cola_cli.corpus.survey import CHUNKS, read_plan, scratch_of
+        from cola_cli.corpus.survey import read_plan, scratch_of
 
         scratch = scratch_of(directory, manifest.fingerprint)
-        if (scratch / CHUNKS).exists():
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none yet, or damaged
             return f"{parts} of {2 * len(read_plan(scratch).sizes)} parts"
         if scratch.exists():
             return f"{len(list(scratch.glob('[0-9]*.parquet')))} pieces surveyed"

@@ -8,11 +8,11 @@ of the survey, and chunks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from cola_cli.corpus.survey import (
     CHUNKS,
     Piece,
     Plan,
+    damage_told,
     make_plan,
     pieces_of,
     read_plan,
@@ -47,7 +48,7 @@ from cola_cli.corpus.survey import (
     survey,
 )
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from cola_cli.errors import InputError, OutputConflict, UsageError
+from cola_cli.errors import ColaError, InputError, OutputConflict, UsageError
 from cola_cli.machine.launcher import launched
 from cola_cli.machine.threads import available_cores
 from cola_cli.reporting import Reporter
@@ -138,7 +139,11 @@ def tokenize(
         if shard != WHOLE:
             with telling_what_is_saved(output):
                 done = recorded_parts(output)
-                _make_parts(done, output, place.identity, found, settings, report, shard)
+                try:
+                    _make_parts(done, output, place.identity, found, settings, report, shard)
+                except (ColaError, OSError):
+                    if read_manifest(output).status != "complete":  # by others meanwhile
+                        raise
                 if world is not None:
                     world.wait()
             if world is None or not world.leads:
@@ -240,14 +245,15 @@ def _make_parts(
     scratch = scratch_of(output, identity.fingerprint)
     workers = settings.workers or available_cores()
     pieces = pieces_of(corpus, settings)
-    plan = _surveyed(pieces, scratch, settings, workers, report, shard)
+    with damage_told(scratch):
+        plan = _surveyed(pieces, scratch, settings, workers, report, shard)
     if not plan.documents:
         raise InputError(f"the corpus holds no text ({plan}).", "Give files with text in them.")
     first, stop = (len(plan.sizes) * n // shard[1] for n in (shard[0], shard[0] + 1))
     missing = [n for n in range(first, stop) if not {2 * n, 2 * n + 1} <= {*done}]
     total, left = sum(plan.sizes[first:stop]), sum(plan.sizes[n] for n in missing)
     report.start("tokenize", total, "B", total - left)
-    work = partial(
+    work = functools.partial(
         _tokenize_chunk,
         directory=output,
         identity=identity,
@@ -255,8 +261,9 @@ def _make_parts(
         shared=shard != WHOLE,
     )
     try:
-        found = read_chunks(pieces, plan, scratch, settings, missing)
-        run_all(work, found, max(1, min(workers, len(missing))), report.advance)
+        with damage_told(scratch):
+            found = read_chunks(pieces, plan, scratch, settings, missing)
+            run_all(work, found, max(1, min(workers, len(missing))), report.advance)
     except ChangedFile:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -295,7 +302,7 @@ def _surveyed(
                     claims.wait(others[0].index)
                 left = others
 
-        work = partial(survey, settings=settings, directory=scratch)
+        work = functools.partial(survey, settings=settings, directory=scratch)
         run_all(work, unsurveyed(), min(workers, 1 + size // SURVEY_BYTES), report.advance)
         report.stop()
         while not (scratch / CHUNKS).exists():
@@ -310,7 +317,8 @@ def _tokenize_chunk(
     chunk: Chunk, directory: Path, identity: Identity, settings: TokenizeSettings, shared: bool
 ) -> None:
     """Write the training part and the validation part of one chunk."""
-    tokenizer = load_tokenizer(directory / TOKENIZER, settings.end_of_text)
+    file = (directory / TOKENIZER).stat()
+    tokenizer = _loaded(directory / TOKENIZER, settings.end_of_text, file.st_size, file.st_mtime_ns)
     for offset, split in enumerate(SPLITS):
         documents = [d for d in chunk.documents if d.validation == (split == "validation")]
         lost = 0
@@ -338,6 +346,12 @@ def _tokenize_chunk(
             }
             if lost:
                 part.statistics["lost_characters"] = lost
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path, end_of_text: str | None, size: int, modified: int) -> TextTokenizer:
+    """The tokenizer of one chunk after another; `size` and `modified` are of its file."""
+    return load_tokenizer(path, end_of_text)
 
 
 def _statistics(

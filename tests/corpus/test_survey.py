@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +18,17 @@ import pytest
 
 from cola_cli.artifacts import lock
 from cola_cli.artifacts.lock import Claims
+from cola_cli.artifacts.manifest import SCRATCH
 from cola_cli.artifacts.verify import verify
 from cola_cli.corpus import files
 from cola_cli.corpus.documents import ChangedFile, Document, Range, read_documents
 from cola_cli.corpus.sources import find_corpus
 from cola_cli.corpus.survey import pieces_of
-from cola_cli.errors import InputError, OutputLocked
+from cola_cli.errors import DamagedArtifact, InputError, OutputLocked
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages import tokenize as stage
 from cola_cli.stages.run import Run
+from cola_cli.stages.status import survey
 from cola_cli.stages.tokenize import tokenize
 from tests.conftest import content
 
@@ -159,6 +162,7 @@ import sys, time
 from pathlib import Path
 from cola_cli.artifacts import lock
 from cola_cli.artifacts.lock import Claims
+from cola_cli.artifacts.manifest import SCRATCH
 from cola_cli.artifacts.verify import verify
 claims = Claims(Path(sys.argv[1]))
 print(claims.take(3), flush=True)
@@ -219,3 +223,39 @@ def test_nothing_of_a_failed_survey_is_left_when_the_mended_corpus_takes_its_pla
     tokenize([str(tmp_path / "corpus")], tmp_path / "out", SMALL, run=Run(overwrite=True))
     assert not verify(tmp_path / "out").findings
     assert not list(tmp_path.glob("out/.scratch*"))
+
+
+def test_a_damaged_survey_is_named_and_made_again_once_it_is_removed(tmp_path: Path) -> None:
+    corpus, out = make_corpus(tmp_path / "corpus"), tmp_path / "out"
+    tokenize([str(corpus)], out, SMALL, shard=(0, 2))
+    (scratch,) = out.glob(f"{SCRATCH}/*")
+    for name in ("chunks.parquet", "00000.parquet"):
+        path = scratch / name
+        path.write_bytes(path.read_bytes()[:-9])
+        assert "parts" in survey(out)[0].progress or "pieces" in survey(out)[0].progress
+        with pytest.raises(DamagedArtifact, match="scratch") as raised:
+            tokenize([str(corpus)], out, SMALL)
+        assert "remove" in raised.value.remedy
+        (scratch / "chunks.parquet").unlink(missing_ok=True)
+    shutil.rmtree(scratch)
+    tokenize([str(corpus)], out, SMALL)
+    tokenize([str(corpus)], tmp_path / "whole", SMALL)
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_shard_that_others_have_overtaken_ends_in_peace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, out = make_corpus(tmp_path / "corpus"), tmp_path / "out"
+    read_plan = stage.read_plan
+
+    def overtaken(scratch: Path) -> stage.Plan:
+        plan = read_plan(scratch)
+        monkeypatch.setattr(stage, "read_plan", read_plan)
+        tokenize([str(corpus)], out, SMALL)
+        return plan
+
+    monkeypatch.setattr(stage, "read_plan", overtaken)
+    tokenize([str(corpus)], out, SMALL, shard=(0, 2))
+    assert not verify(out).findings
+    assert survey(out)[0].state == "complete"
