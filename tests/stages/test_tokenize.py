@@ -103,21 +103,24 @@ def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_bytes(
 ) -> None:
     make_corpus(tmp_path / "corpus", documents=1500)
     arguments = ("tokenize", "corpus", *SMALL, *PARTS, "--workers", 2, "--quiet")
-    started = time.monotonic()
     cola(*arguments, "-o", "whole")
-    duration = time.monotonic() - started
     generator = random.Random(os.getpid())
     kills = 0
+
+    def files() -> int:
+        return sum(1 for _ in tmp_path.glob("killed/**/*.parquet"))
+
     for _ in range(5):
+        goal = files() + generator.randint(1, 8)
         process = subprocess.Popen(
             cola_command(*arguments, "-o", "killed"), cwd=tmp_path, start_new_session=True
         )
-        try:
-            process.wait(generator.uniform(0.1, 0.9) * duration)
-        except subprocess.TimeoutExpired:
+        while process.poll() is None and files() < goal:
+            time.sleep(0.005)
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             kills += 1
-            process.wait()
+        process.wait()
     assert kills
     cola(*arguments, "-o", "killed")
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
