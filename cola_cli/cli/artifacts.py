@@ -148,6 +148,33 @@ def _json_value(cell: object) -> object:
 
 
 @command()
+def log(
+    run: Invocation,
+    artifact: Annotated[Path, MODEL, typer.Argument(help="A trained model.")],
+    to: Annotated[
+        str, typer.Option("--to", help="tensorboard, or another logger that is installed.")
+    ],
+) -> None:
+    """Give the metrics of a finished or running training to a logger.
+
+    TensorBoard's files are in tensorboard/NAME beside the artifact NAME.
+
+    Example: cola log runs/demo/prior --to tensorboard
+    """
+    from cola_cli.artifacts.artifact import METRICS
+    from cola_cli.training.loggers import Loggers
+    from cola_cli.training.metrics import Metrics
+
+    metrics = Metrics(artifact / METRICS)
+    loggers = Loggers([to], artifact, run.reporter)
+    metrics.read()
+    for row in metrics.rows:
+        loggers.log(int(row["step"]), {name: row[name] for name in row.keys() - {"step"}})
+    loggers.close()
+    run.say([f"{artifact}: {len(metrics.rows)} rows"], {"rows": len(metrics.rows)})
+
+
+@command()
 def verify(
     run: Invocation,
     paths: Annotated[

@@ -35,7 +35,7 @@ STANDALONE = [family.stage for family in trainings() if not family.group]
 PANELS = {
     "Stages": ("tokenize", "train", "encode", *STANDALONE, "sample", "chat", "serve"),
     "Settings": ("init", "settings", "schema"),
-    "Artifacts": ("status", "inspect", "sql", "verify"),
+    "Artifacts": ("status", "inspect", "sql", "verify", "log"),
     "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
     "Exchange": ("pull", "push", "import", "export"),
     "Machine": ("doctor",),
@@ -89,6 +89,7 @@ for name, body in {
     "inspect": artifacts.inspect,
     "sql": artifacts.sql,
     "verify": artifacts.verify,
+    "log": artifacts.log,
     "likelihood": likelihood.likelihood,
     "report": report.report,
     "pull": exchange.pull,

@@ -110,6 +110,19 @@ Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1 ... or auto: a GPU if there is one.")
 ]
 
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="NAMES",
+        help="Metrics go to these loggers as well: tensorboard, or others that are installed.",
+    ),
+]
+Profile = Annotated[
+    Path | None,
+    output_option("Write a trace of some steps, for Perfetto or chrome://tracing.", "--profile"),
+]
+
 # Marks an argument that names a model (`demo`, `hf:org/name`, a folder): the command gets its folder.
 MODEL = object()
 MODEL_HELP = "A prior, a baseline, a checkpoint folder, hf:org/name[@revision], or demo."
@@ -124,6 +137,8 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "set": (Set, None),
     "device": (Device, "auto"),
     "threads": (Threads, None),
+    "log": (Log, None),
+    "profile": (Profile, None),
     "overwrite": (Overwrite, False),
     "extend": (Extend, False),
     "dry_run": (DryRun, False),
@@ -330,6 +345,8 @@ def _whole(
                 device=chosen.get("device", "auto"),
                 threads=chosen.get("threads"),
                 overwrite=chosen.get("overwrite", False),
+                log=tuple(chosen.get("log") or ()),
+                profile=chosen.get("profile"),
                 given=chosen,
                 table=table,
                 flags={name: given[flag] for flag, (name, _) in flags.items()},

@@ -12,7 +12,7 @@ from cola_cli.cli.options import STAGE as OF_STAGES
 from cola_cli.errors import UsageError
 from cola_cli.families import PRIOR, Base, Family
 
-STAGE = (*OF_STAGES, "extend")
+STAGE = (*OF_STAGES, "extend", "log", "profile")
 SOURCES = {
     "tokens": "A tokens artifact, of `cola tokenize`.",
     "latents": "A latents artifact, of `cola encode`.",

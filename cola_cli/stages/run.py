@@ -21,13 +21,16 @@ class Run:
     """What the command line tells every stage; nothing here enters the identity of an artifact.
 
     reporter: receives progress and remarks. device: cpu, cuda, cuda:1 ... or auto. threads: of the matrix
-    library, None for a number of its own choice. overwrite: replace an artifact of another identity.
+    library, None for a number of its own choice. overwrite: replace an artifact of another identity. log:
+    names of loggers of a training. profile: the file for a trace of some of its steps.
     """
 
     reporter: Reporter = field(default_factory=Silent)
     device: str = "auto"
     threads: int | None = None
     overwrite: bool = False
+    log: tuple[str, ...] = ()
+    profile: Path | None = None
 
 
 @dataclass(frozen=True)

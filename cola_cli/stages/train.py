@@ -21,11 +21,13 @@ from cola_cli.machine.threads import (
     peak_memory,
     prepare_torch,
 )
-from cola_cli.reporting import Reporter, Silent
+from cola_cli.reporting import Silent
 from cola_cli.settings import result_settings
 from cola_cli.stages.extend import Beginning, beginning
 from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.stages.start import require_latent_space
+from cola_cli.training.loggers import Loggers, parse_loggers
+from cola_cli.training.metrics import Watch, unwatched
 from cola_cli.training.schedule import kept_step
 from cola_cli.training.shares import Shares
 from cola_cli.weights.configs import network_files, vae_config
@@ -139,6 +141,8 @@ def train(
     if start and isinstance(source, Latents):
         start.require_latent_space(source)
 
+    parse_loggers(run.log)  # a wrong name is told before an hour of work
+
     import torch
 
     from cola_cli.machine.processes import joined
@@ -167,8 +171,12 @@ def train(
         world.wait()
         whole = writer is not None and writer.kept.keys() >= set(files)
         if not world.largest(int(whole))[0]:
+            watch = unwatched
             if writer is not None:
                 writer.discard(*writer.kept)
+                loggers = Loggers(run.log, output_path, run.reporter)
+                stack.callback(loggers.close)
+                watch = loggers.log
             _train(
                 family,
                 config,
@@ -176,7 +184,8 @@ def train(
                 output.place,
                 settings,
                 cost,
-                run.reporter,
+                run,
+                watch,
                 world,
                 shares,
                 writer,
@@ -240,7 +249,8 @@ def _train(
     path: Path,
     settings: Any,
     cost: Cost,
-    reporter: Reporter,
+    run: Run,
+    watch: Watch,
     world: World,
     shares: Shares,
     writer: Writer | None,
@@ -266,10 +276,12 @@ def _train(
         Sequences(source, "validation"),
         path,
         world,
-        reporter if world.leads else Silent(),
+        run.reporter if world.leads else Silent(),
         cost.flops,
         shares,
         base,
+        watch,
+        run.profile,
     )
     training.run()
     training.average.replace()

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from cola_cli.settings.training import Optimizer, Train
 from cola_cli.training import checkpoints, optimizers, schedule
 from cola_cli.training.average import MovingAverage
 from cola_cli.training.checkpoints import Progress
-from cola_cli.training.metrics import VALIDATION, Metrics
+from cola_cli.training.metrics import VALIDATION, Metrics, Watch, unwatched
 from cola_cli.training.monitor import Monitor
 from cola_cli.training.objectives.objective import Batch, Objective
 from cola_cli.training.parallelize import mark_dynamic, recompute_blocks, wrap
+from cola_cli.training.profiling import profiled
 from cola_cli.training.reader import Step, read_steps, scaled, to_device
 from cola_cli.training.shares import Shares, Workers
 from cola_cli.training.validation import Validation
@@ -40,7 +42,8 @@ class Training:
 
     flops: floating-point operations that a step needs, in all processes together. shares: how this process
     cuts its batches. base: step and place of a checkpoint of a shorter run, to
-    begin from while this one has no checkpoint.
+    begin from while this one has no checkpoint. watch: is told of all metrics. profile: file for a trace of
+    some steps.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Training:
         flops: float,
         shares: Shares,
         base: tuple[int, Path] | None = None,
+        watch: Watch = unwatched,
+        profile: Path | None = None,
     ) -> None:
         if world.size > 1 and train.batch_size % world.size:
             raise UsageError(
@@ -68,7 +73,8 @@ class Training:
         self.world = world
         self.reporter = reporter
         self.shuffled = Shuffled(sequences, train.data_seed, train.shuffle_window)
-        self.metrics = Metrics(directory / METRICS)
+        self.metrics = Metrics(directory / METRICS, watch)
+        self.profile = profile
         self.progress = Progress()
         self.directory = directory
         self._base = base
@@ -128,7 +134,7 @@ class Training:
         begin = time.perf_counter()
         waited = 0.0
         try:
-            for step in steps:
+            for step in self._traced(steps):
                 waited += time.perf_counter() - begin
                 self._update(step)
                 progress.step = step.number + 1
@@ -151,6 +157,13 @@ class Training:
         finally:
             steps.close()
             self.reporter.stop()
+
+    def _traced(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """The steps, some of them in a trace if that is wanted."""
+        with profiled(self.profile if self.world.leads else None) as end_step:
+            for step in steps:
+                yield step
+                end_step()
 
     def _update(self, step: Step) -> None:
         """One optimiser step over all micro-batches of all processes."""

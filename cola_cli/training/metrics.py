@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ from cola_cli.errors import DamagedArtifact
 # Columns that differ between two runs of the same training.
 TIMES = ("seconds", "tokens_per_second", "flops_use", "reader_share", "memory_bytes")
 VALIDATION = "validation_"
+Watch = Callable[[int, Mapping[str, float]], None]
+
+
+def unwatched(step: int, values: Mapping[str, float]) -> None:
+    """Metrics that nobody else is told of."""
 
 
 class Metrics:
     """Rows of (step, name, ...) floats; a name that a row lacks is null there."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, watch: Watch = unwatched) -> None:
+        """watch: is told of all metrics as they are added."""
+        self.path, self._watch = path, watch
         self.rows: list[dict[str, float]] = []
 
     def read(self) -> None:
@@ -84,6 +91,7 @@ class Metrics:
         if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step})
         self.rows[-1].update(values)
+        self._watch(step, values)
 
     def flush(self) -> None:
         """Write all rows."""

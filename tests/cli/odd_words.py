@@ -46,6 +46,7 @@ LINES = {
     "sql": "'select count(*) from metrics' prior",
     "verify": "tokens vae",
     "schema": "tokens",
+    "log": "prior --to tensorboard",
     "doctor": ".",
     "settings": "prior train.steps",
     "init": "--preset tiny -o out.toml",

@@ -1,0 +1,110 @@
+"""Loggers: metrics to an experiment tracker while a training goes on. They change nothing and stop nothing.
+
+Another package brings a logger by an entry point of the group `cola.loggers`: a callable that takes the
+directory of the artifact and the first step, and returns a Logger.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cola_cli.errors import UsageError
+from cola_cli.reporting import Reporter
+from cola_cli.settings import nearest
+from cola_cli.training.metrics import VALIDATION
+
+GROUP = "cola.loggers"
+
+
+class Logger(Protocol):
+    """Where metrics go."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics after `step` optimiser steps, by their names in metrics.parquet."""
+
+    def close(self) -> None:
+        """The training ends."""
+
+
+MakeLogger = Callable[[Path, int], Logger]
+
+
+class TensorBoard:
+    """Event files in `tensorboard/NAME` beside the artifact NAME, where a resumed run goes on."""
+
+    def __init__(self, artifact: Path, first: int) -> None:
+        """first: step of the first metrics; what an interrupted run logged from there on is replaced."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        place = artifact.parent / "tensorboard" / artifact.name
+        self._writer = SummaryWriter(place, purge_step=first)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """A scalar each, training and validation apart."""
+        for name, value in values.items():
+            plain = name.removeprefix(VALIDATION)
+            tag = f"{'training' if plain == name else 'validation'}/{plain}"
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class Loggers:
+    """Several at once. One that fails is told of and left out; the training goes on."""
+
+    def __init__(self, names: Sequence[str], artifact: Path, reporter: Reporter) -> None:
+        """Raises UsageError for an unknown name, or for one whose package is not installed."""
+        self._artifact, self._reporter = artifact, reporter
+        self._makers = {name: _maker(name) for name in parse_loggers(names)}
+        self._running: dict[str, Logger] = {}
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Give metrics to all."""
+        for name, make in list(self._makers.items()):
+            try:
+                if name not in self._running:
+                    self._running[name] = make(self._artifact, step)
+                self._running[name].log(step, values)
+            except Exception as error:
+                del self._makers[name]
+                said = " ".join(str(error).split())
+                self._reporter.warn(f"the logger {name} failed and is left out ({said})")
+
+    def close(self) -> None:
+        """End all that still run."""
+        for name in self._makers.keys() & self._running.keys():
+            try:
+                self._running[name].close()
+            except Exception as error:
+                self._reporter.warn(f"the logger {name} failed at its end ({error})")
+
+
+def parse_loggers(given: Sequence[str]) -> tuple[str, ...]:
+    """The names in `tensorboard,other` texts, each once, known and installed. Raises UsageError else."""
+    names = dict.fromkeys(name for text in given for name in text.split(",") if name)
+    for name in names:
+        _maker(name)
+    return tuple(names)
+
+
+def _maker(name: str) -> MakeLogger:
+    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    if name in found:
+        make: MakeLogger = found[name].load()
+        return make
+    if name != "tensorboard":
+        raise UsageError(f"there is no logger {name!r}.", nearest(name, ["tensorboard", *found]))
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "the logger tensorboard needs the package of its name.",
+            "Install it: pip install 'cola-cli[log]'",
+        ) from None
+    return TensorBoard

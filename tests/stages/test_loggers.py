@@ -1,0 +1,94 @@
+"""Loggers see what metrics.parquet holds, once, whatever happens to the run; they stop nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.errors import UsageError
+from cola_cli.reporting import Silent
+from cola_cli.training.loggers import Loggers, parse_loggers
+from cola_cli.training.metrics import Metrics
+from tests.conftest import Run, cola_command
+
+pytest.importorskip("tensorboard")
+SIZES = ["--set", "model.dim=16", "--set", "model.heads=1", "--set", "model.ffn_dim=32"]
+FEW = [
+    "--set", "train.steps=8", "--set", "train.log_every=2", "--set", "train.validate_every=4",
+    "--set", "train.checkpoint_every=3", "--device", "cpu", "--threads", "1",
+]  # fmt: skip
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a directory: by name, steps and values."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events: Any = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+
+
+def column(artifact: Path, name: str) -> list[tuple[int, float]]:
+    metrics = Metrics(artifact / "metrics.parquet")
+    metrics.read()
+    rows = [(int(row["step"]), row[name]) for row in metrics.rows if name in row]
+    return [(step, pytest.approx(value, rel=1e-6)) for step, value in rows]  # float32 there
+
+
+def test_a_run_that_was_interrupted_is_one_curve(made: Path, cola: Run, tmp_path: Path) -> None:
+    command = ("train", "ar", made / "tokens", "-o", "ar", *SIZES, *FEW, "--log", "tensorboard")
+    process = subprocess.Popen(
+        cola_command(*command), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 4: validation" in line:
+            process.kill()  # after step 3 was saved and step 4 was logged
+    process.wait()
+    cola(*command)
+    shown = scalars(tmp_path / "tensorboard/ar")
+    assert shown["training/loss"] == column(tmp_path / "ar", "loss")
+    assert shown["validation/loss"] == column(tmp_path / "ar", "validation_loss")
+    cola("train", "ar", made / "tokens", "-o", "plain", *SIZES, *FEW)
+    assert (
+        read_manifest(tmp_path / "plain").fingerprint == read_manifest(tmp_path / "ar").fingerprint
+    )
+    cola("log", "plain", "--to", "tensorboard")
+    assert scalars(tmp_path / "tensorboard/plain")["training/loss"] == column(
+        tmp_path / "plain", "loss"
+    )
+
+
+def test_a_logger_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
+    told: list[str] = []
+    reporter = Silent()
+    reporter.warn = told.append  # type: ignore[method-assign]
+    (tmp_path / "tensorboard").write_text("a file where the directory belongs")
+    loggers = Loggers(["tensorboard"], tmp_path / "prior", reporter)
+    loggers.log(1, {"loss": 1.0})
+    loggers.log(2, {"loss": 1.0})
+    loggers.close()
+    assert len(told) == 1
+    assert "tensorboard failed" in told[0]
+
+
+def test_names_are_known_before_anything_is_trained() -> None:
+    assert parse_loggers(["tensorboard", "tensorboard,"]) == ("tensorboard",)
+    with pytest.raises(UsageError, match="no logger 'tensorbord'") as caught:
+        parse_loggers(["tensorbord"])
+    assert caught.value.remedy == "Did you mean tensorboard?"
+
+
+def test_a_profile_opens_as_a_trace(made: Path, cola: Run, tmp_path: Path) -> None:
+    cola("train", "ar", made / "tokens", "-o", "ar", *SIZES, *FEW, "--profile", "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert "aten::mm" in names or "aten::addmm" in names
