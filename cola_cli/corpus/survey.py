@@ -344,6 +344,7 @@ def _find_duplicates(directory: Path, surveyed: list[Path], path: Path, threads:
             "temp_directory": duckdb_list([directory / "spilled"])[1:-1],
             "preserve_insertion_order": "false",
             "autoinstall_known_extensions": "false",
+            "enable_progress_bar": "false",  # it would print to stdout
         }.items():
             connection.execute(f"SET {setting} = {value}")
         found = connection.execute(

@@ -46,11 +46,17 @@ class Start:
             self.fingerprint = self._source.fingerprint()
 
     def settings(self) -> dict[str, Any]:
-        """The sizes of this network as settings of training."""
+        """The sizes of this network as settings of training, and how it is stored to be sampled."""
         defaults: Any = TABLES[self._family.table]()
-        known = type(defaults.model).model_fields
-        sizes = self._shape().model_dump()
-        return {"model": {name: value for name, value in sizes.items() if name in known}}
+        found = {"model": self._shape().model_dump()}
+        if isinstance(self._source, Artifact) and hasattr(defaults, "sampling"):
+            found["sampling"] = open_model_folder(self.path).sampling
+        return {
+            table: {
+                n: v for n, v in values.items() if n in type(getattr(defaults, table)).model_fields
+            }
+            for table, values in found.items()
+        }
 
     def load_into(self, network: nn.Module) -> None:
         """Give the network these weights, in its precision. Raises InputError naming what does not fit."""

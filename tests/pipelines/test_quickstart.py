@@ -131,7 +131,12 @@ SHOW = '#!/bin/sh\nprintf "%s\\n" "$PWD" "$@" >> "$LOG"\nexit "${CODE:-0}"\n'
 
 @pytest.mark.parametrize(
     ("script", "first"),
-    [("quickstart.sh", "tokenize"), ("study.sh", "plan"), ("demo-model.sh", "tokenize")],
+    [
+        ("quickstart.sh", "tokenize"),
+        ("study.sh", "plan"),
+        ("demo-model.sh", "tokenize"),
+        ("finetune.sh", "tokenize"),
+    ],
 )
 @pytest.mark.parametrize("corpus", ["my texts/*.txt", "one\nand two", "s3://bucket/x"])
 def test_a_corpus_is_a_name_a_line_as_seen_from_where_the_user_stands(

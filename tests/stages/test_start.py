@@ -22,6 +22,7 @@ from cola_cli.families import AUTOREGRESSIVE, LLADA, PRIOR, TEXT_VAE, Family
 from cola_cli.machine.processes import ALONE
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.encode import EncodeSettings
+from cola_cli.settings.prior import PriorSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.import_checkpoint import import_checkpoint
 from cola_cli.stages.start import Start
@@ -97,10 +98,15 @@ def test_a_training_goes_on_from_what_another_one_learnt(
 def test_its_sizes_are_those_of_its_start_unless_told_otherwise(
     cola: Run, made: Path, tmp_path: Path
 ) -> None:
-    train(PRIOR, made / "latents", tmp_path / "first", prior_settings(), CPU)
+    stored = PriorSettings.model_validate(
+        prior_settings().model_dump() | {"sampling": {"guidance": 2.0}}
+    )
+    train(PRIOR, made / "latents", tmp_path / "first", stored, CPU)
     train_prior = ["train", "prior", str(made / "latents"), "-o", "second", "--device", "cpu"]
     more = ["--from", "first", "--set", "train.steps=2", "--set", "train.batch_size=4"]
     assert cola(*train_prior, *more).returncode == 0
+    sampling = Artifact.open(tmp_path / "second").manifest.settings["sampling"]
+    assert sampling["guidance"] == 2.0
     listed = cola("status", ".", "--json").stdout
     assert '"second"' in listed
     assert "stale" not in listed
