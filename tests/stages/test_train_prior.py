@@ -185,6 +185,21 @@ def test_the_planned_memory_is_within_15_percent_of_what_then_happens(
     assert plan["memory_bytes"] == pytest.approx(happened, rel=0.15)
 
 
+def test_what_has_no_place_for_a_residual_says_so(cola: Run, made: Path) -> None:
+    flags = assignments(prior_settings(steps=2))
+    flags += ["--set", "model.prediction=tokens", "--set", "model.residual=true"]
+    cola("train", "prior", made / "latents", "-o", "prior", *flags)
+    cola("sample", "prior", "--prompt", "Anna sees", "--max-new-tokens", 4)
+    assert "residual = True" in cola("export", "prior", "-o", "out", expect=4).stderr
+    refused = cola("distill", "prior", made / "latents", "-o", "student", expect=2).stderr
+    assert "cannot be distilled" in refused
+    assert "knows no residual" in cola("likelihood", "prior", "--text", "Anna", expect=2).stderr
+    wrong = cola(
+        "train", "prior", made / "latents", "-o", "other", "--set", "model.residual=true", expect=2
+    )
+    assert "residual goes with prediction 'tokens'" in wrong.stderr
+
+
 def test_the_weights_of_a_prior_become_an_artifact_of_half_the_size(
     cola: Run, made: Path, tmp_path: Path
 ) -> None:
