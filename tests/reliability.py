@@ -8,7 +8,8 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 FAULTS, RANKS, HISTORIES = "", "Several processes", "Histories"
 FLIPPED, HOSTILE = "A flipped byte", "Hostile files"
-ORDER = (FAULTS, RANKS, HISTORIES, FLIPPED, HOSTILE)
+KINDS = "Other kinds of fault"  # written by hand
+ORDER = (FAULTS, RANKS, HISTORIES, FLIPPED, HOSTILE, KINDS)
 _HEADINGS = re.compile(rf"^## ({'|'.join(ORDER[1:])})\n", re.MULTILINE)
 
 

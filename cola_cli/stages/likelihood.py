@@ -119,7 +119,7 @@ def _text_likelihood(
     """ELBO, IWAE, perplexities and per-latent terms of a text; with `prefix`, of what follows it.
 
     IWAE is None unless the divergence is exact. Raises InputError, naming the text by its `place`, when it is
-    longer than the model's context.
+    longer than the model's context, or its likelihood is not a finite number.
     """
     from cola_cli.evaluation.likelihood import likelihood, response_score
 
@@ -134,9 +134,11 @@ def _text_likelihood(
         )
     if prefix is not None:
         found = response_score(model, before, ids, **options)
+        _require_finite(found, place)
         return {"tokens": len(ids), **found, **_perplexities(found, len(ids))}
     terms = likelihood(model, ids, **options)
     bounds = {"elbo": terms.elbo, "iwae": terms.iwae}
+    _require_finite(bounds, place)
     patch = model.vae.config.patch_size
     rows = [
         {"text": tokenizer.continuation(ids[: at * patch], ids[at * patch : (at + 1) * patch])}
@@ -149,6 +151,15 @@ def _text_likelihood(
         **_perplexities(bounds, terms.tokens),
         "latents": rows,
     }
+
+
+def _require_finite(bounds: Mapping[str, float | None], place: str) -> None:
+    for name, value in bounds.items():
+        if value is not None and not math.isfinite(value):
+            raise InputError(
+                f"the {name} of {place} is not a finite number: those of the model overflow.",
+                "Give it more --steps, or train it for longer.",
+            )
 
 
 def _perplexities(bounds: Mapping[str, float | None], tokens: int) -> dict[str, float | None]:

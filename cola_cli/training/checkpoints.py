@@ -43,6 +43,7 @@ from cola_cli.machine.processes import ALONE, World
 
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
+SHARDING = "DCP_SHARDING_INFO"  # of torch, in the header of a shard: JSON by tensor
 REMEDY = "Remove that checkpoint's directory to go on from the one before it."
 # Raised by the code below for a header or record of another shape.
 _FOREIGN = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
@@ -167,6 +168,7 @@ def write(
         _write_shards(path, tensors, world)
         names += [own.name for own in path.glob(f"shard-{world.rank + 1:05d}-*.safetensors")]
         for name in names:  # torch syncs before the last bytes have left its buffer
+            _sort_metadata(path / name)
             sync(path / name)
     else:
         names.append(TENSORS)
@@ -193,6 +195,20 @@ def _write_shards(path: Path, tensors: dict[str, Tensor], world: World) -> None:
         causes = [cause for cause, _ in error.failures.values()]
         system = [cause for cause in causes if isinstance(cause, OSError)]
         raise (writing_failed(path, system[0]) if system else causes[0]) from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the metadata in the header of a safetensors file, which comes in another order each time."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        metadata = dict(sorted(header["__metadata__"].items()))
+        metadata[SHARDING] = json.dumps(json.loads(metadata[SHARDING]), sort_keys=True)
+        header["__metadata__"] = metadata
+        sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(sorted_header) <= size
+        file.seek(8)
+        file.write(sorted_header.ljust(size))
 
 
 def commit(directory: Path, step: int) -> None:

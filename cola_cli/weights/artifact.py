@@ -29,6 +29,7 @@ from cola_cli.weights.configs import (
     transformer_config,
     vae_config,
 )
+from cola_cli.weights.tensors import require_finite
 
 ConfigT = TypeVar("ConfigT")
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -91,13 +92,18 @@ def load_weights(artifact: Artifact, name: str, network: Any) -> None:
 
 
 def read_weights(artifact: Artifact, name: str) -> dict[str, Tensor]:
-    """The weights that the artifact holds under this name. Raises DamagedArtifact when they are not whole."""
+    """The weights that the artifact holds under this name.
+
+    Raises DamagedArtifact when they are not whole, or not finite numbers.
+    """
     try:
         # Copies: matrix products on the mapped file's memory, otherwise aligned, can round differently.
         with utf8_name(_weights(artifact, name)) as place:
-            return {key: value.clone() for key, value in load_file(place).items()}
+            state = {key: value.clone() for key, value in load_file(place).items()}
     except SafetensorError as error:
         raise _damaged(artifact, name, error) from error
+    require_finite(state, _weights(artifact, name), RESTORE)
+    return state
 
 
 def _weights(artifact: Artifact, name: str) -> Path:

@@ -84,11 +84,20 @@ def require_fit(
         raise InputError(f"{where}: the tensor {surplus[0]} is not part of this model.", remedy)
 
 
+def require_finite(tensors: dict[str, Tensor], where: Path, remedy: str) -> None:
+    """Raise DamagedArtifact naming the first tensor that holds infinity or NaN."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise DamagedArtifact(f"{where}: the weights {name} hold infinity or NaN.", remedy)
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         with utf8_name(path) as place, safe_open(place, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DamagedArtifact(
             f"{path} is not a whole safetensors file ({reason(error)}).", REMEDY
         ) from error
+    require_finite(tensors, path, REMEDY)
+    return tensors

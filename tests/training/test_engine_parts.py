@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -265,12 +267,34 @@ def test_a_file_that_is_no_part_of_a_checkpoint_is_named(tmp_path: Path) -> None
         _load(tmp_path, 3)
 
 
+@contextlib.contextmanager
+def _sharded(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor as FSDP holds it, by a group of one process."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield distribute_tensor(tensor, dist.init_device_mesh("cpu", (1,)), [Shard(0)])
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_same_tensors_in_any_order_are_the_same_bytes_of_a_shard(tmp_path: Path) -> None:
+    with _sharded(torch.randn(7, 3)) as sharded:
+        values = {f"model.{name}": sharded.clone() for name in "abcd"}
+        for step in range(1, 9):
+            tensors = dict(reversed(values.items())) if step % 2 else values
+            checkpoints.write(tmp_path, step, tensors, {"step": 1}, ALONE)
+    shards = [file.read_bytes() for file in tmp_path.rglob("*.safetensors")]
+    assert len(shards) == 8
+    assert len({*shards}) == 1
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names open files by /proc")
 def test_shards_are_synced_to_their_last_byte_and_torch_alone_reads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.tensor import Shard, distribute_tensor
 
     synced: dict[str, int] = {}
     fsync = os.fsync
@@ -282,13 +306,8 @@ def test_shards_are_synced_to_their_last_byte_and_torch_alone_reads_them(
 
     values = {"model.w": torch.randn(7, 3), "optimizer.w:step": torch.tensor(4.0)}
     monkeypatch.setattr(os, "fsync", noted)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = dist.init_device_mesh("cpu", (1,))
-        sharded = distribute_tensor(values["model.w"], mesh, [Shard(0)])
+    with _sharded(values["model.w"]) as sharded:
         checkpoints.write(tmp_path, 1, values | {"model.w": sharded}, {"step": 1}, ALONE)
-    finally:
-        dist.destroy_process_group()
     checkpoints.commit(tmp_path, 1)
     (shard,) = (tmp_path / "step-00000001").glob("*.safetensors")
     assert shard.name.startswith("shard-")
