@@ -162,7 +162,7 @@ def _shown(cell: object) -> str:
 
 
 @contextmanager
-def errors_shown(debug: bool) -> Iterator[None]:
+def errors_shown(debug: bool, as_json: bool = False) -> Iterator[None]:
     """Turn exceptions into a sentence on stderr and the exit code; tracebacks only with --debug."""
     try:
         yield
@@ -171,16 +171,16 @@ def errors_shown(debug: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(BROKEN_PIPE) from None
     except KeyboardInterrupt:
-        raise typer.Exit(show_error(Interrupted(2), debug)) from None
+        raise typer.Exit(show_error(Interrupted(2), debug, as_json)) from None
     except (ColaError, Interrupted) as error:
-        raise typer.Exit(show_error(error, debug)) from None
+        raise typer.Exit(show_error(error, debug, as_json)) from None
     except (typer.Exit, typer.Abort):
         raise
     except OSError as error:
-        raise typer.Exit(show_error(_of_the_system(error), debug)) from None
+        raise typer.Exit(show_error(_of_the_system(error), debug, as_json)) from None
     except Exception as error:
         failure = NO_MEMORY if is_out_of_memory(error) else _fault(error)
-        raise typer.Exit(show_error(failure, debug)) from None
+        raise typer.Exit(show_error(failure, debug, as_json)) from None
 
 
 NO_MEMORY = ColaError(
@@ -220,10 +220,14 @@ def _fault(error: Exception) -> ColaError:
     )
 
 
-def show_error(error: ColaError | Interrupted, debug: bool) -> int:
-    """Print the error on stderr and return its exit code."""
+def show_error(error: ColaError | Interrupted, debug: bool, as_json: bool = False) -> int:
+    """Print the error on stderr, as a line of JSON if wanted, and return its exit code."""
     if debug:
         traceback.print_exc()
+    if as_json:
+        told = {"problem": error.problem, "remedy": error.remedy, "exit_code": error.exit_code}
+        print(json.dumps({"error": told}), file=sys.stderr)
+        return error.exit_code
     word = "cola" if isinstance(error, Interrupted) else "cola: error"
     print(f"{word}: {error.problem}", file=sys.stderr)
     if error.remedy:

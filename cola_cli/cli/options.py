@@ -60,8 +60,13 @@ Extend = Annotated[
         help="Go on from the state of a shorter run that the output holds, and replace it.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress or remarks on stderr.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON on stdout, and an error as JSON on stderr.")
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", envvar="COLA_QUIET", help="No progress or remarks on stderr."),
+]
 Debug = Annotated[
     bool, typer.Option("--debug", envvar="COLA_DEBUG", help="Show tracebacks of errors.")
 ]
@@ -307,7 +312,7 @@ def _guarded(body: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(body)
     def run(*args: Any, **options: Any) -> None:
-        with errors_shown(bool(options.get("debug"))):
+        with errors_shown(bool(options.get("debug")), bool(options.get("json"))):
             interruption.install()
             try:
                 body(*args, **options)

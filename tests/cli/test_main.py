@@ -203,6 +203,18 @@ def test_quiet_leaves_stderr_empty_and_stdout_to_the_result(cola: Run, tmp_path:
     assert (quiet.stdout.count("\n"), quiet.stderr) == (1, "")
 
 
+def test_with_json_an_error_is_json_and_quiet_has_a_variable(cola: Run, tmp_path: Path) -> None:
+    from tests.artifacts.test_promises import make
+
+    result = cola("inspect", "missing", "--json", expect=4)
+    told = json.loads(result.stderr)["error"]
+    assert "missing" in told["problem"]
+    assert told["exit_code"] == 4
+    assert told["remedy"]
+    make(tmp_path / "tokens")
+    assert cola("verify", "tokens", env=os.environ | {"COLA_QUIET": "1"}).stderr == ""
+
+
 def test_foreign_text_is_neither_markup_nor_control_of_the_terminal(tmp_path: Path) -> None:
     from tests.artifacts.test_promises import make
 
