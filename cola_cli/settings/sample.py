@@ -48,7 +48,10 @@ class Sampling(Settings):
         " much as DDPM.",
     )
     guidance: float = Field(
-        default=7.0, ge=0, le=1_000, description="s of classifier-free guidance, u + s (c - u)."
+        default=7.0,
+        ge=0,
+        le=1_000,
+        description="Scale s of classifier-free guidance, u + s (c - u); 1 is off.",
     )
     guidance_interval: tuple[float, float] = Field(
         default=(0.0, 1.0), description="Times t in [0, 1] at which guidance acts."
