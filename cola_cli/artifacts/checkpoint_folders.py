@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from cola_cli.artifacts.files import writing_failed
+from cola_cli.artifacts.files import sync, writing_failed
 
 CHECKPOINTS = "checkpoints"
 COMMITTED = "COMMITTED.json"  # written last: without it there is no checkpoint
@@ -55,6 +55,12 @@ def remove_all(directory: Path, kept: Collection[str] = ()) -> None:
     try:
         if directory.exists() and not left:
             shutil.rmtree(directory)
+        for path in left:
+            for own in path.glob("written-*.json"):  # of use until the checkpoint is committed
+                own.unlink()
+            sync(path)
+        if left:
+            sync(directory)
     except OSError as error:
         raise writing_failed(directory, error) from error
 
@@ -62,4 +68,5 @@ def remove_all(directory: Path, kept: Collection[str] = ()) -> None:
 def files_of(path: Path) -> list[str]:
     """The names of the files of the checkpoint at `path`, relative to its artifact."""
     names = {COMMITTED} | {file.name for file in path.iterdir()}
+    names = {name for name in names if not name.startswith("written-")}
     return [f"{CHECKPOINTS}/{path.name}/{name}" for name in sorted(names)]
