@@ -31,7 +31,8 @@ def sampled(eta: float, stagger: float) -> tuple[Tensor, Tensor]:
 
     none = torch.zeros(0, prior.config.latent_dim)
     rows = [
-        Generating(Request(item, [1]), item, none, none, 0, 0, 1, options) for item in range(ROWS)
+        Generating(Request(item, [1]), item, none, none, 0, 0, 1, options, True)
+        for item in range(ROWS)
     ]
     shape = (ROWS, prior.config.block_size, prior.config.latent_dim)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))

@@ -35,7 +35,8 @@ def test_parts(rows: int, threads: int, expected: int) -> None:
 def rows(count: int) -> list[Generating]:
     none = torch.empty(0, 1)
     return [
-        Generating(Request(i, []), i, none, none, 0, 0, 1, SamplingOptions()) for i in range(count)
+        Generating(Request(i, []), i, none, none, 0, 0, 1, SamplingOptions(), True)
+        for i in range(count)
     ]
 
 

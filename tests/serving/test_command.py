@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,10 +125,11 @@ def test_the_base_install_imports_nothing_of_the_server() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_two_models_are_served_under_their_names(serve: Start) -> None:
+def test_two_models_of_one_name_are_served_under_their_paths(serve: Start, tmp_path: Path) -> None:
     from cola_cli.weights.names import demo_model
 
-    _, url = serve(str(demo_model()), "--quiet")  # of equal names: under their paths
+    shutil.copytree(demo_model(), tmp_path / "demo")
+    _, url = serve(str(tmp_path / "demo"), "--quiet")
     found = [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]]
     assert len(found) == len(set(found)) == 2
     both = [

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS
 from cola_cli.families import TEXT_VAE
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.encode import EncodeSettings
@@ -65,6 +67,13 @@ def make_tokens(folder: Path, documents: int = 600, **changes: object) -> Path:
     )
     tokenize([str(folder / "corpus.txt")], folder / "tokens", settings)
     return folder / "tokens"
+
+
+def files_beside_the_kept_state(model: Artifact) -> set[str]:
+    """The files of a finished training but those of its last checkpoint, of which there is one."""
+    names = {record.path for record in model.manifest.files}
+    (step,) = {Path(name).parent for name in names if name.startswith(CHECKPOINTS)}
+    return {name for name in names if Path(name).parent != step}
 
 
 def vae_settings(**train: object) -> VAESettings:

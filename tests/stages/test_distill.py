@@ -178,7 +178,7 @@ def test_of_one_pass_it_has_a_chain_and_the_teachers_temperature_within(
     other = cola("sample", tmp_path / "as it is", "--prompt", "Anna sees", *flag, *SAMPLED).stdout
     assert json.loads(written)["text"] == json.loads(other)["text"]
     refused = cola("distill", tmp_path / "cool", *command[2:], "-o", tmp_path / "x", expect=2)
-    assert "of one pass already" in refused.stderr
+    assert "is itself a student of one pass" in refused.stderr
     guided = [*command, "--set", "teacher.guidance=2", "-o", tmp_path / "x"]
     assert "cannot have guidance 2" in cola(*guided, expect=2).stderr
 

@@ -24,7 +24,13 @@ from cola_cli.training.objectives.objective import Batch
 from cola_cli.weights.artifact import load_prior, load_vae
 from tests import golden
 from tests.conftest import CPU, Run, content
-from tests.stages.conftest import SEQ_LEN, assignments, prior_settings, vae_settings
+from tests.stages.conftest import (
+    SEQ_LEN,
+    assignments,
+    files_beside_the_kept_state,
+    prior_settings,
+    vae_settings,
+)
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
 
 
@@ -48,7 +54,7 @@ def test_killed_again_and_again_the_prior_is_the_same_to_the_byte(
 def test_the_artifact_is_self_contained(made: Path, tmp_path: Path, mode: str) -> None:
     outcome = train(PRIOR, made / "latents", tmp_path / "out", prior_settings(mode), CPU)
     prior = Artifact.open(tmp_path / "out", "prior")
-    assert {record.path for record in prior.manifest.files} == {
+    assert files_beside_the_kept_state(prior) == {
         "prior/config.json",
         "prior/model.safetensors",
         "vae/config.json",

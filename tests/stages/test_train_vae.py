@@ -17,7 +17,12 @@ from cola_cli.machine import interruption
 from cola_cli.stages.train import train
 from cola_cli.training.loop import Training
 from tests.conftest import CPU, Run, cola_command, content
-from tests.stages.conftest import SEQ_LEN, assignments, vae_settings
+from tests.stages.conftest import (
+    SEQ_LEN,
+    assignments,
+    files_beside_the_kept_state,
+    vae_settings,
+)
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
 
 
@@ -36,8 +41,7 @@ def test_killed_again_and_again_the_vae_is_the_same_to_the_byte(made: Path, tmp_
 
 def test_the_artifact_holds_weights_config_tokenizer_and_metrics(made: Path) -> None:
     vae = Artifact.open(made / "vae", "vae")
-    names = {record.path for record in vae.manifest.files}
-    assert names == {
+    assert files_beside_the_kept_state(vae) == {
         "vae/config.json",
         "vae/model.safetensors",
         "tokenizer.json",
