@@ -77,9 +77,10 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda count: None)
 def repair(directory: Path) -> list[str]:
     """Drop damaged and missing files from an artifact, so that the next run makes only these again.
 
-    Returns the relative names of the dropped files; the artifact is unfinished then. Foreign files are
-    left where they are: they may be the only copy. Raises DamagedArtifact when the manifest itself cannot be
-    read: then only a fresh run helps.
+    Returns the relative names of the dropped files; the artifact is unfinished then, unless they are of the
+    state from which `--extend` goes on: a model is whole without it. Foreign files are left where they are:
+    they may be the only copy. Raises DamagedArtifact when the manifest itself cannot be read: then only a
+    fresh run helps.
     """
     manifest = read_manifest(directory)
     with writer_lock(directory):
@@ -92,16 +93,14 @@ def repair(directory: Path) -> list[str]:
         # checkpoints continue the metrics, and a damaged one is useless
         if METRICS in damaged or any(name.startswith(f"{CHECKPOINTS}/") for name in damaged):
             remove_all(directory / CHECKPOINTS)
+            damaged |= {name for name in own if name.startswith(f"{CHECKPOINTS}/")}
         if own & damaged:
-            # Parts have records of their own; other files that are whole are kept.
-            kept = [
-                record
-                for record in manifest.files
-                if record.path not in damaged and not record.path.startswith(f"{PARTS}/")
-            ]
-            write_manifest(
-                directory, manifest.model_copy(update={"status": "incomplete", "files": kept})
-            )
+            kept = [record for record in manifest.files if record.path not in damaged]
+            status = manifest.status
+            if not all(name.startswith(f"{CHECKPOINTS}/") for name in damaged):
+                status = "incomplete"  # parts have records of their own
+                kept = [record for record in kept if not record.path.startswith(f"{PARTS}/")]
+            write_manifest(directory, manifest.model_copy(update={"status": status, "files": kept}))
         for finding in findings:
             _drop(directory, finding.path)
         sync(directory)

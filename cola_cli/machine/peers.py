@@ -110,7 +110,7 @@ class Peers:
 
     def leave(self) -> None:
         """Say that this process is done; whoever serves the store stays until the others are."""
-        self._stop()
+        self.stop()
         with contextlib.suppress(RuntimeError):
             self.store.set(_beat_key(self._launch.rank), LEFT)
             if self._launch.hosts_store and self._launch.rank == 0:
@@ -127,7 +127,7 @@ class Peers:
     def fail(self, error: BaseException) -> None:
         """Tell the others why this process ends, unless one failed before; give them time to read it."""
         if isinstance(error, PeerFailed) or self._failure is not None or not self._store_answers():
-            return self._stop()
+            return self.stop()
         if isinstance(error, Interrupted):
             name = signal.Signals(error.signal_number).name
             told = {"problem": f"it was interrupted by {name}.", "exit_code": error.exit_code}
@@ -142,7 +142,7 @@ class Peers:
             end = time.monotonic() + SILENT_SECONDS
             while time.monotonic() < end and self.store.add("read", 0) < self._launch.size - 1:
                 time.sleep(0.02)
-        return self._stop()
+        return self.stop()
 
     def failure(self, error: Exception) -> PeerFailed | None:
         """The failure of another process that is behind `error`, if there is one; takes some seconds."""
@@ -278,8 +278,8 @@ class Peers:
     def _store_answers(self) -> bool:
         return not self._store_lost and time.monotonic() - self._round_at < SILENT_SECONDS
 
-    def _stop(self) -> None:
-        # A thread that comes back from the store while Python shuts down would abort the process.
+    def stop(self) -> None:
+        """End the thread, which would abort the process if it came back from the store at shutdown."""
         self._stopped.set()
         self._thread.join(SILENT_SECONDS)
 

@@ -135,5 +135,6 @@ def joined(device: str, timeout: float) -> Iterator[World]:
     else:
         peers.leave()
     finally:
+        peers.stop()  # also after what is not an Exception
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -218,6 +218,7 @@ def test_a_damaged_network_is_written_again_from_the_state(made: Path, tmp_path:
     assert metrics[0] == metrics[1]  # with its times: nothing was trained
     (tmp_path / "ar/checkpoints/step-00000006/state.json").write_bytes(b"")
     repair(tmp_path / "ar")
+    assert verify(tmp_path / "ar").status == "complete"
     train(AUTOREGRESSIVE, made / "tokens", tmp_path / "ar", settings, CPU)
     assert verify(tmp_path / "ar").findings == []  # whole, without a state
     assert not (tmp_path / "ar/checkpoints").exists()
