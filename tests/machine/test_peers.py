@@ -70,6 +70,19 @@ try:
 except typer.Exit as end:
     sys.exit(end.exit_code)
 """
+# A run ends by what is not an Exception, and the process goes on.
+GONE = """
+import threading
+from cola_cli.machine.processes import joined
+class Gone(BaseException):
+    pass
+try:
+    with joined("cpu", 1.0) as world:
+        world.wait()
+        raise Gone
+except Gone:
+    assert not [one for one in threading.enumerate() if one.name == "peers"]
+"""
 # fate -> exit code and words of the others, by the rank that it meets
 FATES = {
     "SIGKILL": (7, "rank {} of 2"),
@@ -145,6 +158,12 @@ def test_one_that_is_late_but_alive_is_waited_for() -> None:
 
 
 @pytest.mark.slow
+def test_however_a_run_ends_nothing_of_it_watches_the_others_after() -> None:
+    ranks = start([], 2, ["-c", GONE])
+    told = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+
+
 def test_an_error_of_all_is_told_by_each() -> None:
     for code, told, _ in outcomes("together", 1):
         assert code == 5
