@@ -15,8 +15,15 @@ from cola_cli.sampling.denoise import PlainDenoiser
 from cola_cli.sampling.engine import Engine
 from cola_cli.sampling.requests import Request
 from cola_cli.settings.distill import DistillSettings
+from cola_cli.settings.prior import CleanData
 from cola_cli.settings.sample import SamplingOptions
-from cola_cli.training.objectives.distillation import Blocks, Distillation, Step, merged
+from cola_cli.training.objectives.distillation import (
+    Blocks,
+    Distillation,
+    Step,
+    begun_blocks,
+    merged,
+)
 from tests.small_networks import BLOCK, small_networks
 
 VOCABULARY, LENGTH = 40, 12
@@ -80,6 +87,19 @@ def test_the_teachers_way_is_that_of_the_sampler(name: str, guidance: float, pin
     for request, generation in engine.run(requests):
         expected = generation.latents[-1]
         torch.testing.assert_close(found[request.item], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_blocks_begin_as_noise_except_where_they_are_known() -> None:
+    vae, _ = networks("velocity")
+    source = torch.Generator().manual_seed(7)
+    mean, logvar, noise, z1 = torch.randn(4, 2, LENGTH, 8, generator=source)
+    clean = torch.zeros(2, LENGTH, dtype=torch.bool)
+    clean[1, BLOCK : BLOCK + 2] = True
+    drawn = {"mean": mean, "logvar": logvar, "noise": noise, "z1": z1, "clean": clean}
+    z0, start = begun_blocks(drawn, vae.config.to_prior, CleanData(clean="sample"))
+    torch.testing.assert_close(z0, vae.to_prior(mean + (logvar / 2).exp() * noise))
+    assert torch.equal(start[clean], z0[clean])
+    assert torch.equal(start[~clean], z1[~clean])
 
 
 @pytest.mark.parametrize("passes", [1, 2, 4])

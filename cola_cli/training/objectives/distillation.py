@@ -11,7 +11,7 @@ student learns to predict that mean at the N times at which it will be asked, wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from cola_cli.models.config import TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.rotary import wide
 from cola_cli.settings.distill import DistillSettings
+from cola_cli.settings.prior import CleanData
 from cola_cli.training import randomness
 from cola_cli.training.objectives import objective as objectives
 from cola_cli.training.objectives.flow_matching import clean_latents, draw_clean
@@ -83,29 +84,14 @@ class Distillation(Objective):
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
     ) -> list[Draws]:
         """Posterior, noise, which positions are known, and weights."""
-        assert rows.mean is not None
-        assert rows.logvar is not None
-        positions, channels = rows.mean.shape[1:]
-        block = self.student.config.block_size
-        clean = draw_clean(randoms, positions // block, block, self.settings.data.partly_clean)
+        drawn = draw_blocks(rows, randoms, self.student.config.block_size, self.settings.data)
         weight = objectives.position_weights(rows, self.patch_size)
-        return [
-            {
-                "mean": rows.mean,
-                "logvar": rows.logvar,
-                "clean": clean,
-                "moving_weight": np.where(clean, np.float32(0), weight),
-                "noise": randomness.normal(randoms, positions, channels),
-                "z1": randomness.normal(randoms, positions, channels),
-            }
-        ]
+        return [drawn | {"moving_weight": np.where(drawn["clean"], np.float32(0), weight)}]
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
         """mean, logvar (B, N, d) and draws -> the distance of the student's predictions to the teacher's."""
-        mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
-        z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], self.settings.data.clean))
+        z0, start = begun_blocks(batch, self.to_prior, self.settings.data)
         clean = batch["clean"].unsqueeze(-1)
-        start = torch.where(clean, z0, batch["z1"])
         options = self.settings.teacher
         with torch.no_grad():
             known = (z0, batch["clean"], self.values)
@@ -184,6 +170,31 @@ class Distillation(Objective):
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The student."""
         return [(self.student, 1.0)]
+
+
+def draw_blocks(
+    rows: Rows, randoms: Sequence[np.random.Generator], block_size: int, data: CleanData
+) -> Draws:
+    """Posterior, which positions are known, noise of the posterior and noise to begin from."""
+    assert rows.mean is not None
+    assert rows.logvar is not None
+    positions, channels = rows.mean.shape[1:]
+    return {
+        "mean": rows.mean,
+        "logvar": rows.logvar,
+        "clean": draw_clean(randoms, positions // block_size, block_size, data.partly_clean),
+        "noise": randomness.normal(randoms, positions, channels),
+        "z1": randomness.normal(randoms, positions, channels),
+    }
+
+
+def begun_blocks(
+    batch: Batch, to_prior: Callable[[Tensor], Tensor], data: CleanData
+) -> tuple[Tensor, Tensor]:
+    """z_0 (B, N, d) of a batch of `draw_blocks`, and the noise with z_0 where positions are known."""
+    mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
+    z0 = to_prior(clean_latents(mean, logvar, batch["noise"], data.clean))
+    return z0, torch.where(batch["clean"].unsqueeze(-1), z0, batch["z1"])
 
 
 class Blocks:

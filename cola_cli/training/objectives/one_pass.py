@@ -15,12 +15,9 @@ from torch import Tensor, nn
 from cola_cli.corpus.sequences import Rows
 from cola_cli.models.config import TextVAEConfig
 from cola_cli.models.prior import Prior
-from cola_cli.models.rotary import wide
 from cola_cli.settings.distill import DistillSettings
-from cola_cli.training import randomness
 from cola_cli.training.objectives import objective as objectives
-from cola_cli.training.objectives.distillation import Blocks
-from cola_cli.training.objectives.flow_matching import clean_latents, draw_clean
+from cola_cli.training.objectives.distillation import Blocks, begun_blocks, draw_blocks
 from cola_cli.training.objectives.objective import Batch, Draws, Objective
 
 
@@ -43,31 +40,14 @@ class OnePass(Objective):
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
     ) -> list[Draws]:
         """Posterior, noise, tokens, which positions are known, and weights."""
-        assert rows.mean is not None
-        assert rows.logvar is not None
-        positions, channels = rows.mean.shape[1:]
-        block = self.student.config.block_size
-        return [
-            {
-                "mean": rows.mean,
-                "logvar": rows.logvar,
-                "tokens": rows.tokens,
-                "token_weight": objectives.token_weights(rows),
-                "clean": draw_clean(
-                    randoms, positions // block, block, self.settings.data.partly_clean
-                ),
-                "noise": randomness.normal(randoms, positions, channels),
-                "z1": randomness.normal(randoms, positions, channels),
-            }
-        ]
+        drawn = draw_blocks(rows, randoms, self.student.config.block_size, self.settings.data)
+        return [drawn | {"tokens": rows.tokens, "token_weight": objectives.token_weights(rows)}]
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
         """mean, logvar (B, N, d), tokens (B, N) and draws -> the cross-entropy of the tokens."""
-        student, tokens, clean = self.student, batch["tokens"], batch["clean"]
-        mean, logvar = wide(batch["mean"]), wide(batch["logvar"])
-        z0 = self.to_prior(clean_latents(mean, logvar, batch["noise"], self.settings.data.clean))
-        z = torch.where(clean.unsqueeze(-1), z0, batch["z1"])
-        hidden = Blocks(student, z0, clean, self.times)(z, self.levels, None)
+        student, tokens = self.student, batch["tokens"]
+        z0, z = begun_blocks(batch, self.to_prior, self.settings.data)
+        hidden = Blocks(student, z0, batch["clean"], self.times)(z, self.levels, None)
         hidden, own = (
             part.unflatten(1, (-1, student.config.block_size)) for part in (hidden, tokens)
         )
