@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from cola_cli.artifacts.files import make_directory, refuse_links, writing_failed
 from cola_cli.artifacts.reading import parse_json, shown
@@ -103,11 +103,9 @@ class Claims:
         Raises OutputLocked when that process has been stopped by a signal at every call for half a minute.
         """
         time.sleep(POLL_SECONDS)
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            holder = json.loads(os.pread(self._descriptor, CLAIM_BYTES, number * CLAIM_BYTES))
-            pid, host = int(holder["pid"]), str(holder["host"])
-            if self._stopped.is_over(state_of(pid, host) == "stopped"):
-                raise _stopped_holder(f"a part of the work is held by process {pid} on {host}")
+        holder = _Holder(os.pread(self._descriptor, CLAIM_BYTES, number * CLAIM_BYTES))
+        if self._stopped.is_over(holder.is_stopped):
+            raise _stopped_holder(f"a part of the work is held by {holder}")
 
     def __enter__(self) -> Self:
         return self
@@ -119,9 +117,8 @@ class Claims:
 def holder_of(directory: Path) -> str | None:
     """Who writes to the artifact now, or None."""
     try:
-        flags = (
-            os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        )  # opening a pipe must not block
+        # opening a pipe must not block
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(directory / LOCK_NAME, flags)
     except OSError:
         return None
@@ -129,7 +126,7 @@ def holder_of(directory: Path) -> str | None:
         # A shared lock is enough to see whether a writer has the exclusive one, and is gone at once.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _holder(descriptor)
+        return str(_Holder.of(descriptor))
     else:
         return None
     finally:
@@ -155,6 +152,26 @@ def _self_description() -> dict[str, str | int]:
     }
 
 
+class _Holder:
+    """Who holds a lock or a task, as it says of itself in the file: in words, and whether it is stopped."""
+
+    def __init__(self, text: bytes) -> None:
+        self._words, self.is_stopped = "another process", False
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found = parse_json(text)
+            more = f" since {found['since']} ({found['command']})" if "since" in found else ""
+            self._words = shown(f"process {found['pid']} on {found['host']}{more}", 1000)
+            self.is_stopped = state_of(int(found["pid"]), str(found["host"])) == "stopped"
+
+    @classmethod
+    def of(cls, descriptor: int) -> _Holder:
+        """The holder of a lock file."""
+        return cls(os.pread(descriptor, 65536, 0))
+
+    def __str__(self) -> str:
+        return self._words
+
+
 class Patience:
     """Ends a wait whose reason lasts too long."""
 
@@ -178,31 +195,8 @@ def _stopped_holder(problem: str) -> OutputLocked:
 
 
 def _locked(directory: Path, descriptor: int) -> OutputLocked:
-    problem = f"{directory} is being written by {_holder(descriptor)}"
-    if _is_stopped(descriptor):
+    holder = _Holder.of(descriptor)
+    problem = f"{directory} is being written by {holder}"
+    if holder.is_stopped:
         return _stopped_holder(problem)
     return OutputLocked(f"{problem}.", "Wait for it, stop it, or choose another output directory.")
-
-
-def _holder(descriptor: int) -> str:
-    try:
-        holder = _description(descriptor)
-        return shown(
-            f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-            f" ({holder['command']})",
-            1000,
-        )
-    except (ValueError, KeyError, TypeError):
-        return "another process"
-
-
-def _is_stopped(descriptor: int) -> bool:
-    try:
-        holder = _description(descriptor)
-        return state_of(int(holder["pid"]), str(holder["host"])) == "stopped"
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _description(descriptor: int) -> Any:
-    return parse_json(os.pread(descriptor, 65536, 0))
