@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,14 @@ class Killed(BaseException):
     pass
 
 
-def killing(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+CHANGES: tuple[tuple[Any, str], ...] = (
+    (os, "replace"), (Path, "unlink"), (Path, "rmdir"), (Path, "mkdir"),
+)  # fmt: skip
+
+
+def killing(
+    monkeypatch: pytest.MonkeyPatch, after: int, changes_of: Sequence[tuple[Any, str]] = CHANGES
+) -> None:
     """Every change of a directory from the `after`-th on fails as it would in a process that is gone."""
     changes = 0
 
@@ -54,9 +61,8 @@ def killing(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 
         return called
 
-    for owner, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir"), (Path, "mkdir")):
+    for owner, name in changes_of:
         monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
-    monkeypatch.setattr(shutil, "rmtree", dying(shutil.rmtree))
 
 
 def test_a_kill_at_any_change_leaves_the_old_artifact_or_the_way_to_the_new_one(
@@ -75,7 +81,7 @@ def test_a_kill_at_any_change_leaves_the_old_artifact_or_the_way_to_the_new_one(
         shutil.copytree(tmp_path / "quiet/tokens", path)
         (path / "NOTES.txt").write_text("mine")
         with monkeypatch.context() as patch:
-            killing(patch, after)
+            killing(patch, after, (*CHANGES, (shutil, "rmtree")))
             try:
                 overwrite(path, seq_len=128)
                 ended = True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipelines.conftest import cola_script
 from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
 from tests.stages.conftest import made_up_text
 
@@ -20,9 +21,7 @@ STORIES = [sys.executable, str(PIPELINES / "stories.py")]
 def test_the_demo_model_is_made_rounded_and_sampled(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text(made_up_text(100))
     (tmp_path / "mini.toml").write_text(SETTINGS)
-    command = tmp_path / "cola"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cola_cli "$@"\n')
-    command.chmod(0o755)
+    command = cola_script(tmp_path)
     environment = os.environ | {
         "COLA": str(command),
         "PYTHON": sys.executable,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train import train
 from tests.conftest import CPU
+from tests.pipelines.conftest import cola_script
 from tests.pipelines.test_torchrun import PIPELINES
 from tests.stages.conftest import made_up_text, make_tokens, prior_settings, vae_settings
 
@@ -29,9 +29,7 @@ def test_a_prior_goes_on_with_other_text_and_then_for_more_steps(tmp_path: Path)
     train(PRIOR, latents, model, prior_settings(steps=2), CPU)
     (tmp_path / "corpus.txt").write_text(made_up_text(300, seed=7))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Anna sees"}\n')
-    command = tmp_path / "cola"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cola_cli "$@"\n')
-    command.chmod(0o755)
+    command = cola_script(tmp_path)
     environment = os.environ | {
         "COLA": str(command),
         "CORPUS": str(tmp_path / "corpus.txt"),

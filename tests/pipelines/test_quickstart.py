@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cola_cli.artifacts.verify import verify
+from tests.pipelines.conftest import cola_script
 from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
 from tests.stages.conftest import made_up_text
 
@@ -28,9 +29,7 @@ def test_the_quickstart_survives_a_kill_and_then_finds_nothing_to_do(tmp_path: P
     (tmp_path / "corpus.txt").write_text(made_up_text(300))
     (tmp_path / "mini.toml").write_text(SETTINGS + SAMPLE)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Anna sees"}\n{"prompt": "Tom"}\n')
-    command = tmp_path / "cola"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cola_cli "$@"\n')
-    command.chmod(0o755)
+    command = cola_script(tmp_path)
     environment = os.environ | {
         "COLA": str(command),
         "CORPUS": str(tmp_path / "corpus.txt"),

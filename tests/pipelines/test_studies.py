@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +26,7 @@ from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train import train
 from cola_cli.studies.plan import plan_study
 from cola_cli.studies.settings import read_study
+from tests.pipelines.conftest import cola_script
 from tests.pipelines.test_quickstart import SAMPLE
 from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
 from tests.stages.conftest import made_up_text
@@ -37,9 +37,7 @@ NAMES = ("scaling", "rq1", "rq2", "rq3", "rq4")
 
 
 def environment(folder: Path, **variables: object) -> dict[str, str]:
-    command = folder / "cola"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cola_cli "$@"\n')
-    command.chmod(0o755)
+    command = cola_script(folder)
     own = {"COLA": command, "PYTHONPATH": PIPELINES.parent, "OMP_NUM_THREADS": 1}
     own["CUDA_VISIBLE_DEVICES"] = ""
     return os.environ | {name: str(value) for name, value in (own | variables).items()}

@@ -23,10 +23,9 @@ from cola_cli.stages.encode import encode
 from cola_cli.stages.run import Outcome
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train import train
-from tests.artifacts.test_replacement import Killed
+from tests.artifacts.test_replacement import Killed, killing
 from tests.conftest import CPU, content
 from tests.stages.conftest import made_up_text, vae_settings
-from tests.stages.test_extend import killing
 
 # the last part of what is tokenized first is not full
 SETTINGS = TokenizeSettings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from cola_cli.stages.status import survey
 from cola_cli.stages.train import derived_family, plan_training, train
 from cola_cli.training.loop import Training
 from cola_cli.training.schedule import learning_rate, shared_steps
-from tests.artifacts.test_replacement import Killed
+from tests.artifacts.test_replacement import Killed, killing
 from tests.conftest import CPU, content
 from tests.stages.conftest import assignments, distill_settings, prior_settings, vae_settings
 from tests.stages.killing import assert_same_manifest, assert_same_metrics, kill_until_done
@@ -261,24 +260,6 @@ def test_a_kill_at_any_change_leaves_the_short_run_or_the_way_to_the_long_one(
         after += 1
     assert halves > 5
     assert after > 30
-
-
-def killing(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Every change of a directory from the `after`-th on fails as it would in a process that is gone."""
-    changes = 0
-
-    def dying(change: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*arguments: Any, **options: Any) -> Any:
-            nonlocal changes
-            changes += 1
-            if changes > after:
-                raise Killed
-            return change(*arguments, **options)
-
-        return called
-
-    for owner, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir"), (Path, "mkdir")):
-        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
 
 
 @pytest.mark.slow
