@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cola_cli.cli.console import print_json, show_error
-from cola_cli.cli.options import MACHINE, MODEL, MODEL_HELP, Invocation, command, setting_flags
+from cola_cli.cli.options import MACHINE, Invocation, Model, command, setting_flags
 from cola_cli.errors import ColaError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ HELP = (
 )  # fmt: skip
 @setting_flags("dtype")
 def chat(
-    model: Annotated[Path, MODEL, typer.Argument(help=MODEL_HELP)],
+    model: Model,
     run: Invocation,
     chat_template: Annotated[
         Path | None,

@@ -7,14 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.options import (
-    MODEL,
-    MODEL_HELP,
-    Invocation,
-    command,
-    output_option,
-    setting_flags,
-)
+from cola_cli.cli.options import MODEL, Invocation, Model, command, output_option, setting_flags
 
 
 @command()
@@ -47,7 +40,7 @@ def score(
 @setting_flags("steps", "guidance", "seed", "batch_size")
 def run(
     run: Invocation,
-    model: Annotated[Path, MODEL, typer.Argument(help=MODEL_HELP)],
+    model: Model,
     task: Annotated[
         str, typer.Option("--task", help="lambada, mmlu, obqa, hellaswag, race, siqa, squad ...")
     ],

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cola_cli.cli.options import MODEL, MODEL_HELP, Invocation, command
+from cola_cli.cli.options import Invocation, Model, command
 from cola_cli.errors import UsageError
 
 DRAWS, STEPS = 1 << 16, 10_000  # at most
@@ -16,7 +16,7 @@ DRAWS, STEPS = 1 << 16, 10_000  # at most
 @command("device", "threads")
 def likelihood(
     run: Invocation,
-    model: Annotated[Path, MODEL, typer.Argument(help=MODEL_HELP)],
+    model: Model,
     text: Annotated[str | None, typer.Option("--text", help="A text to score.")] = None,
     prefix: Annotated[
         str | None, typer.Option("--prefix", help="Score --text as what follows this.")

@@ -130,7 +130,10 @@ Profile = Annotated[
 
 # Marks an argument that names a model (`demo`, `hf:org/name`, a folder): the command gets its folder.
 MODEL = object()
-MODEL_HELP = "A prior, a baseline, a checkpoint folder, hf:org/name[@revision], or demo."
+MODEL_ARGUMENT = typer.Argument(
+    help="A prior, a baseline, a checkpoint folder, hf:org/name[@revision], or demo."
+)
+Model = Annotated[Path, MODEL, MODEL_ARGUMENT]
 
 REQUIRED = inspect.Parameter.empty
 # In the order in which `--help` lists them: (declaration, default).

@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cola_cli.cli.console import print_json
-from cola_cli.cli.options import (
-    MACHINE,
-    MODEL,
-    MODEL_HELP,
-    Invocation,
-    command,
-    output_option,
-    setting_flags,
-)
+from cola_cli.cli.options import MACHINE, Invocation, Model, command, output_option, setting_flags
 from cola_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +30,7 @@ if TYPE_CHECKING:
 @setting_flags("first_block", "repaint_times", "repaint_fraction", panel="First block")
 @setting_flags("compat", "dtype", "batch_size")
 def sample(
-    model: Annotated[Path, MODEL, typer.Argument(help=MODEL_HELP)],
+    model: Model,
     run: Invocation,
     prompt: Annotated[
         list[str] | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cola_cli.cli.console import print_json
-from cola_cli.cli.options import MACHINE, MODEL, MODEL_HELP, Invocation, command, setting_flags
+from cola_cli.cli.options import MACHINE, MODEL, MODEL_ARGUMENT, Invocation, command, setting_flags
 from cola_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ NEEDED = ("starlette", "uvicorn", "prometheus_client", "jinja2")
 )  # fmt: skip
 @setting_flags("dtype", "batch_size")
 def serve(
-    models: Annotated[list[Path], MODEL, typer.Argument(help=MODEL_HELP)],
+    models: Annotated[list[Path], MODEL, MODEL_ARGUMENT],
     run: Invocation,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,

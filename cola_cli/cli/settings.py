@@ -51,11 +51,11 @@ def settings(
     Example: cola settings prior train
     """
     from cola_cli.settings import TABLES
-    from cola_cli.settings.describe import sections, shown
+    from cola_cli.settings.describe import about, sections, shown
 
     if table is None:
-        about = [[name, " ".join((model.__doc__ or "").split())] for name, model in TABLES.items()]
-        run.show({"tables": dict(about)}, ("", ["table", "what it is"], about))
+        rows = [[name, about(model)] for name, model in TABLES.items()]
+        run.show({"tables": dict(rows)}, ("", ["table", "what it is"], rows))
         return
     found = sections(table, name or "")
     tables = []

@@ -46,10 +46,10 @@ def sections(table: str, name: str = "") -> dict[str, tuple[str, list[Setting]]]
         raise UsageError(f"there is no setting {name!r} in {table}.", nearest(name, known))
     chosen = {
         section: (
-            about,
+            what,
             [one for one in settings if f"{one.name}.".startswith(f"{name}." if name else "")],
         )
-        for section, (about, settings) in found.items()
+        for section, (what, settings) in found.items()
     }
     return {section: own for section, own in chosen.items() if own[1]}
 
@@ -58,7 +58,7 @@ def _sections(
     model: type[BaseModel], section: str, presets: dict[str, dict[str, Any]]
 ) -> dict[str, tuple[str, list[Setting]]]:
     own: list[Setting] = []
-    found = {section: (" ".join((model.__doc__ or "").split()), own)}
+    found = {section: (about(model), own)}
     for name, field in model.model_fields.items():
         whole = f"{section}.{name}".lstrip(".")
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -69,6 +69,11 @@ def _sections(
             Setting(whole, _kind(field.annotation), field.default, given, field.description or "")
         )
     return found
+
+
+def about(model: type[BaseModel]) -> str:
+    """What a table or section of settings is, on one line."""
+    return " ".join((model.__doc__ or "").split())
 
 
 def _kind(annotation: Any) -> str:
@@ -98,8 +103,8 @@ def settings_file(preset: str | None = None) -> str:
         read_preset(preset)
     lines = [f"{HEAD} FILE. A line without # is set; the others show the default."]
     for table in TABLES:
-        for section, (about, settings) in sections(table).items():
-            lines += ["", *_comment(about), f"[{f'{table}.{section}'.rstrip('.')}]"]
+        for section, (what, settings) in sections(table).items():
+            lines += ["", *_comment(what), f"[{f'{table}.{section}'.rstrip('.')}]"]
             for one in settings:
                 lines += ["", *_comment(f"{one.about} ({one.kind})")]
                 leaf = one.name.rpartition(".")[2]

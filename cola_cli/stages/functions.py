@@ -16,6 +16,7 @@ from typing import Any
 from cola_cli.families import PRIOR, TEXT_VAE, Family
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import TABLES, resolve
+from cola_cli.settings.fields import Settings
 from cola_cli.stages.run import Outcome, Run
 
 Place = str | Path
@@ -35,10 +36,10 @@ def tokenize(
     from cola_cli.stages.tokenize import tokenize as stage
 
     names = [corpus] if isinstance(corpus, str | Path) else corpus
-    chosen = resolve(TABLES["tokenize"], "tokenize", preset, flags=settings)
+    chosen: Any = _resolved("tokenize", preset, settings)
     given = None if tokenizer is None else Path(tokenizer)
     run = _run("cpu", overwrite, reporter)
-    return stage([str(name) for name in names], Path(output), chosen, given, run)  # type: ignore[arg-type]
+    return stage([str(name) for name in names], Path(output), chosen, given, run)
 
 
 def train_vae(
@@ -69,9 +70,9 @@ def encode(
     """The posterior of every sequence of a tokens artifact under a Text VAE, to a latents artifact."""
     from cola_cli.stages.encode import encode as stage
 
-    chosen = resolve(TABLES["encode"], "encode", preset, flags=settings)
+    chosen: Any = _resolved("encode", preset, settings)
     run = _run(device, overwrite, reporter)
-    return stage(Path(tokens), Path(vae), Path(output), chosen, run)  # type: ignore[arg-type]
+    return stage(Path(tokens), Path(vae), Path(output), chosen, run)
 
 
 def train_prior(
@@ -98,8 +99,12 @@ def _train(
 ) -> Outcome:
     from cola_cli.stages.train import train
 
-    chosen = resolve(TABLES[family.table], family.table, preset, flags=settings)
+    chosen = _resolved(family.table, preset, settings)
     return train(family, Path(source), Path(output), chosen, run)
+
+
+def _resolved(table: str, preset: str | None, settings: Mapping[str, Any] | None) -> Settings:
+    return resolve(TABLES[table], table, preset, flags=settings)
 
 
 def _run(device: str, overwrite: bool, reporter: Reporter | None) -> Run:

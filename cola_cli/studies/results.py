@@ -27,11 +27,8 @@ from cola_cli.studies.settings import COMPUTE, Study, StudySettings, Sweep
 from cola_cli.studies.statistics import Interval, PowerLaw, intervals, power_law
 
 REAL_TEXT = "real text"
-LOGARITHMIC = (
-    "perplexity",
-    "validation_loss",
-    "validation_flow",
-)  # metrics whose mean is the geometric one
+# metrics whose mean is the geometric one
+LOGARITHMIC = ("perplexity", "validation_loss", "validation_flow")
 SHARES = ("words", "pairs", "memorised", "mauve", *FROM_TEXT_PREFIXES)  # and all accuracies
 OWN_LOSS = (
     "validation_ metrics are each model's own loss (flow matching, next token, a bound of masked diffusion):"

@@ -41,9 +41,8 @@ class Training:
     """One run: an objective trained on sequences, writing into the directory of an artifact.
 
     flops: floating-point operations that a step needs, in all processes together. shares: how this process
-    cuts its batches. base: step and place of a checkpoint of a shorter run, to
-    begin from while this one has no checkpoint. watch: is told of all metrics. profile: file for a trace of
-    some steps.
+    cuts its batches. base: step and place of a checkpoint of a shorter run, to begin from while this one has
+    no checkpoint. watch: is told of all metrics. profile: file for a trace of some steps.
     """
 
     def __init__(
@@ -336,9 +335,8 @@ class Training:
         self.reporter.note(f"going on from step {step}")
         earlier = Metrics(found.path.parents[1] / METRICS)
         earlier.resume(step, digest)
-        if (
-            step < self.train.steps
-        ):  # the last step of a shorter run is logged and validated besides
+        if step < self.train.steps:
+            # the last step of a shorter run is logged and validated besides
             earlier.thin(
                 step, step % self.train.log_every == 0, step % self.train.validate_every == 0
             )

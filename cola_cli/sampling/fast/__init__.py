@@ -22,9 +22,7 @@ def best_denoiser(
     from cola_cli.sampling.fast.cuda_graph import GraphDenoiser
     from cola_cli.sampling.fast.ragged_denoiser import RaggedDenoiser
 
-    if (
-        prior.config.self_conditioning
-    ):  # its estimates are carried from step to step by the plain one alone
+    if prior.config.self_conditioning:  # the plain one alone carries estimates from step to step
         return PlainDenoiser(prior, cache, options)
     ragged = RaggedDenoiser(prior, cache, options)
     if fixed_shapes is None:
