@@ -151,7 +151,8 @@ def odd_lines(name: str, command: Any, source: random.Random) -> Iterator[list[s
     context = command.make_context("cola", [], resilient_parsing=True)
     options = [p for p in command.get_params(context) if p.param_type_name == "option"]
     valued = [p.opts[-1] for p in options if not p.is_flag]
-    flags = [p.opts[-1] for p in options if p.is_flag and p.name not in ("help", "debug")]
+    # --watch goes on until the artifacts are complete, as it should
+    flags = [p.opts[-1] for p in options if p.is_flag and p.name not in ("help", "debug", "watch")]
     while True:
         words = shlex.split(LINES[name])
         for _ in range(source.choice((1, 1, 1, 2, 3))):
