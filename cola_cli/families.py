@@ -306,7 +306,7 @@ PRIOR = Family(
 
 # A prior distilled from another one, which is of the prior's kind
 
-CHAIN = 2  # width of the chain of a student of one pass, in widths of the prior
+CHAIN = 2  # width of the chain of a student with a token head, in widths of the prior
 
 
 def student_of(teacher: Artifact) -> Family:
@@ -324,7 +324,7 @@ def student_of(teacher: Artifact) -> Family:
             )
         if shape.chain:
             raise UsageError(
-                "the teacher is itself a student of one pass, and there is nothing left to distil.",
+                "the teacher is itself a student with a chain, and there is nothing left to distil.",
                 "Name its teacher.",
             )
         if data.positions % shape.block_size:
@@ -333,31 +333,35 @@ def student_of(teacher: Artifact) -> Family:
                 f" {shape.block_size}.",
                 "Encode tokens of another --seq-len.",
             )
-        chained = settings.passes == 1 and shape.prediction == "tokens"
-        if chained and settings.teacher.guidance != 1.0:
+        guided = settings.teacher.guidance != 1.0
+        chained = shape.prediction == "tokens" and shape.block_size % settings.passes == 0
+        if chained and guided and settings.passes == 1:
             raise UsageError(
                 "a student of one pass with a token head learns from text, so it cannot have guidance"
                 f" {settings.teacher.guidance:g} built in.",
                 "Set teacher.guidance=1, or ask for more passes.",
             )
-        made_for = {"passes": settings.passes, "chain": CHAIN * shape.dim if chained else 0}
+        chained = chained and not guided
+        made_for = {"passes": settings.passes}
+        if chained:  # which decides a token in one pass, so no estimate goes from pass to pass
+            made_for |= {"chain": CHAIN * shape.dim, "self_conditioning": False}
         return shape.model_copy(update=made_for)
 
     def build(config: PriorConfig, latents: Latents, settings: DistillSettings) -> Networks:
         from cola_cli.models.prior import Prior
+        from cola_cli.training.objectives.chained import Chained, cool
         from cola_cli.training.objectives.distillation import Distillation
-        from cola_cli.training.objectives.one_pass import OnePass, cool
         from cola_cli.weights.artifact import load_prior
         from cola_cli.weights.configs import vae_config
 
         student, original = Prior(config), load_prior(teacher).float()  # it may be rounded
-        student.load_state_dict(original.state_dict(), strict=False)  # all but a chain
+        student.load_state_dict(original.state_dict(), strict=False)  # all but what a chain changes
         length, vae = latents.statistics.seq_len, vae_config(latents)
         saved = {"prior": (student, config)}
         if not config.chain:
             return Networks(Distillation(student, original, settings, length, vae), saved)
         temperature = settings.teacher.head_temperature
-        objective = OnePass(student, settings, length, vae)
+        objective = Chained(student, settings, length, vae)
         return Networks(objective, saved, lambda: cool(student, temperature))
 
     inputs = {PRIOR.kind: teacher.manifest.fingerprint}
@@ -374,10 +378,10 @@ DISTILLED = replace(
     flags=("passes",),
     trained=lambda settings: ("prior",),
     metrics={
-        "validation_loss": "distance to the teacher's predictions; of one pass, nats a token",
+        "validation_loss": "distance to the teacher's predictions; with a chain, nats a token",
         "validation_gap": "squared distance of the latents to the teacher's",
         "validation_gap_of_teacher": "that of the teacher in as few passes",
-        "validation_accuracy": "tokens equal to the teacher's; of one pass, to the text's",
+        "validation_accuracy": "tokens equal to the teacher's; with a chain, to the text's",
     },
     base=Base(
         PRIOR.kind,

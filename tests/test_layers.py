@@ -109,7 +109,7 @@ def test_a_further_training_stage_is_its_own_files_and_three_places() -> None:
     own = {
         "cola_cli.settings.distill",
         "cola_cli.training.objectives.distillation",
-        "cola_cli.training.objectives.one_pass",
+        "cola_cli.training.objectives.chained",
     }
     naming = {
         name

@@ -47,7 +47,7 @@ def cola_sampling(
         history = prefix + number * block
         total += sum(_evaluation(prior, history, guided and history > 0) for guided in guides)
         if number:  # the block before, for the cache
-            total += prior_pass(prior, block, block * history)
+            total += prior_pass(prior, block, block * history) - _head(prior, block)
         if decodes:
             pairs = block * history + causal_pairs(block, vae.block_size)
             total += text_vae_decoding(vae, block, vae.decoder_layers * pairs, tokens)
@@ -90,11 +90,18 @@ def _evaluation(prior: PriorConfig, history: int, guided: bool) -> float:
     """The velocity of a block behind `history` latents, and of the block alone when guided."""
     block = prior.block_size
     own = prior_pass(prior, block, block * (history + block))
+    if prior.chain:  # it and the head are asked for one group of the block
+        own -= _head(prior, block - prior.group_size)
     if not guided:
         return own
     # up to their first attention both blocks are one
     shared = 2.0 * block * prior.dim * (3 * prior.heads * prior.head_dim + prior.latent_dim)
     return own + prior_pass(prior, block, block * block) - shared
+
+
+def _head(prior: PriorConfig, positions: int) -> float:
+    """What comes after the blocks of the network."""
+    return 2.0 * positions * (prior.end_products() - prior.dim * prior.latent_dim)
 
 
 def row_bucket(rows: int) -> int:

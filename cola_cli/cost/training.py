@@ -140,10 +140,11 @@ def distillation_cost(config: PriorConfig, data: Data, settings: DistillSettings
     alone = rows * prior_pass(config, positions, positions * block) if guided else 0
     times = (teacher.steps * config.block_size if config.stagger else teacher.steps) + 1
     both = clean + prior_conditioning(config, times)
-    operations = BACKWARD_TOO * (both + settings.passes * noisy)
+    passes = 1 if config.chain else settings.passes  # a chain's are taken in turn, one a step
+    operations = BACKWARD_TOO * (both + passes * noisy)
     if not config.chain:
         operations += both + teacher.steps * (noisy + alone)
-    activations = prior_activations(config, train, positions, settings.passes)
+    activations = prior_activations(config, train, positions, passes)
     parameters, core = config.parameter_count(), config.core_parameter_count()
     return Cost(parameters, core, operations, activations)
 

@@ -1,4 +1,4 @@
-"""The tokens of a block one after another, from one pass of the prior over it.
+"""The tokens of a block, or of a group of its positions, one after another, from one pass of the prior.
 
 A pass that sees only noise tells of each position what may stand there, but not together with which others.
 A small recurrent network takes the choices from left to right into account:
@@ -39,14 +39,14 @@ class Chain(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """hidden (B, b, D) of blocks and the tokens (B, b) that stand there -> what W reads, (B, b, D)."""
+        """hidden (B, b, D) of groups and the tokens (B, b) that stand there -> what W reads, (B, b, D)."""
         decay, states = self.decay.sigmoid(), [hidden.new_zeros(len(hidden), len(self.decay))]
         for embedded in self.embedding[tokens[:, :-1]].unbind(1):
             states.append(decay * states[-1] + embedded)
         return self._read(hidden, self.into(hidden), torch.stack(states, 1))
 
     def choose(self, hidden: Tensor, noise: Tensor, head: nn.Linear, temperature: float) -> Tensor:
-        """Tokens (B, b) of blocks by their hidden states (B, b, D) and noise (B, b, d).
+        """Tokens (B, b) of groups by their hidden states (B, b, D) and noise (B, b, d).
 
         The vocabulary's size where there is no distribution, for weights that are not finite.
         """

@@ -186,16 +186,18 @@ class PriorConfig(PriorShape):
         0,
         ge=0,
         le=SIZE_LIMIT,
-        description="Of a prior of one pass with a token head: width of the network that chooses the tokens"
-        " of a block one after another. 0: none.",
+        description="Of a distilled prior with a token head: width of the network that chooses the tokens of"
+        " a pass one after another. 0: none.",
     )
 
     @model_validator(mode="after")
     def _head_fits(self) -> PriorConfig:
         if (self.prediction == "tokens") != bool(self.vocab_size):
             raise ValueError("vocab_size goes with prediction 'tokens', and only with it")
-        if self.chain and (self.passes != 1 or not self.vocab_size):
-            raise ValueError("a chain goes with one pass and prediction 'tokens'")
+        if self.chain and not (self.vocab_size and self.passes):
+            raise ValueError("a chain goes with passes and prediction 'tokens'")
+        if self.chain and self.block_size % self.passes:
+            raise ValueError(f"passes {self.passes} must divide block_size {self.block_size}")
         return self
 
     def require_guidance(self, scale: float) -> None:
@@ -206,6 +208,11 @@ class PriorConfig(PriorShape):
                 f" be given guidance {scale:g}.",
                 "Leave guidance at 1, or name its teacher.",
             )
+
+    @property
+    def group_size(self) -> int:
+        """Positions of a block that a pass of a prior with a chain decides, one group after another."""
+        return self.block_size // self.passes
 
     @property
     def history_block(self) -> int:

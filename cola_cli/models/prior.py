@@ -211,12 +211,21 @@ class Prior(nn.Module):
         """E[z_0 | z_t] (B, n, d) from the network's output (B, n, out_dim) at t, broadcast to (B, n, 1).
 
         For `prediction: tokens` sum_k p_k c_k with p the softmax of the logits / temperature, c_k the codes;
-        with a chain the codes of the tokens that it chooses, with `residual` the rest of the output added.
+        with `residual` the rest of the output added. With a chain z_t, but in the first group of a block that
+        is still noise the codes of the tokens that the chain chooses.
         """
         if self.chain is not None:
-            chosen = self.chain.choose(output, z_t, self.latent_out, temperature)
+            # in a single pass all are, and nothing is read back from a GPU
+            start = 0 if self.config.passes == 1 else int((t.flatten() < 0.5).sum())
+            group = slice(start, start + self.config.group_size)
+            chosen = self.chain.choose(
+                output[:, group], z_t[:, group], self.latent_out, temperature
+            )
             found = self.codes[chosen.clamp(max=len(self.codes) - 1)]
-            return torch.where((chosen < len(self.codes)).unsqueeze(-1), found, torch.nan)
+            known = (chosen < len(self.codes)).unsqueeze(-1)
+            estimate = z_t.to(found.dtype, copy=True)
+            estimate[:, group] = torch.where(known, found, torch.nan)
+            return estimate
         if self.config.prediction == "tokens":
             chances = (self.logits(output) / temperature).softmax(-1)
             code = chances @ self.codes.to(output.dtype)

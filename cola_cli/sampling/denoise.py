@@ -24,7 +24,13 @@ from cola_cli.flow.path import (
     renoise,
     to_velocity,
 )
-from cola_cli.flow.solvers import chosen_grid, evaluation_times, evaluations_per_step, step
+from cola_cli.flow.solvers import (
+    chosen_grid,
+    evaluation_times,
+    evaluations_per_step,
+    step,
+    uniform_grid,
+)
 from cola_cli.models.attention import BlockCausal, block_causal_mask
 from cola_cli.models.config import PriorConfig
 from cola_cli.models.prior import Prior
@@ -97,27 +103,32 @@ class Trajectory:
         self.grid = chosen_grid(options.steps, options.grid)
         self.times = evaluation_times(self.grid, options.solver)
         self.clean_pins = options.first_block == "clean-repaint"
-        self.stagger, self.block = config.stagger, config.block_size
+        self.block = config.block_size
+        # a chain's positions move in groups, one group after another
+        self._groups = config.passes if config.chain else config.block_size
+        self.stagger = config.passes - 1.0 if config.chain else config.stagger
         self.channels = config.latent_dim
         self._network_times = functools.cache(self._times_on)
         self._path = functools.cache(self._path_on)
-        if config.chain and len(self.times) != 1:
+        if config.chain and (self.grid != uniform_grid(config.passes) or options.solver != "euler"):
             raise UsageError(
-                f"this prior is distilled for one pass a block, not {len(self.times)}.",
-                "Leave steps at 1 and the solver at euler, or name its teacher.",
+                f"this prior is distilled for passes={config.passes} over a block, by even Euler steps.",
+                f"Leave steps at {config.passes}, the solver at euler and grid empty, or name its teacher.",
             )
         if config.prediction != "velocity" and options.solver == "heun":
             raise UsageError(
                 f"heun needs the velocity at t = 0; a prior that predicts {config.prediction} has none.",
                 "Choose euler or midpoint.",
             )
-        if options.settle and config.prediction != "tokens":
+        if options.settle and (config.prediction != "tokens" or config.chain):
+            what = "a student decides a token in one pass"
+            if not config.chain:
+                what = f"a prior that predicts {config.prediction} has none"
             raise UsageError(
-                f"settle looks at the tokens of a token head; a prior that predicts {config.prediction} has"
-                " none.",
+                f"settle looks at the tokens of a token head from pass to pass; {what}.",
                 "Leave settle at 0.",
             )
-        if config.stagger and options.first_block == "partial-repaint":
+        if self.stagger and options.first_block == "partial-repaint":
             raise UsageError(
                 "partial repaint needs blocks whose positions share one time; this prior's are staggered.",
                 "Choose another --first-block.",
@@ -144,7 +155,8 @@ class Trajectory:
 
     def _positions(self, time: Tensor) -> Tensor:
         """The times of a block's staggered positions from the block's own."""
-        return position_times(time, self.stagger, self.block)
+        times = position_times(time, self.stagger, self._groups)
+        return times.repeat_interleave(self.block // self._groups, -1)
 
     def _path_on(self, device: torch.device) -> list[tuple[Any, Any, Any]]:
         """Where each step begins, where it ends, and with eta how far it goes before it comes back.

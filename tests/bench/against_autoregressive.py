@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -41,12 +42,13 @@ from tests.bench.sample import PRIOR, VAE
 PROMPT = 64
 
 
-def prior_config(prediction: str, stagger: float, passes: int) -> PriorConfig:
+def prior_config(prediction: str, passes: int, guidance: float) -> PriorConfig:
     """The prior of tests/bench/sample.py in another parameterisation, as `cola distill` would make it."""
-    head = VAE.vocab_size if prediction == "tokens" else 0
-    changes = {"prediction": prediction, "stagger": stagger, "vocab_size": head}
-    if head and passes == 1:
-        changes |= {"passes": 1, "chain": CHAIN * PRIOR.dim}
+    changes: dict[str, Any] = {"prediction": prediction}
+    if prediction == "tokens":
+        changes["vocab_size"] = VAE.vocab_size
+        if guidance == 1.0:
+            changes |= {"passes": passes, "chain": CHAIN * PRIOR.dim}
     return PriorConfig.model_validate(PRIOR.model_dump() | changes)
 
 
@@ -105,7 +107,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passes", type=int, default=4, help="of the prior over a block")
     parser.add_argument("--prediction", default="velocity", help="velocity, latent or tokens")
-    parser.add_argument("--stagger", type=float, default=0.0)
     parser.add_argument("--guidance", type=float, default=1.0, help="1: baked in, or none")
     parser.add_argument("--new", type=int, default=128, help="tokens, a multiple of 16")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
@@ -116,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(threads.prepare_torch(arguments.threads))
     clock = time.process_time if arguments.processor_time else time.perf_counter
-    config = prior_config(arguments.prediction, arguments.stagger, arguments.passes)
+    config = prior_config(arguments.prediction, arguments.passes, arguments.guidance)
     ratio: dict[str, float] = {}
     for batch in arguments.batches:
         both = samplers(config, batch, arguments)

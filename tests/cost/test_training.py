@@ -176,6 +176,18 @@ def test_sampling_takes_the_operations_that_are_counted(prompt: int, guidance: f
     assert again == pytest.approx(table, rel=0.02)
 
 
+@pytest.mark.parametrize("passes", [1, 2, 4])
+def test_sampling_a_student_takes_the_operations_that_are_counted(passes: int) -> None:
+    student = {"prediction": "tokens", "vocab_size": VAE.vocab_size, "passes": passes, "chain": 48}
+    config = PriorConfig(**PRIOR.model_dump() | student)
+    options = SamplingOptions(max_new_tokens=12, steps=passes, guidance=1.0)
+    engine = Engine(TextVAE(VAE), Prior(config), options)
+    requests = [Request(item, [7] * 8) for item in range(2)]
+    found = counted(lambda: list(engine.run(requests)))
+    expected = 2 * sampling_flops.cola_sampling(VAE, config, options, 8, 12)
+    assert found == pytest.approx(expected, rel=0.02)
+
+
 def test_sampling_the_baselines_takes_the_operations_that_are_counted() -> None:
     options = SamplingOptions(max_new_tokens=6, unmask_block=4, unmask_steps=3)
     for causal, sampler in ((True, AutoregressiveSampler), (False, MaskedDiffusionSampler)):

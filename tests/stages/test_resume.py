@@ -76,7 +76,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"train": {"micro_batch": 3, "ema_decay": 0.9}},
     ),
     "student, shares": ("student", {"train": {"batch_size": 20}}),
-    "student of one pass, shares": ("one pass", {"train": {"batch_size": 20}}),
+    "student with a chain, shares": ("chained", {"train": {"batch_size": 20}}),
     "skipping spikes": ("vae", {"train": {"spike_factor": 1e-6, "on_bad_step": "skip"}}),
 }
 
@@ -89,7 +89,7 @@ def changed(kind: str, changes: dict[str, Any]) -> Changed:
     own: dict[str, Changed] = {
         "vae": vae_settings(),
         "student": distill_settings(steps=24),
-        "one pass": distill_settings(1, {"steps": 8, "guidance": 1.0}, steps=24),
+        "chained": distill_settings(2, {"steps": 8, "guidance": 1.0}, steps=24),
     }
     settings = own.get(kind) or prior_settings(kind)
     values = settings.model_dump(exclude_unset=True)

@@ -27,7 +27,9 @@ def best_denoiser(
     ragged = RaggedDenoiser(prior, cache, options)
     if fixed_shapes is None:
         fixed_shapes = prior.latent_in.weight.is_cuda
-    # partial repaint draws noise inside a block, and rows that settle leave it: no graph can hold that
-    if fixed_shapes and options.first_block != "partial-repaint" and not options.settle:
+    # partial repaint draws noise inside a block, rows that settle leave it, and groups of a chain are found
+    # by their times: no graph can hold that
+    loops = options.first_block == "partial-repaint" or options.settle
+    if fixed_shapes and not loops and not (prior.config.chain and prior.config.passes > 1):
         return GraphDenoiser(ragged, cache)
     return ragged

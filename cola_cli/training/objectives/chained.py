@@ -1,7 +1,8 @@
-"""A prior with a token head becomes one of a single pass: it learns the tokens of whole blocks from noise.
+"""A prior with a token head becomes one of few passes: in each it learns the tokens of a group from noise.
 
-All positions of a block are noise at once, as in the one pass of its sampling, and a chain (`models.chain`)
-brings their tokens together. It learns by cross-entropy, each token behind those before it in its block.
+A block has as many groups of positions as there are passes. As in its sampling, the groups before are clean,
+the group whose turn it is and those after it are noise, and a chain (`models.chain`) brings the tokens of
+the group together. It learns by cross-entropy, each token behind those before it in its group.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cola_cli.training.objectives.distillation import Blocks, begun_blocks, draw
 from cola_cli.training.objectives.objective import Batch, Draws, Objective
 
 
-class OnePass(Objective):
+class Chained(Objective):
     """A student with a chain, on posteriors and tokens read from latent shards."""
 
     times: Tensor  # 0 and 1
@@ -39,9 +40,22 @@ class OnePass(Objective):
     def draw(
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
     ) -> list[Draws]:
-        """Posterior, noise, tokens, which positions are known, and weights."""
-        drawn = draw_blocks(rows, randoms, self.student.config.block_size, self.settings.data)
-        return [drawn | {"tokens": rows.tokens, "token_weight": objectives.token_weights(rows)}]
+        """Posterior, noise, tokens, which positions are known, and weights: of a group of each block."""
+        config = self.student.config
+        drawn = draw_blocks(rows, randoms, config.block_size, self.settings.data)
+        clean = drawn["clean"]
+        groups = np.arange(config.block_size) // config.group_size
+        blocks = clean.shape[1] // config.block_size
+        turns = np.stack([own.integers(config.passes, size=(blocks, 1)) for own in randoms])
+        asked = (groups == turns).reshape(clean.shape)
+        return [
+            drawn
+            | {
+                "clean": clean | (groups < turns).reshape(clean.shape),
+                "tokens": rows.tokens,
+                "token_weight": objectives.token_weights(rows) * asked,
+            }
+        ]
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
         """mean, logvar (B, N, d), tokens (B, N) and draws -> the cross-entropy of the tokens."""
@@ -49,7 +63,7 @@ class OnePass(Objective):
         z0, z = begun_blocks(batch, self.to_prior, self.settings.data)
         hidden = Blocks(student, z0, batch["clean"], self.times)(z, self.levels, None)
         hidden, own = (
-            part.unflatten(1, (-1, student.config.block_size)) for part in (hidden, tokens)
+            part.unflatten(1, (-1, student.config.group_size)) for part in (hidden, tokens)
         )
         assert student.chain is not None
         read = student.chain(hidden.flatten(0, 1), own.flatten(0, 1))
