@@ -12,7 +12,7 @@ class Reporter(Protocol):
         """Begin a task of `total` units (None: unknown), `done` of them finished by an earlier run."""
 
     def advance(self, count: int, **metrics: float | str) -> None:
-        """`count` more units are done; `metrics` are shown beside the bar."""
+        """`count` more units are done; `metrics` are shown beside the bar, the most important first."""
 
     def stop(self) -> None:
         """End the current task."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -16,12 +15,21 @@ from typing import Self
 
 from cola_cli.artifacts.files import make_directory, refuse_links, writing_failed
 from cola_cli.artifacts.reading import parse_json, shown
-from cola_cli.errors import OutputConflict, OutputLocked
+from cola_cli.errors import OutputConflict, OutputLocked, UsageError
 from cola_cli.machine.liveness import state_of
+
+try:
+    import fcntl
+except ImportError as error:
+    raise UsageError(
+        "cola runs on Linux and macOS; this Python has no file locks (fcntl).",
+        "On Windows, use it within WSL.",
+    ) from error
 
 LOCK_NAME = ".lock"
 STOPPED_SECONDS = 30.0  # for a holder that is stopped to go on
 POLL_SECONDS = 0.1
+SHARING_TRIES = 5
 CLAIM_BYTES = 512  # of the lock file, where the holder of a task is named
 
 
@@ -114,8 +122,48 @@ class Claims:
         os.close(self._descriptor)
 
 
+@contextlib.contextmanager
+def sharing(directory: Path) -> Iterator[None]:
+    """Tell `holder_of` that this process makes parts of `directory`, though it locks it only now and then.
+
+    The lock is on the directory itself, so it leaves no file; a file system without such locks tells nobody.
+    """
+    make_directory(directory)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            for _ in range(SHARING_TRIES):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # `holder_of` looks, for an instant
+                    time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def holder_of(directory: Path) -> str | None:
     """Who writes to the artifact now, or None."""
+    return _writer_of(directory) or ("shards" if _is_shared(directory) else None)
+
+
+def _is_shared(directory: Path) -> bool:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _writer_of(directory: Path) -> str | None:
     try:
         # opening a pipe must not block
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -51,29 +51,54 @@ def status(
 
 
 def _show_states(run: Invocation, rows: list[State]) -> None:
-    shown = []
-    for row in rows:
-        state = f"{row.state}; a new one {row.replacement}" if row.replacement else row.state
-        shown.append([row.path, row.kind, state, row.progress, ", ".join(row.inputs), row.next])
+    states = [f"{r.state}; a new one {r.replacement}" if r.replacement else r.state for r in rows]
     columns = ["artifact", "kind", "state", "progress", "made from", "next"]
-    run.show({"artifacts": [row.__dict__ for row in rows]}, ("", columns, shown))
+    if run.json or not sys.stdout.isatty():
+        cells = [
+            [row.path, row.kind, state, row.progress, ", ".join(row.inputs), row.next]
+            for row, state in zip(rows, states, strict=True)
+        ]
+        run.show({"artifacts": [row.__dict__ for row in rows]}, ("", columns, cells))
+        return
+    # a line each; below it what is long
+    first = [
+        [row.path, row.kind, state.partition(" (")[0], row.progress]
+        for row, state in zip(rows, states, strict=True)
+    ]
+    table("", columns[:4], first)
+    used = {name.partition(" ")[2] for row in rows for name in row.inputs}
+    lines = [f"{r.path}: {s}" for r, s in zip(rows, states, strict=True) if " (" in s]
+    lines += [
+        f"run next: {row.next}"
+        for row in rows
+        if row.next and (row.path not in used or row.state != "complete")
+    ]
+    run.say(lines, None)
 
 
 @command()
 def inspect(
     run: Invocation,
-    artifact: Annotated[Path, MODEL, typer.Argument(help="The artifact to look into.")],
+    artifact: Annotated[
+        Path, MODEL, typer.Argument(help="The artifact or checkpoint folder to look into.")
+    ],
     rows: Annotated[
         int, typer.Option("--rows", min=0, max=10**6, help="Decoded rows to show.")
     ] = 3,
 ) -> None:
-    """Show an artifact's schema, counts, statistics and a few decoded rows.
+    """Show an artifact's schema, counts, statistics and a few decoded rows, or a checkpoint's shapes.
 
     Example: cola inspect runs/demo/tokens --rows 5
     """
+    from cola_cli.artifacts.artifact import is_artifact
     from cola_cli.artifacts.manifest import flatten
-    from cola_cli.stages.inspect import inspect_artifact
+    from cola_cli.stages.inspect import inspect_artifact, inspect_checkpoint
 
+    if artifact.is_dir() and not is_artifact(artifact):
+        checkpoint = inspect_checkpoint(artifact)
+        lines = [[name, _short(value)] for name, value in flatten(checkpoint).items()]
+        run.show(checkpoint, ("", ["about", "value"], lines))
+        return
     found = inspect_artifact(artifact, rows)
     manifest, columns, examples = found.manifest, found.columns, found.examples
     about = [

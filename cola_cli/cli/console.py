@@ -52,9 +52,9 @@ class TerminalReporter:
     def advance(self, count: int, **metrics: float | str) -> None:
         if self._bar is None:
             return
-        if metrics:
-            self._bar.set_postfix(metrics, refresh=False)
         self._bar.update(count)
+        if metrics:  # after the update, whose rate takes room too; the next line shows them
+            self._bar.set_postfix_str(self._fitting(metrics), refresh=False)
         if not self._interactive and time.monotonic() - self._printed > LINE_SECONDS:
             self._line()
 
@@ -71,6 +71,21 @@ class TerminalReporter:
 
     def warn(self, text: str) -> None:
         self._write(f"warning: {text}")
+
+    def _fitting(self, metrics: dict[str, float | str]) -> str:
+        """The first of the metrics for which a terminal of this width has room beside a bar of ten cells."""
+        shown = [
+            f"{name}={value if isinstance(value, str) else self._bar.format_sizeof(value)}"
+            for name, value in metrics.items()
+        ]
+        if self._interactive:
+            bar = self._bar.format_dict
+            while shown and bar["ncols"]:
+                wide = self._bar.format_meter(**bar | {"ncols": None, "postfix": ", ".join(shown)})
+                if len(wide) <= bar["ncols"]:
+                    break
+                shown.pop()
+        return ", ".join(shown)
 
     def _line(self) -> None:
         self._printed = time.monotonic()
@@ -125,27 +140,38 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on stdout: drawn on a terminal, tab-separated when piped; None is a dash.
 
+    Where the terminal is too narrow for its words, every row is a block of lines, one a column.
     Cells may be foreign text: nothing in them is markup, and control characters are shown, not sent.
     """
+    names = [_shown(column) for column in columns]
     if not sys.stdout.isatty():
-        for row in (columns, *rows):
+        for row in (names, *rows):
             print("\t".join(_shown(cell) for cell in row))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[f"{c:.4g}" if isinstance(c, float) else _shown(c) for c in row] for row in rows]
     drawn = Table(title=Text(title) if title else None, title_justify="left")
-    for number, column in enumerate(columns):
+    for number, name in enumerate(names):
         numeric = bool(rows) and isinstance(rows[0][number], int | float)
-        drawn.add_column(
-            Text(_shown(column)), justify="right" if numeric else "left", overflow="fold"
-        )
-    for row in rows:
-        drawn.add_row(
-            *(Text(f"{cell:.4g}" if isinstance(cell, float) else _shown(cell)) for cell in row)
-        )
-    Console().print(drawn)
+        drawn.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for shown in cells:
+        drawn.add_row(*map(Text, shown))
+    console = Console()
+    unbounded = console.options.update(max_width=sys.maxsize)
+    if console.measure(drawn, options=unbounded).minimum <= console.width:
+        console.print(drawn)
+        return
+    if title:
+        print(title)
+    widest = max(map(len, names))
+    blocks = [
+        "".join(f"{name:<{widest}}  {cell}\n" for name, cell in zip(names, shown, strict=True))
+        for shown in cells
+    ]
+    print("\n".join(blocks), end="")
 
 
 def _shown(cell: object) -> str:

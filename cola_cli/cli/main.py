@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,7 @@ from cola_cli.cli import (
     tokenize,
     train,
 )
-from cola_cli.cli.console import prepare_streams
+from cola_cli.cli.console import errors_shown, prepare_streams
 from cola_cli.cli.options import register
 from cola_cli.families import trainings
 from cola_cli.version import __version__
@@ -139,4 +140,8 @@ for name, (about, bodies) in GROUPS.items():
 def main() -> None:
     """Entry point of the `cola` script."""
     prepare_streams()
-    app()
+    try:
+        with errors_shown(False):  # also of what a command needs before it begins
+            app()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)

@@ -18,6 +18,7 @@ from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
 from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
+from cola_cli.artifacts.lock import sharing
 from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import recorded_parts, write_part
@@ -75,12 +76,13 @@ def encode(
     from cola_cli.weights.artifact import load_vae
 
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with joined(run.device, settings.timeout) as world:
+    with joined(run.device, settings.timeout) as world, contextlib.ExitStack() as shared:
         shard = (world.rank, world.size) if world.size > 1 else shard
         reporter.note(str(chosen))
         environment = describe_environment(chosen) | {"device": str(world.device)}
         if shard[1] > 1:
             refuse_overwriting(run.overwrite)
+            shared.enter_context(sharing(output.path))
             begin_together(output, environment, output.path / MANIFEST_NAME)
         vae = load_vae(vae_artifact).to(world.device).eval()
 

@@ -40,6 +40,24 @@ def inspect_artifact(path: Path, rows: int) -> Inspection:
     return Inspection(manifest, count[0] if count else 0, columns, examples)
 
 
+def inspect_checkpoint(path: Path) -> dict[str, Any]:
+    """What the checkpoint in the authors' layout at `path` is: its digest, its tokenizer, the shapes in it.
+
+    Raises InputError when it is something else.
+    """
+    from cola_cli.weights.folder import open_model_folder
+
+    model = open_model_folder(path)
+    vae, prior = model.configs()
+    return {
+        "path": str(path),
+        "kind": "released checkpoint",
+        "fingerprint": model.fingerprint(),
+        "tokenizer": model.tokenizer_file() is not None,
+        "settings": {"vae": vae.document(), "prior": prior.document()},
+    }
+
+
 def _decoded_rows(connection: Any, artifact: Path, rows: int) -> list[dict[str, Any]]:
     """The first rows, token ids decoded to text and tensors summarised."""
     result = connection.execute(f"SELECT * FROM parts LIMIT {rows}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts import Output, Writer
-from cola_cli.artifacts.lock import STOPPED_SECONDS, Patience
+from cola_cli.artifacts.lock import STOPPED_SECONDS, Patience, sharing
 from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import recorded_parts
@@ -64,9 +64,10 @@ def make_artifact(
             writer.finish(found)
         return Outcome(output.path, True, found)
     refuse_overwriting(run.overwrite)
-    begin_together(output, environment, output.path / MANIFEST_NAME)
-    with telling_what_is_saved(output.path):
-        make(recorded_parts(output.path).keys())
+    with sharing(output.path):
+        begin_together(output, environment, output.path / MANIFEST_NAME)
+        with telling_what_is_saved(output.path):
+            make(recorded_parts(output.path).keys())
     return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
 
 

@@ -67,7 +67,8 @@ def survey(path: Path) -> list[State]:
     """The state of every artifact at or below `path`.
 
     `stale` means that an input was found beside it whose fingerprint is no longer the recorded one, or that
-    an input of it is stale; `abandoned` that it is unfinished and nobody writes to it.
+    an input of it is stale; `abandoned` that it is unfinished and nobody writes to it. What is made from
+    others in the same directory comes after them.
     """
     manifests: dict[Path, Manifest] = {}
     damaged: dict[Path, str] = {}
@@ -77,12 +78,13 @@ def survey(path: Path) -> list[State]:
         except ColaError as error:
             damaged[directory] = error.problem
     surveyed = _Surveyed(manifests, {m.fingerprint: d for d, m in manifests.items()})
-    states = [_state(surveyed, directory) for directory in manifests]
+    order = sorted(manifests, key=lambda d: (d.parent, _generation(surveyed, d), d))
+    states = [_state(surveyed, directory) for directory in order]
     states += [
         State(str(d), "?", "damaged", problem, [], f"cola verify {shlex.quote(str(d))}")
         for d, problem in damaged.items()
     ]
-    return sorted(states, key=lambda state: state.path)
+    return states
 
 
 def next_step(directory: Path) -> str:
@@ -137,6 +139,13 @@ def _stale(surveyed: _Surveyed, directory: Path) -> list[str]:
         if (found is None and name in kinds) or (found is not None and _stale(surveyed, found)):
             stale.append(name)
     return stale
+
+
+def _generation(surveyed: _Surveyed, directory: Path) -> int:
+    """How many artifacts lie between this one and those that are made from none that was found."""
+    fingerprints = surveyed.manifests[directory].identity.inputs.values()
+    found = [surveyed.found[one] for one in fingerprints if one in surveyed.found]
+    return 1 + max((_generation(surveyed, one) for one in found), default=0)
 
 
 def _again(surveyed: _Surveyed, directory: Path, identity: Identity) -> str:

@@ -25,7 +25,7 @@ from cola_cli.artifacts.kinds import (
     TokensPart,
     TokensStatistics,
 )
-from cola_cli.artifacts.lock import Claims, writer_lock
+from cola_cli.artifacts.lock import Claims, sharing, writer_lock
 from cola_cli.artifacts.manifest import Manifest, read_manifest
 from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import recorded_parts, write_part
@@ -119,7 +119,7 @@ def tokenize(
         )
         return found, place, old
 
-    with _joined(settings.timeout) as world:
+    with _joined(settings.timeout) as world, contextlib.ExitStack() as shared:
         if world is not None:
             shard = (world.rank, world.size)
         if add:
@@ -128,6 +128,7 @@ def tokenize(
             found, place, old = opened()
         else:
             refuse_overwriting(run.overwrite)
+            shared.enter_context(sharing(output))
             # the first has the digests of the files and the tokenizer made; the others find them
             with writer_lock(output, math.inf):
                 found, place, old = opened()

@@ -58,13 +58,13 @@ class Monitor:
         tokens_per_second = tokens / seconds
         use = self.flops / seconds / self.rate / self.world.size
         memory = self._memory()
-        shown = {
-            "tokens_s": f"{tokens_per_second:.3g}",
+        shown: dict[str, float | str] = {
+            "tokens/s": tokens_per_second,
             "use": f"{use:.0%}",
             "memory": f"{memory / 1e9:.1f}GB",
         }
         if progress.summed:
-            shown = {"loss": f"{progress.sums['loss'] / progress.summed:.4f}"} | shown
+            shown = {"loss": f"{progress.sums['loss'] / progress.summed:.4f}", **shown}
         self.reporter.advance(1, **shown)
         if progress.step % train.log_every and progress.step != train.steps:
             return

@@ -9,6 +9,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +168,18 @@ def _in_a_terminal(arguments: list[str], folder: Path, **variables: str) -> str:
         cola_command(*arguments), stdout=terminal, stderr=terminal, env=environment, cwd=folder
     )
     os.close(terminal)
+    written = _all_of(controller)
+    assert process.wait() == 0, written
+    return written
+
+
+def _all_of(controller: int) -> str:
+    """What a terminal received until all have closed it."""
     written = b""
     with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
         while piece := os.read(controller, 65536):
             written += piece
     os.close(controller)
-    assert process.wait() == 0, written.decode()
     return written.decode()
 
 
@@ -192,6 +199,53 @@ def test_colours_and_cursor_movements_are_for_terminals_that_want_them(tmp_path:
         written = _in_a_terminal(arguments, tmp_path, TERM="xterm-256color", NO_COLOR="1")
         codes = {int(code or 0) for found in COLOUR.findall(written) for code in found.split(";")}
         assert max(codes, default=0) < 10, "only bold, dim and the like"
+
+
+def test_a_table_that_is_too_wide_for_the_terminal_has_a_line_for_each_value(
+    tmp_path: Path,
+) -> None:
+    from tests.artifacts.test_promises import make
+
+    make(tmp_path / "tokens")
+    names = [f"column_{number}" for number in range(25)]
+    query = f"select {', '.join(f'{n} as {name}' for n, name in enumerate(names))} from range(2)"
+    terminal = {"TERM": "dumb", "COLUMNS": "80"}
+    shown = _in_a_terminal(["sql", query, "tokens"], tmp_path, **terminal).splitlines()
+    assert [line.split() for line in shown[:25]] == [[n, str(i)] for i, n in enumerate(names)]
+    assert shown[25] == ""
+    assert len(shown) == 51
+    listed = _in_a_terminal(["status", "."], tmp_path, **terminal).splitlines()
+    assert sum("tokens" in line and "complete" in line for line in listed) == 1
+    assert listed[-1] == "run next: cola train vae tokens -o VAE"
+    assert max(map(len, listed)) <= 80
+
+
+@pytest.mark.parametrize("width", [45, 80, 200])
+def test_a_progress_bar_leaves_out_what_the_terminal_has_no_room_for(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    from cola_cli.cli.console import TerminalReporter
+
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, width))
+    with open(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        reporter = TerminalReporter()
+        reporter.start("train", 120, "steps")
+        reporter.advance(
+            5, **{"loss": "8.9360", "tokens/s": 1180.0, "use": "5%", "memory": "0.4GB"}
+        )
+        reporter.stop()
+    last = _all_of(controller).replace("\n", "\r").rstrip("\r").split("\r")[-1].rstrip()
+    assert len(last) <= width
+    assert "4%" in last
+    if width == 45:
+        assert "loss" not in last
+    else:
+        assert last.endswith("]"), "it is cut"
+    if width == 200:
+        assert "loss=8.9360, tokens/s=1.18k, use=5%, memory=0.4GB]" in last
 
 
 def test_quiet_leaves_stderr_empty_and_stdout_to_the_result(cola: Run, tmp_path: Path) -> None:
@@ -283,7 +337,27 @@ def test_an_unknown_schema_suggests_the_nearest(cola: Run) -> None:
 
 def test_a_directory_that_is_no_artifact_is_bad_input(cola: Run, tmp_path: Path) -> None:
     result = cola("inspect", tmp_path, expect=4)
-    assert "is not an artifact" in result.stderr
+    assert "is neither an artifact nor a released checkpoint" in result.stderr
+
+
+def test_a_released_checkpoint_can_be_inspected(cola: Run) -> None:
+    made = Path(__file__).parents[1] / "format1/run"
+    shown = json.loads(cola("inspect", made / "released", "--json").stdout)
+    for network in ("vae", "prior"):
+        config = json.loads((made / "prior" / network / "config.json").read_text())
+        assert shown["settings"][network] == config
+    assert "settings.prior.latent_dim" in cola("inspect", made / "released").stdout
+
+
+def test_a_python_without_file_locks_is_told_what_to_use() -> None:
+    without = "import sys; sys.modules['fcntl'] = None; sys.argv[0] = 'cola'\n" + ENTRY
+    for words in (["status", "."], ["sample", "demo", "-p", "x"]):
+        command = [sys.executable, "-c", without, *words]
+        told = subprocess.run(command, capture_output=True, text=True)
+        assert told.returncode == 2, told.stderr
+        assert "cola runs on Linux and macOS" in told.stderr
+        assert "WSL" in told.stderr
+        assert "Traceback" not in told.stderr
 
 
 def test_a_long_name_in_a_foreign_file_makes_no_long_message() -> None:

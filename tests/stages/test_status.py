@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from cola_cli.artifacts import Identity, Output
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.cli.main import app
+from cola_cli.reporting import Silent
+from cola_cli.settings.encode import EncodeSettings
+from cola_cli.settings.tokenize import TokenizeSettings
+from cola_cli.stages.encode import encode
 from cola_cli.stages.status import survey
+from cola_cli.stages.tokenize import tokenize
 from tests.artifacts.test_promises import identity, make
+from tests.conftest import CPU
 
 
 def _latents(path: Path, tokens_fingerprint: str) -> None:
@@ -85,6 +93,34 @@ def test_a_replacement_in_progress_is_shown_with_the_old_artifact(tmp_path: Path
         writer.finish()
     (state,) = survey(tmp_path)
     assert (state.state, state.replacement) == ("complete", "")
+
+
+class Watching(Silent):
+    """Looks at an artifact whenever the stage that makes it begins a task."""
+
+    def __init__(self, artifact: Path) -> None:
+        self.artifact = artifact
+        self.seen: dict[str, str] = {}
+
+    def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
+        self.seen[what] = survey(self.artifact)[0].state
+
+
+@pytest.mark.parametrize("stage", ["tokenize", "encode"])
+def test_a_shard_is_running_between_the_moments_in_which_it_holds_the_lock(
+    made: Path, tmp_path: Path, stage: str
+) -> None:
+    (tmp_path / "corpus.txt").write_text("Anna sees the boat.\n\n" * 20)
+    watching = Watching(tmp_path / "out")
+    run, out = replace(CPU, reporter=watching), tmp_path / "out"
+    if stage == "tokenize":
+        settings = TokenizeSettings(vocab_size=270)
+        tokenize([str(tmp_path / "corpus.txt")], out, settings, run=run, shard=(0, 2))
+    else:
+        encode(made / "tokens", made / "vae", out, EncodeSettings(), run, (0, 2))
+    assert stage in watching.seen
+    assert set(watching.seen.values()) == {"running (shards)"}
+    assert survey(out)[0].state == "abandoned"
 
 
 def test_a_damaged_manifest_is_listed(tmp_path: Path) -> None:
