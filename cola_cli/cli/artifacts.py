@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cola_cli.stages.status import State
 
 WATCH_SECONDS = 1.0  # between two looks
+SHORT = 100  # characters of a cell
 
 
 @command()
@@ -131,13 +132,13 @@ def inspect(
     )
 
 
-def _short(value: Any, limit: int = 100) -> str:
+def _short(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_short(part)}" for name, part in value.items())
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= SHORT else text[: SHORT - 3] + "..."
 
 
 @command()
@@ -187,11 +188,11 @@ def log(
     Example: cola log runs/demo/prior --to tensorboard
     """
     from cola_cli.artifacts.artifact import METRICS
-    from cola_cli.training.loggers import Loggers
+    from cola_cli.training.loggers import Loggers, find_loggers
     from cola_cli.training.metrics import Metrics
 
     metrics = Metrics(artifact / METRICS)
-    loggers = Loggers([to], artifact, run.reporter)
+    loggers = Loggers(find_loggers([to]), artifact, run.reporter)
     metrics.read()
     for row in metrics.rows:
         loggers.log(int(row["step"]), {name: row[name] for name in row.keys() - {"step"}})

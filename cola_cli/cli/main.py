@@ -30,26 +30,69 @@ from cola_cli.cli.options import register
 from cola_cli.families import trainings
 from cola_cli.version import __version__
 
-COMMANDS = {family.stage: train.command_of(family) for family in trainings()}
-STANDALONE = [family.stage for family in trainings() if not family.group]
-# The commands in the order in which they are met, as `cola --help` shows them.
-PANELS = {
-    "Stages": ("tokenize", "train", "encode", *STANDALONE, "sample", "chat", "serve"),
-    "Settings": ("init", "settings", "schema"),
-    "Artifacts": ("status", "inspect", "sql", "verify", "log"),
-    "Measurements": ("eval", "likelihood", "diagnose", "study", "report"),
-    "Exchange": ("pull", "push", "import", "export"),
-    "Machine": ("doctor",),
+TRAININGS = [(family, train.command_of(family)) for family in trainings()]
+# The commands in the order in which they are met, as `cola --help` shows them; a group has its own.
+PANELS: dict[str, dict[str, Any]] = {
+    "Stages": {
+        "tokenize": tokenize.tokenize,
+        "train": {family.command: body for family, body in TRAININGS if family.group},
+        "encode": encode.encode,
+        **{family.stage: body for family, body in TRAININGS if not family.group},
+        "sample": sample.sample,
+        "chat": chat.chat,
+        "serve": serve.serve,
+    },
+    "Settings": {
+        "init": settings.init,
+        "settings": settings.settings,
+        "schema": settings.schema,
+    },
+    "Artifacts": {
+        "status": artifacts.status,
+        "inspect": artifacts.inspect,
+        "sql": artifacts.sql,
+        "verify": artifacts.verify,
+        "log": artifacts.log,
+    },
+    "Measurements": {
+        "eval": {
+            "score": evaluate.score,
+            "words": evaluate.words,
+            "text": evaluate.text,
+            "run": evaluate.run,
+            "fetch": evaluate.fetch,
+            "cloze": evaluate.cloze,
+            "table": evaluate.compare,
+        },
+        "likelihood": likelihood.likelihood,
+        "diagnose": {"vae": diagnose.vae},
+        "study": {"plan": study.plan, "run": study.run, "table": study.show, "plot": study.plot},
+        "report": report.report,
+    },
+    "Exchange": {
+        "pull": exchange.pull,
+        "push": exchange.push,
+        "import": exchange.import_checkpoint,
+        "export": exchange.export,
+    },
+    "Machine": {"doctor": doctor.doctor},
 }
-PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
+GROUPS = {
+    "train": "Train the Text VAE, the prior, or a baseline.",
+    "diagnose": "What a trained network's latents are like.",
+    "eval": "The eight generative benchmarks.",
+    "study": "Models along compute or along a setting.",
+}
+ORDER = [name for commands in PANELS.values() for name in commands]
+OLD = {"score": "likelihood", "scaling": "study"}  # names of the version before
 
 
 class InOrder(TyperGroup):
-    """A group that lists its commands as PANELS does."""
+    """A group that lists its commands as PANELS does, without their old names."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of all commands."""
-        return [name for name in PANEL_OF if name in self.commands]
+        return ORDER
 
 
 app = typer.Typer(
@@ -77,64 +120,24 @@ def cola(
     """Train and sample continuous latent diffusion language models (Cola DLM)."""
 
 
-for name, body in {
-    "tokenize": tokenize.tokenize,
-    "encode": encode.encode,
-    "sample": sample.sample,
-    "chat": chat.chat,
-    "serve": serve.serve,
-    "init": settings.init,
-    "settings": settings.settings,
-    "schema": settings.schema,
-    "status": artifacts.status,
-    "inspect": artifacts.inspect,
-    "sql": artifacts.sql,
-    "verify": artifacts.verify,
-    "log": artifacts.log,
-    "likelihood": likelihood.likelihood,
-    "report": report.report,
-    "pull": exchange.pull,
-    "push": exchange.push,
-    "import": exchange.import_checkpoint,
-    "export": exchange.export,
-    "doctor": doctor.doctor,
-    **{name: COMMANDS[name] for name in STANDALONE},
-}.items():
-    register(app, name, body, rich_help_panel=PANEL_OF[name])
-register(app, "score", likelihood.likelihood, hidden=True)  # its name before
-
-GROUPS = {
-    "train": (
-        "Train the Text VAE, the prior, or a baseline.",
-        {f.command: COMMANDS[f.stage] for f in trainings() if f.group == "train"},
-    ),
-    "diagnose": ("What a trained network's latents are like.", {"vae": diagnose.vae}),
-    "eval": (
-        "The eight generative benchmarks.",
-        {
-            "score": evaluate.score,
-            "words": evaluate.words,
-            "text": evaluate.text,
-            "run": evaluate.run,
-            "fetch": evaluate.fetch,
-            "cloze": evaluate.cloze,
-            "table": evaluate.compare,
-        },
-    ),
-    "study": (
-        "Models along compute or along a setting.",
-        {"plan": study.plan, "run": study.run, "table": study.show, "plot": study.plot},
-    ),
-}
-for name, (about, bodies) in GROUPS.items():
-    group = typer.Typer(help=about, no_args_is_help=True)
+def _add(name: str, body: Any, **about: Any) -> None:
+    """Add a command, or a group of some."""
+    if not isinstance(body, dict):
+        register(app, name, body, **about)
+        return
+    group = typer.Typer(help=GROUPS[OLD.get(name, name)], no_args_is_help=True)
     # so that the name of the only command of a group is to be given too
     group.callback()(lambda: None)
-    for own, body in bodies.items():
-        register(group, own, body)
-    app.add_typer(group, name=name, rich_help_panel=PANEL_OF[name])
-    if name == "study":
-        app.add_typer(group, name="scaling", hidden=True)  # its name before
+    for own, one in body.items():
+        register(group, own, one)
+    app.add_typer(group, name=name, **about)
+
+
+for panel, commands in PANELS.items():
+    for name, body in commands.items():
+        _add(name, body, rich_help_panel=panel)
+        for old in (old for old, new in OLD.items() if new == name):
+            _add(old, body, hidden=True)
 
 
 def main() -> None:

@@ -48,33 +48,6 @@ def output_option(help: str, *names: str) -> Any:
     return typer.Option(*(names or ("--output", "-o")), parser=on_disk, metavar="PATH", help=help)
 
 
-Output = Annotated[Path, output_option("Directory of the artifact to make.")]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace what the output holds if it is another artifact."),
-]
-Extend = Annotated[
-    bool,
-    typer.Option(
-        "--extend",
-        help="Go on from the state of a shorter run that the output holds, and replace it.",
-    ),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON on stdout, and an error as JSON on stderr.")
-]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", envvar="COLA_QUIET", help="No progress or remarks on stderr."),
-]
-Debug = Annotated[
-    bool, typer.Option("--debug", envvar="COLA_DEBUG", help="Show tracebacks of errors.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print settings, plan and expected cost; write nothing.")
-]
-
-
 def _presets(begun: str) -> list[str]:
     from cola_cli.settings.resolve import PRESET_NAMES
 
@@ -87,46 +60,6 @@ Preset = Annotated[
         "--preset", autocompletion=_presets, help="Named settings: tiny, small, base, paper-2b."
     ),
 ]
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="One setting, such as train.steps=60."),
-]
-Shard = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        metavar="I/N|auto",
-        envvar="COLA_SHARD",
-        help="Make share I (from 0) of N of the parts only; a last run without it completes them. auto: as"
-        " a SLURM array, an Indexed Job of Kubernetes (with COLA_SHARDS, the count) or torchrun says.",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        min=1,
-        max=MOST,
-        help="Threads of the matrix library. Default: OMP_NUM_THREADS, or one a core.",
-    ),
-]
-Device = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, cuda:1 ... or auto: a GPU if there is one.")
-]
-
-Log = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--log",
-        metavar="NAMES",
-        help="Metrics go to these loggers as well: tensorboard, or others that are installed.",
-    ),
-]
-Profile = Annotated[
-    Path | None,
-    output_option("Write a trace of some steps, for Perfetto or chrome://tracing.", "--profile"),
-]
 
 # Marks an argument that names a model (`demo`, `hf:org/name`, a folder): the command gets its folder.
 MODEL = object()
@@ -136,23 +69,81 @@ MODEL_ARGUMENT = typer.Argument(
 Model = Annotated[Path, MODEL, MODEL_ARGUMENT]
 
 REQUIRED = inspect.Parameter.empty
+
+
+def _option(kind: Any, default: Any, *names: str, **about: Any) -> tuple[Any, Any]:
+    return Annotated[kind, typer.Option(*names, **about)], default
+
+
 # In the order in which `--help` lists them: (declaration, default).
 COMMON: dict[str, tuple[Any, Any]] = {
-    "output": (Output, REQUIRED),
-    "shard": (Shard, None),
+    "output": (Annotated[Path, output_option("Directory of the artifact to make.")], REQUIRED),
+    "shard": _option(
+        str | None,
+        None,
+        "--shard",
+        metavar="I/N|auto",
+        envvar="COLA_SHARD",
+        help="Make share I (from 0) of N of the parts only; a last run without it completes them. auto: as"
+        " a SLURM array, an Indexed Job of Kubernetes (with COLA_SHARDS, the count) or torchrun says.",
+    ),
     "preset": (Preset, None),
-    "config": (Config, None),
-    "set": (Set, None),
-    "device": (Device, "auto"),
-    "threads": (Threads, None),
-    "log": (Log, None),
-    "profile": (Profile, None),
-    "overwrite": (Overwrite, False),
-    "extend": (Extend, False),
-    "dry_run": (DryRun, False),
-    "json": (Json, False),
-    "quiet": (Quiet, False),
-    "debug": (Debug, False),
+    "config": _option(Path | None, None, "--config", help="TOML file of settings."),
+    "set": _option(
+        list[str] | None,
+        None,
+        "--set",
+        metavar="NAME=VALUE",
+        help="One setting, such as train.steps=60.",
+    ),
+    "device": _option(
+        str, "auto", "--device", help="cpu, cuda, cuda:1 ... or auto: a GPU if there is one."
+    ),
+    "threads": _option(
+        int | None,
+        None,
+        "--threads",
+        min=1,
+        max=MOST,
+        help="Threads of the matrix library. Default: OMP_NUM_THREADS, or one a core.",
+    ),
+    "log": _option(
+        list[str] | None,
+        None,
+        "--log",
+        metavar="NAMES",
+        help="Metrics go to these loggers as well: tensorboard, or others that are installed.",
+    ),
+    "profile": (
+        Annotated[
+            Path | None,
+            output_option(
+                "Write a trace of some steps, for Perfetto or chrome://tracing.", "--profile"
+            ),
+        ],
+        None,
+    ),
+    "overwrite": _option(
+        bool, False, "--overwrite", help="Replace what the output holds if it is another artifact."
+    ),
+    "extend": _option(
+        bool,
+        False,
+        "--extend",
+        help="Go on from the state of a shorter run that the output holds, and replace it.",
+    ),
+    "dry_run": _option(
+        bool, False, "--dry-run", help="Print settings, plan and expected cost; write nothing."
+    ),
+    "json": _option(
+        bool, False, "--json", help="Print JSON on stdout, and an error as JSON on stderr."
+    ),
+    "quiet": _option(
+        bool, False, "--quiet", "-q", envvar="COLA_QUIET", help="No progress or remarks on stderr."
+    ),
+    "debug": _option(
+        bool, False, "--debug", envvar="COLA_DEBUG", help="Show tracebacks of errors."
+    ),
 }
 EVERYWHERE = ("json", "quiet", "debug")
 RESOLVED = ("preset", "config", "set")  # what settings are resolved from, beside their flags
@@ -363,17 +354,21 @@ def _whole(
 
     declared = {name: (parameter.annotation, parameter.default) for name, parameter in own.items()}
     declared |= {flag: (annotation, None) for flag, (_, annotation) in flags.items()} | shared
-    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-            )
-            for name, (annotation, default) in declared.items()
-        ]
-    )
+    call.__signature__ = parameters(declared)  # type: ignore[attr-defined]
     call.__annotations__ = {name: annotation for name, (annotation, _) in declared.items()}
     call.__name__, call.__doc__ = body.__name__, body.__doc__
     return _guarded(call)
+
+
+def parameters(declared: Mapping[str, tuple[Any, Any]]) -> inspect.Signature:
+    """The signature of keyword arguments, given as annotations with defaults by name."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        [
+            inspect.Parameter(name, kind, default=default, annotation=annotation)
+            for name, (annotation, default) in declared.items()
+        ]
+    )
 
 
 def _found(name: Any) -> Any:

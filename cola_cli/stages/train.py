@@ -26,7 +26,7 @@ from cola_cli.settings import result_settings
 from cola_cli.stages.extend import Beginning, beginning
 from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.stages.start import require_latent_space
-from cola_cli.training.loggers import Loggers, parse_loggers
+from cola_cli.training.loggers import Loggers, find_loggers
 from cola_cli.training.metrics import Watch, unwatched
 from cola_cli.training.schedule import kept_step
 from cola_cli.training.shares import Shares
@@ -141,7 +141,7 @@ def train(
     if start and isinstance(source, Latents):
         start.require_latent_space(source)
 
-    parse_loggers(run.log)  # a wrong name is told before an hour of work
+    makers = find_loggers(run.log)  # a wrong name is told before an hour of work
 
     import torch
 
@@ -174,7 +174,7 @@ def train(
             watch = unwatched
             if writer is not None:
                 writer.discard(*writer.kept)
-                loggers = Loggers(run.log, output_path, run.reporter)
+                loggers = Loggers(makers, output_path, run.reporter)
                 stack.callback(loggers.close)
                 watch = loggers.log
             _train(

@@ -58,10 +58,11 @@ class TensorBoard:
 class Loggers:
     """Several at once. One that fails is told of and left out; the training goes on."""
 
-    def __init__(self, names: Sequence[str], artifact: Path, reporter: Reporter) -> None:
-        """Raises UsageError for an unknown name, or for one whose package is not installed."""
-        self._artifact, self._reporter = artifact, reporter
-        self._makers = {name: _maker(name) for name in parse_loggers(names)}
+    def __init__(
+        self, makers: Mapping[str, MakeLogger], artifact: Path, reporter: Reporter
+    ) -> None:
+        """makers: by name, of `find_loggers`."""
+        self._artifact, self._reporter, self._makers = artifact, reporter, dict(makers)
         self._running: dict[str, Logger] = {}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -85,12 +86,12 @@ class Loggers:
                 self._reporter.warn(f"the logger {name} failed at its end ({error})")
 
 
-def parse_loggers(given: Sequence[str]) -> tuple[str, ...]:
-    """The names in `tensorboard,other` texts, each once, known and installed. Raises UsageError else."""
-    names = dict.fromkeys(name for text in given for name in text.split(",") if name)
-    for name in names:
-        _maker(name)
-    return tuple(names)
+def find_loggers(given: Sequence[str]) -> dict[str, MakeLogger]:
+    """Those in `tensorboard,other` texts by name, each once.
+
+    Raises UsageError for an unknown name, or for one whose package is not installed.
+    """
+    return {name: _maker(name) for text in given for name in text.split(",") if name}
 
 
 def _maker(name: str) -> MakeLogger:

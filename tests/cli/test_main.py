@@ -17,7 +17,7 @@ import pytest
 import typer.main
 
 from cola_cli.cli import settings
-from cola_cli.cli.main import PANEL_OF, app
+from cola_cli.cli.main import ORDER, app
 from cola_cli.errors import InputError, OutputConflict
 from cola_cli.settings import TABLES
 from tests.conftest import ENTRY, Run, cola_command
@@ -65,7 +65,7 @@ def test_every_command_has_help_with_an_example(name: tuple[str, ...]) -> None:
 
 def test_help_lists_every_command_once_in_the_order_of_the_panels() -> None:
     listed = typer.main.get_command(app).list_commands(None)  # type: ignore[attr-defined]
-    assert listed == list(PANEL_OF)
+    assert listed == ORDER
     hidden = {
         name for name, command in typer.main.get_command(app).commands.items() if command.hidden
     }  # type: ignore[attr-defined]

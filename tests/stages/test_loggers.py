@@ -12,7 +12,7 @@ import pytest
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.errors import UsageError
 from cola_cli.reporting import Silent
-from cola_cli.training.loggers import Loggers, parse_loggers
+from cola_cli.training.loggers import Loggers, find_loggers
 from cola_cli.training.metrics import Metrics
 from tests.conftest import Run, cola_command
 
@@ -72,7 +72,7 @@ def test_a_logger_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
     reporter = Silent()
     reporter.warn = told.append  # type: ignore[method-assign]
     (tmp_path / "tensorboard").write_text("a file where the directory belongs")
-    loggers = Loggers(["tensorboard"], tmp_path / "prior", reporter)
+    loggers = Loggers(find_loggers(["tensorboard"]), tmp_path / "prior", reporter)
     loggers.log(1, {"loss": 1.0})
     loggers.log(2, {"loss": 1.0})
     loggers.close()
@@ -81,9 +81,9 @@ def test_a_logger_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
 
 
 def test_names_are_known_before_anything_is_trained() -> None:
-    assert parse_loggers(["tensorboard", "tensorboard,"]) == ("tensorboard",)
+    assert find_loggers(["tensorboard", "tensorboard,"]).keys() == {"tensorboard"}
     with pytest.raises(UsageError, match="no logger 'tensorbord'") as caught:
-        parse_loggers(["tensorbord"])
+        find_loggers(["tensorbord"])
     assert caught.value.remedy == "Did you mean tensorboard?"
 
 
