@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Output
-from cola_cli.artifacts.parts import write_part
+from cola_cli.artifacts import Output, PartRecord, Writer
+from cola_cli.artifacts.parts import recorded_parts, write_part
 from cola_cli.artifacts.rows import PART_SUFFIX, write_rows
 from cola_cli.errors import InputError
+from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.reporting import Reporter
 from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings.sample import SampleSettings
-from cola_cli.stages.shards import WHOLE, Shard
+from cola_cli.stages.run import Outcome, Run, up_to_date
+from cola_cli.stages.shards import WHOLE, Shard, make_artifact
 
 if TYPE_CHECKING:
     from cola_cli.api import LanguageModel
@@ -40,6 +42,9 @@ class Sample:
             "tokens": self.tokens,
             "finish": self.finish,
         }
+
+
+MakeRow = Callable[[Sample], dict[str, Any]]
 
 
 def open_model(path: Path, settings: SampleSettings, device: str) -> LanguageModel:
@@ -117,50 +122,59 @@ def encoded_prompt(model: LanguageModel, prompt: Prompt) -> list[int]:
     return ids
 
 
-def write_answers(
+def make_answers(
     output: Output,
-    done: Collection[int],
-    model: LanguageModel,
-    prompts: Sequence[Prompt],
+    model_path: Path,
     settings: SampleSettings,
-    reporter: Reporter,
+    run: Run,
+    shard: Shard,
     progress: tuple[str, str],
-    row: Callable[[Sample], dict[str, Any]],
-    statistics: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda rows: {},
-    shard: Shard = WHOLE,
-) -> None:
-    """Continue the prompts of the parts that the artifact lacks, each part written when it is whole.
+    prepare: Callable[[LanguageModel], tuple[Sequence[Prompt], MakeRow]],
+    statistics: Callable[[list[PartRecord]], dict[str, Any]],
+    of_part: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda rows: {},
+) -> Outcome:
+    """Continue prompts into an artifact, each part written when it is whole; `shard` as in `make_artifact`.
 
-    done: the parts that it has. progress: label and unit of the progress bar. row: the JSON object of a
-    finished sample, with its `tokens`. statistics: of the rows of a part. shard (i, n): only the parts with
-    index = i modulo n.
+    progress: label and unit of the bar. prepare: the prompts for the opened model, and what makes the JSON
+    object of a finished sample, with its `tokens`. statistics: of all parts; of_part: of the rows of one.
     """
-    size = settings.items_per_part
-    members = {
-        index: range(index * size, min(len(prompts), (index + 1) * size))
-        for index in range(shard[0], -(-len(prompts) // size), shard[1])
-    }
-    total = sum(map(len, members.values()))
-    members = {index: own for index, own in members.items() if index not in done}
-    items = [item for own in members.values() for item in own]
-    label, unit = progress
-    reporter.start(label, total, unit, done=total - len(items))
-    found: dict[int, dict[str, Any]] = {}
-    # Item numbers stay those of the whole list, so that a resumed run draws the same noise.
-    numbered = ((item, prompts[item]) for item in items)
-    for sample in sample_stream(model, numbered, settings, reporter):
-        if sample.finish == "running":
-            continue
-        found[sample.item] = row(sample)
-        reporter.advance(1)
-        index = sample.item // size
-        if all(item in found for item in members[index]):
-            rows = [found.pop(item) for item in members[index]]
-            with write_part(
-                output.place, index, output.identity, suffix=PART_SUFFIX, shared=shard != WHOLE
-            ) as part:
-                write_rows(part.path, rows)
-                part.rows = len(rows)
-                part.tokens = sum(one["tokens"] for one in rows)
-                part.statistics = statistics(rows)
-    reporter.stop()
+    if output.up_to_date:
+        return up_to_date(output)
+    environment = describe_environment(prepare_torch(run.threads)) | {"device": run.device}
+
+    def make(done: Collection[int], own: Shard) -> None:
+        model = open_model(model_path, settings, run.device)
+        prompts, row = prepare(model)
+        size = settings.items_per_part
+        members = {
+            index: range(index * size, min(len(prompts), (index + 1) * size))
+            for index in range(own[0], -(-len(prompts) // size), own[1])
+        }
+        total = sum(map(len, members.values()))
+        members = {index: places for index, places in members.items() if index not in done}
+        items = [item for places in members.values() for item in places]
+        run.reporter.start(progress[0], total, progress[1], done=total - len(items))
+        found: dict[int, dict[str, Any]] = {}
+        # Item numbers stay those of the whole list, so that a resumed run draws the same noise.
+        numbered = ((item, prompts[item]) for item in items)
+        for sample in sample_stream(model, numbered, settings, run.reporter):
+            if sample.finish == "running":
+                continue
+            found[sample.item] = row(sample)
+            run.reporter.advance(1)
+            index = sample.item // size
+            if all(item in found for item in members[index]):
+                rows = [found.pop(item) for item in members[index]]
+                with write_part(
+                    output.place, index, output.identity, suffix=PART_SUFFIX, shared=own != WHOLE
+                ) as part:
+                    write_rows(part.path, rows)
+                    part.rows = len(rows)
+                    part.tokens = sum(one["tokens"] for one in rows)
+                    part.statistics = of_part(rows)
+        run.reporter.stop()
+
+    def finish(writer: Writer) -> dict[str, Any]:
+        return statistics([part for _, part in sorted(recorded_parts(writer.path).items())])
+
+    return make_artifact(output, environment, run, shard, make, finish)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cola_cli.artifacts import Artifact, Identity, Output, PartRecord
+from cola_cli.artifacts import Artifact, Identity, Output, PartRecord, Writer
 from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
-from cola_cli.artifacts.lock import sharing
-from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
-from cola_cli.artifacts.output import telling_what_is_saved
+from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.parts import recorded_parts, write_part
 from cola_cli.corpus.additions import ancestors
 from cola_cli.errors import InputError
@@ -31,7 +29,7 @@ from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
-from cola_cli.stages.shards import WHOLE, Shard, begin_together, refuse_overwriting, refuse_sharing
+from cola_cli.stages.shards import WHOLE, Shard, make_artifact, refuse_sharing
 
 if TYPE_CHECKING:
     import torch
@@ -76,46 +74,36 @@ def encode(
     from cola_cli.weights.artifact import load_vae
 
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with joined(run.device, settings.timeout) as world, contextlib.ExitStack() as shared:
+    with joined(run.device, settings.timeout) as world:
         shard = (world.rank, world.size) if world.size > 1 else shard
         reporter.note(str(chosen))
         environment = describe_environment(chosen) | {"device": str(world.device)}
-        if shard[1] > 1:
-            refuse_overwriting(run.overwrite)
-            shared.enter_context(sharing(output.path))
-            begin_together(output, environment, output.path / MANIFEST_NAME)
         vae = load_vae(vae_artifact).to(world.device).eval()
 
-        def encode_parts(done: set[int], index: int, count: int, shared: bool) -> None:
-            mine = [part for part in tokens.parts if part.index % count == index]
+        def begin(writer: Writer) -> None:
+            if old:
+                writer.take_over(old)
+
+        def make(done: Collection[int], own: Shard) -> None:
+            mine = [part for part in tokens.parts if part.index % own[1] == own[0]]
             rows = sum(part.rows for part in mine if part.index in done)
             reporter.start("encode", sum(part.rows for part in mine), "sequences", rows)
             for part in mine:
                 if part.index not in done:
                     _encode_part(
-                        tokens, part, output, vae, settings, world.device, reporter, shared
+                        tokens, part, output, vae, settings, world.device, reporter, own != WHOLE
                     )
                     interruption.check()
             reporter.stop()
 
-        if shard[1] > 1:
-            with telling_what_is_saved(output.path):
-                encode_parts(set(recorded_parts(output.path)), *shard, shared=True)
-                world.wait()
-            if world.size == 1 or not world.leads:
-                return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
-        with output.writing(environment) as writer:
-            if old:
-                writer.take_over(old)
-            encode_parts(set(writer.parts), 0, 1, shared=False)
+        def finish(writer: Writer) -> dict[str, Any]:
             for name in Latents.FILES:
                 source = tokens if name == TOKENIZER else vae_artifact
-                with writer.file(name) as temporary:
-                    temporary.write_bytes(source.file(name).read_bytes())
+                writer.write(name, source.file(name).read_bytes())
             shape = latent_shape(tokens, vae.config)
-            statistics = _statistics(writer.path, tokens, shape).model_dump(mode="json")
-            writer.finish(statistics)
-    return Outcome(output.path, True, statistics)
+            return _statistics(writer.path, tokens, shape).model_dump(mode="json")
+
+        return make_artifact(output, environment, run, shard, make, finish, begin, world)
 
 
 def _latents_before(

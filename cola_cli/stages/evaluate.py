@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cola_cli.artifacts import PartRecord
 from cola_cli.artifacts.files import sha256_file, sha256_text
 from cola_cli.artifacts.kinds import Evaluation
-from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import artifact_rows, read_rows
 from cola_cli.errors import InputError
 from cola_cli.evaluation.metrics import paired_difference, task_metrics
 from cola_cli.evaluation.scoring import Item, Verdict, require_task, score
 from cola_cli.evaluation.tasks import Question
-from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.sampling.prompts import Prompt
 from cola_cli.settings import result_settings
 from cola_cli.settings.evaluate import EvaluateSettings
-from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
-from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
+from cola_cli.stages.answers import MakeRow, Sample, encoded_prompt, make_answers
+from cola_cli.stages.run import Outcome, Run, open_output
 from cola_cli.stages.sample import model_fingerprint as fingerprint_of
-from cola_cli.stages.shards import WHOLE, Shard, make_artifact
+from cola_cli.stages.shards import WHOLE, Shard
 
 if TYPE_CHECKING:
     from cola_cli.api import LanguageModel
@@ -56,14 +55,8 @@ def run_evaluation(
     decisive = {"task": task} | result_settings(settings)
     reads = (model_path, data)
     output = open_output(output_path, "evaluation", STAGE, settings, inputs, run, reads, decisive)
-    if output.up_to_date:
-        return up_to_date(output)
-    chosen = prepare_torch(run.threads)
-    environment = describe_environment(chosen) | {"device": run.device}
 
-    def make_parts(done: Collection[int]) -> None:
-        model = open_model(model_path, settings, run.device)
-        prompts = [_fitted(model, question, settings) for question in questions]
+    def prepare(model: LanguageModel) -> tuple[list[Prompt], MakeRow]:
         common = {
             "task": task,
             **_passes(model, settings),
@@ -73,31 +66,17 @@ def run_evaluation(
             "model": inputs["model"],
             "data_sha256": inputs["data"],
         }
-        write_answers(
-            output,
-            done,
-            model,
-            prompts,
-            settings,
-            run.reporter,
-            ("answer", "items"),
-            lambda sample: _row(questions[sample.item], sample, common),
-            shard=shard,
-        )
+        prompts = [_fitted(model, question, settings) for question in questions]
+        return prompts, lambda sample: _row(questions[sample.item], sample, common)
 
-    def statistics() -> dict[str, Any]:
-        parts = sorted(recorded_parts(output.place).items())
-        rows = [row for _, part in parts for _, row in read_rows(output.place / part.file)]
+    def statistics(parts: list[PartRecord]) -> dict[str, Any]:
+        rows = [row for part in parts for _, row in read_rows(output.place / part.file)]
         items = [Item(r["generate"], r["ground_truth"], tuple(r["choices"])) for r in rows]
         verdicts = [Verdict(row["correct"], row["option"]) for row in rows]
         return task_metrics(task, items, verdicts, sum(row["cut"] for row in rows)).model_dump()
 
-    return make_artifact(output, environment, run, shard, make_parts, statistics)
-
-
-def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The rows of an evaluation artifact, in the order of its items."""
-    return list(artifact_rows(Evaluation.open(path)))
+    progress = "answer", "items"
+    return make_answers(output, model_path, settings, run, shard, progress, prepare, statistics)
 
 
 def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:

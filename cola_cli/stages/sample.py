@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cola_cli.artifacts import PartRecord
 from cola_cli.artifacts.files import sha256_text
 from cola_cli.artifacts.kinds import Samples, SamplesPart, SamplesStatistics, TrainedModel
 from cola_cli.artifacts.origin import published
-from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.errors import InputError
 from cola_cli.families import FAMILIES, TokenModel, commands, token_model
-from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.sampling.prompts import Prompt, not_empty
 from cola_cli.settings.sample import SampleSettings
-from cola_cli.stages.answers import Sample, encoded_prompt, open_model, write_answers
-from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
-from cola_cli.stages.shards import WHOLE, Shard, make_artifact
+from cola_cli.stages.answers import MakeRow, Sample, encoded_prompt, make_answers
+from cola_cli.stages.run import Outcome, Run, open_output
+from cola_cli.stages.shards import WHOLE, Shard
 from cola_cli.weights.folder import open_model_folder
+
+if TYPE_CHECKING:
+    from cola_cli.api import LanguageModel
 
 STAGE = "sample"
 DEMO_PROMPT = "Tom was a brave sailor who"  # of the demo model, where none is given
@@ -55,37 +57,23 @@ def sample_to_artifact(
         "prompts": sha256_text(json.dumps(numbered)),
     }
     output = open_output(output_path, "samples", STAGE, settings, inputs, run, (model_path,))
-    if output.up_to_date:
-        return up_to_date(output)
-    chosen = prepare_torch(run.threads)
-    environment = describe_environment(chosen) | {"device": run.device}
 
-    def make_parts(done: Collection[int]) -> None:
-        model = open_model(model_path, settings, run.device)
+    def prepare(model: LanguageModel) -> tuple[list[Prompt], MakeRow]:
         for prompt in prompts:  # a wrong one is told before an hour of work
             encoded_prompt(model, prompt)
-        write_answers(
-            output,
-            done,
-            model,
-            prompts,
-            settings,
-            run.reporter,
-            ("sample", "prompts"),
-            Sample.row,
-            _stopped,
-            shard,
-        )
+        return prompts, Sample.row
 
-    def statistics() -> dict[str, Any]:
-        parts = recorded_parts(output.place).values()
+    def statistics(parts: list[PartRecord]) -> dict[str, Any]:
         return SamplesStatistics(
             prompts=len(prompts),
             tokens=sum(part.tokens for part in parts),
             stopped=sum(SamplesPart.of(part.statistics, output.place).stopped for part in parts),
         ).model_dump()
 
-    return make_artifact(output, environment, run, shard, make_parts, statistics)
+    progress = "sample", "prompts"
+    return make_answers(
+        output, model_path, settings, run, shard, progress, prepare, statistics, _stopped
+    )
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:

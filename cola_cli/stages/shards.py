@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Output, Writer
 from cola_cli.artifacts.lock import STOPPED_SECONDS, Patience, sharing
@@ -15,6 +15,9 @@ from cola_cli.artifacts.parts import recorded_parts
 from cola_cli.errors import InputError, OutputLocked, UsageError
 from cola_cli.machine.launcher import launched, launched_shard
 from cola_cli.stages.run import Outcome, Run
+
+if TYPE_CHECKING:
+    from cola_cli.machine.processes import World
 
 Shard = tuple[int, int]  # (index from 0, count)
 WHOLE: Shard = (0, 1)
@@ -50,25 +53,32 @@ def make_artifact(
     environment: dict[str, Any],
     run: Run,
     shard: Shard,
-    make: Callable[[Collection[int]], None],
-    statistics: Callable[[], dict[str, Any]],
+    make: Callable[[Collection[int], Shard], None],
+    finish: Callable[[Writer], dict[str, Any]],
+    begin: Callable[[Writer], None] = lambda writer: None,
+    world: World | None = None,
 ) -> Outcome:
-    """`make` the parts of a shard, or all and commit the artifact with its statistics.
+    """Make the parts of a shard, or all parts and commit the artifact.
 
-    make: is told the parts that are there already. statistics: of all parts.
+    make: is told which parts are there, and of which shard to make the others. begin, finish: write what
+    comes before and after the parts, the latter gives the statistics. world: processes with a shard each, of
+    which the first commits.
     """
-    if shard == WHOLE:
-        with output.writing(environment) as writer:
-            make(writer.parts)
-            found = statistics()
-            writer.finish(found)
-        return Outcome(output.path, True, found)
-    refuse_overwriting(run.overwrite)
-    with sharing(output.path):
-        begin_together(output, environment, output.path / MANIFEST_NAME)
-        with telling_what_is_saved(output.path):
-            make(recorded_parts(output.path).keys())
-    return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
+    if shard != WHOLE:
+        refuse_overwriting(run.overwrite)
+        with sharing(output.path), telling_what_is_saved(output.path):
+            begin_together(output, environment)
+            make(recorded_parts(output.path).keys(), shard)
+            if world is not None:
+                world.wait()
+        if world is None or world.size == 1 or not world.leads:
+            return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
+    with output.writing(environment) as writer:
+        begin(writer)
+        make(writer.parts, WHOLE)
+        statistics = finish(writer)
+        writer.finish(statistics)
+    return Outcome(output.path, True, statistics)
 
 
 def refuse_sharing(what: str, shard: Shard) -> None:
@@ -77,22 +87,15 @@ def refuse_sharing(what: str, shard: Shard) -> None:
         raise UsageError(f"{what} is done by one process.", "Run it without shards and torchrun.")
 
 
-def begin_together(
-    output: Output,
-    environment: dict[str, Any],
-    begun: Path,
-    make: Callable[[Writer], None] = lambda writer: None,
-) -> None:
-    """Return once the unfinished artifact of this identity has the file `begun`.
+def begin_together(output: Output, environment: dict[str, Any]) -> None:
+    """Return once the unfinished artifact of this identity is there, made by whoever takes the lock first.
 
-    The first process to take the lock calls `make`; the others wait, and one of them takes over if it dies.
     Raises OutputConflict when something else lies there, or is being made there.
     """
     foreign, stopped = Patience(FOREIGN_SECONDS), Patience(STOPPED_SECONDS)
-    while not (found := has_begun(output, begun)):
+    while not (found := has_begun(output, output.path / MANIFEST_NAME)):
         try:
-            with output.writing(environment) as writer:
-                make(writer)
+            with output.writing(environment):
                 return
         except OutputLocked as error:
             # The holder may just be replacing what a failed run left behind.

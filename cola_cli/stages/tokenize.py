@@ -25,9 +25,8 @@ from cola_cli.artifacts.kinds import (
     TokensPart,
     TokensStatistics,
 )
-from cola_cli.artifacts.lock import Claims, sharing, writer_lock
+from cola_cli.artifacts.lock import Claims, writer_lock
 from cola_cli.artifacts.manifest import Manifest, read_manifest
-from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.artifacts.parts import recorded_parts, write_part
 from cola_cli.corpus.additions import ancestors, grown
 from cola_cli.corpus.chunks import Chunk, Text, read_chunks, training_sample
@@ -55,7 +54,14 @@ from cola_cli.reporting import Reporter
 from cola_cli.settings import result_settings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
-from cola_cli.stages.shards import WHOLE, Shard, has_begun, refuse_overwriting, refuse_sharing
+from cola_cli.stages.shards import (
+    WHOLE,
+    Shard,
+    has_begun,
+    make_artifact,
+    refuse_overwriting,
+    refuse_sharing,
+)
 
 if TYPE_CHECKING:
     from cola_cli.machine.processes import World
@@ -86,23 +92,7 @@ def tokenize(
     run = run or Run()
     report = run.reporter
     before = read_manifest(output) if add else None
-    chosen = result_settings(settings)
-    if settings.end_of_text is None:
-        del chosen["end_of_text"]
-    given = {}
-    if tokenizer is not None:
-        if not tokenizer.is_file():
-            raise InputError(f"{tokenizer} is not a file.", "Give the tokenizer.json itself.")
-        given = {"tokenizer": sha256_file(tokenizer)}
-        load_tokenizer(tokenizer, settings.end_of_text)
-        del chosen["vocab_size"], chosen["sample_bytes"]
-    elif before and "tokenizer" in before.identity.inputs:
-        given = {"tokenizer": before.identity.inputs["tokenizer"]}
-        del chosen["vocab_size"], chosen["sample_bytes"]
-    elif settings.end_of_text is not None:
-        raise UsageError(
-            "--end-of-text names a token of a given tokenizer.", "Give --tokenizer too, or drop it."
-        )
+    chosen, given = _decisive(settings, tokenizer, before)
 
     def opened() -> tuple[Corpus, Output, Tokens | None]:
         found = grown(corpus, output, before) if before else find_corpus(corpus, output)
@@ -119,7 +109,7 @@ def tokenize(
         )
         return found, place, old
 
-    with _joined(settings.timeout) as world, contextlib.ExitStack() as shared:
+    with _joined(settings.timeout) as world:
         if world is not None:
             shard = (world.rank, world.size)
         if add:
@@ -128,7 +118,6 @@ def tokenize(
             found, place, old = opened()
         else:
             refuse_overwriting(run.overwrite)
-            shared.enter_context(sharing(output))
             # the first has the digests of the files and the tokenizer made; the others find them
             with writer_lock(output, math.inf):
                 found, place, old = opened()
@@ -137,30 +126,55 @@ def tokenize(
                         _make_tokenizer(writer, found, settings, tokenizer, report)
         if place.up_to_date:
             return up_to_date(place)
-        if shard != WHOLE:
-            with telling_what_is_saved(output):
-                done = recorded_parts(output)
-                try:
-                    _make_parts(done, output, place.identity, found, settings, report, shard)
-                except (ColaError, OSError):
-                    if read_manifest(output).status != "complete":  # by others meanwhile
-                        raise
-                if world is not None:
-                    world.wait()
-            if world is None or not world.leads:
-                return Outcome(output, True, {"parts": len(recorded_parts(output))})
-        with place.writing({"corpus": found.digests}) as writer:
+
+        def begin(writer: Writer) -> None:
             if old:
                 writer.take_over(old)
                 writer.write(TOKENIZER, old.file(TOKENIZER).read_bytes())
                 writer.keep(TOKENIZER)
             _make_tokenizer(writer, found, settings, tokenizer, report)
-            plan = _make_parts(writer.parts, writer.path, place.identity, found, settings, report)
+
+        def make(done: Collection[int], own: Shard) -> None:
+            try:
+                _make_parts(done, place.place, place.identity, found, settings, report, own)
+            except (ColaError, OSError):
+                if (
+                    own == WHOLE or read_manifest(output).status != "complete"
+                ):  # by others meanwhile
+                    raise
+
+        def finish(writer: Writer) -> dict[str, Any]:
+            plan = read_plan(scratch_of(writer.path, place.identity.fingerprint))
             statistics = _statistics(writer.path, settings, plan, found.left_out.counts())
-            written = statistics.model_dump(mode="json", exclude_none=True)
-            writer.finish(written)
-    _say(statistics, report)
-    return Outcome(output, True, written)
+            _say(statistics, report)
+            return statistics.model_dump(mode="json", exclude_none=True)
+
+        environment = {"corpus": found.digests}
+        return make_artifact(place, environment, run, shard, make, finish, begin, world)
+
+
+def _decisive(
+    settings: TokenizeSettings, tokenizer: Path | None, before: Manifest | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings that decide the tokens, and the digest of a tokenizer that is given."""
+    chosen = result_settings(settings)
+    if settings.end_of_text is None:
+        del chosen["end_of_text"]
+    given = {}
+    if tokenizer is not None:
+        if not tokenizer.is_file():
+            raise InputError(f"{tokenizer} is not a file.", "Give the tokenizer.json itself.")
+        given = {"tokenizer": sha256_file(tokenizer)}
+        load_tokenizer(tokenizer, settings.end_of_text)
+    elif before and "tokenizer" in before.identity.inputs:
+        given = {"tokenizer": before.identity.inputs["tokenizer"]}
+    elif settings.end_of_text is not None:
+        raise UsageError(
+            "--end-of-text names a token of a given tokenizer.", "Give --tokenizer too, or drop it."
+        )
+    if given:
+        del chosen["vocab_size"], chosen["sample_bytes"]
+    return chosen, given
 
 
 def _growing(
@@ -241,8 +255,8 @@ def _make_parts(
     corpus: Corpus,
     settings: TokenizeSettings,
     report: Reporter,
-    shard: Shard = WHOLE,
-) -> Plan:
+    shard: Shard,
+) -> None:
     scratch = scratch_of(output, identity.fingerprint)
     workers = settings.workers or available_cores()
     pieces = pieces_of(corpus, settings)
@@ -269,7 +283,6 @@ def _make_parts(
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     report.stop()
-    return plan
 
 
 def _surveyed(

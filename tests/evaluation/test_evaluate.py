@@ -11,13 +11,14 @@ import pytest
 import zstandard
 
 from cola_cli.artifacts.files import sha256_file, sha256_text
-from cola_cli.artifacts.rows import read_rows
+from cola_cli.artifacts.kinds import Evaluation
+from cola_cli.artifacts.rows import artifact_rows, read_rows
 from cola_cli.evaluation.metrics import paired_difference
 from cola_cli.evaluation.scoring import SCORERS
 from cola_cli.evaluation.tasks import Question, built_in_template, read_questions
 from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.stages import answers
-from cola_cli.stages.evaluate import comparison, read_answers, run_evaluation
+from cola_cli.stages.evaluate import comparison, run_evaluation
 from tests.conftest import CPU, Run, content
 from tests.stages.killing import kill_until_done
 from tests.stages.test_sample import model as model  # the session's random model
@@ -31,6 +32,10 @@ def questions() -> list[Question]:
     return [
         Question(n, f"some words {n}", "first", ("first", "second"), f"item {n}") for n in range(7)
     ]
+
+
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    return list(artifact_rows(Evaluation.open(path)))
 
 
 @pytest.fixture

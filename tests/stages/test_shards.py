@@ -39,7 +39,7 @@ def place(path: Path, number: int) -> Output:
 
 def begin(output: Output) -> None:
     """Begin as a shard of `cola encode` does."""
-    begin_together(output, {}, output.path / "manifest.json")
+    begin_together(output, {})
 
 
 def add(path: Path, index: int, number: int) -> None:

@@ -10,12 +10,12 @@ import pytest
 
 import cola_cli
 from cola_cli.artifacts import Artifact
-from cola_cli.artifacts.kinds import Tokens
+from cola_cli.artifacts.kinds import Evaluation, Tokens
+from cola_cli.artifacts.rows import artifact_rows
 from cola_cli.corpus.sequences import Rows, Sequences
 from cola_cli.families import FAMILIES, PRIOR
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.tokenize import TokenizeSettings
-from cola_cli.stages.evaluate import read_answers
 from cola_cli.stages.sample import model_fingerprint
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train import train
@@ -157,7 +157,7 @@ def test_a_baseline_is_sampled_and_evaluated_like_any_model(
         "--set", "cut_prompts=true", "--set", "max_new_tokens=4",
     )  # fmt: skip
     assert Artifact.open(tmp_path / "answers", "evaluation").manifest.statistics["n"] > 0
-    (row, *_) = read_answers(tmp_path / "answers")
+    row = next(artifact_rows(Evaluation.open(tmp_path / "answers")))
     passes = None if kind == "autoregressive" else 4
     assert (row["steps"], row["guidance"], row["dtype"]) == (passes, None, "float32")
     assert "is a baseline" in cola("likelihood", "model", "--text", "Anna sees", expect=4).stderr
