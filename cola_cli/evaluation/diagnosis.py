@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict
-
-from cola_cli.artifacts.reading import read_record
 
 DIAGNOSES = "diagnos*.json"
 
@@ -31,8 +27,3 @@ class Diagnosis(BaseModel):
     active_channels: int
     flow_of_noise: float | None = None  # of a diagnosis of an earlier version
     flow_of_linear: float | None = None
-
-
-def read_diagnosis(path: Path) -> Diagnosis:
-    """The diagnosis in a file. Raises InputError if the file does not hold one."""
-    return read_record(path, Diagnosis, "Write it again, or take it away.")

@@ -158,15 +158,12 @@ def svg(
         ys = [y for y in ys if y > 0]
     x_low, x_high = _bounds(xs, chart.x, 0.0)
     y_low, y_high = _bounds(ys, chart.y, 0.06)
-    make = log_ticks if chart.y.log else linear_ticks
-    y_ticks = make(y_low, y_high, 5)
-    y_labels = tick_labels(y_ticks, chart.y.percent, chart.y.log)
+    y_ticks, y_labels = _ticks(chart.y, y_low, y_high, 5)
+    x_ticks, x_labels = _ticks(chart.x, x_low, x_high, 8 if width > 500 else 4)
     left = 12 + max((len(label) for label in y_labels), default=1) * CHARACTER
     right, top, bottom = 14, 26 + head, 42
     across = _Scale(x_low, x_high, left, width - right, chart.x.log)
     up = _Scale(y_low, y_high, height - bottom, top, chart.y.log)
-    x_ticks = (log_ticks if chart.x.log else linear_ticks)(x_low, x_high, 8 if width > 500 else 4)
-    x_labels = tick_labels(x_ticks, chart.x.percent, chart.x.log)
     frame = [
         element("text", chart.y.label, x=0, y=12 + head, class_="axis"),
         element("text", chart.x.label, x=width - right, y=height - 6, class_="axis end"),
@@ -206,6 +203,12 @@ def svg(
         role="img",
         aria_label=f"{chart.title}: {chart.y.label} against {chart.x.label}",
     )
+
+
+def _ticks(axis: Axis, low: float, high: float, wanted: int) -> tuple[list[float], list[str]]:
+    """About `wanted` ticks of an axis, and their labels."""
+    ticks = (log_ticks if axis.log else linear_ticks)(low, high, wanted)
+    return ticks, tick_labels(ticks, axis.percent, axis.log)
 
 
 def _bounds(values: list[float], axis: Axis, margin: float) -> Pair:

@@ -16,16 +16,18 @@ from cola_cli.artifacts.checks import check_file
 from cola_cli.artifacts.kinds import SamplesRow
 from cola_cli.artifacts.manifest import Manifest, flatten, read_manifest
 from cola_cli.artifacts.parts import recorded_parts
+from cola_cli.artifacts.reading import read_record
 from cola_cli.artifacts.rows import read_rows
 from cola_cli.errors import ColaError, InputError
-from cola_cli.evaluation.diagnosis import DIAGNOSES, Diagnosis, read_diagnosis
+from cola_cli.evaluation.diagnosis import DIAGNOSES, Diagnosis
 from cola_cli.families import FAMILIES
 from cola_cli.stages.status import survey
-from cola_cli.studies.measurements import CURVES, Curves, read_curves
+from cola_cli.studies.measurements import CURVES, Curves
 from cola_cli.training.metrics import Metrics
 
 WRITERS = [family.kind for family in FAMILIES.values() if family.writes]
 KINDS = ("tokens", "vae", "latents", *WRITERS, "samples", "evaluation")  # in the order of the page
+REWRITE = "Write it again, or take it away."
 MOST_SAMPLES = 48  # prompts read of one artifact
 
 Curve = list[tuple[float, float]]
@@ -104,9 +106,9 @@ def collect(runs: Sequence[Path]) -> Collected:
     for path in sorted(measured - inside):
         try:
             if path.name == CURVES:
-                scalings[_label(path, base)] = read_curves(path)
+                scalings[_label(path, base)] = read_record(path, Curves, REWRITE)
             else:
-                diagnoses[_label(path, base)] = read_diagnosis(path)
+                diagnoses[_label(path, base)] = read_record(path, Diagnosis, REWRITE)
         except InputError as error:
             problems.append(_relative_text(error, base))
     shown.sort(key=lambda one: (KINDS.index(one.kind) if one.kind in KINDS else 99, one.label))

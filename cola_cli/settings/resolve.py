@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,18 +61,12 @@ def resolve(
             )
         values[name] = (value, source)
 
-    sources = [recorded] if recorded else []
-    for source, tree in [*sources, *_files(table, preset, config)]:
+    for source, tree in [*([recorded] if recorded else []), *_files(table, preset, config)]:
         for name, value in (flatten(tree) if isinstance(tree, dict) else {"": tree}).items():
             if value != {}:  # a table with nothing in it
                 add(name, value, source)
-    for variable, text in sorted((environ or {}).items()):
-        if not variable.startswith("COLA_") or "__" not in variable:
-            continue
-        spoken_to, *leaves = variable.removeprefix("COLA_").lower().split("__")
-        _require_table(spoken_to, table, f"variable {variable}")
-        if spoken_to == table:
-            add(".".join(leaves), _parse_value(text), f"variable {variable}")
+    for name, text, source in _variables(table, environ or {}):
+        add(name, _parse_value(text), source)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -131,6 +125,16 @@ def known_names(model: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             names.append(prefix + name)
     return names
+
+
+def _variables(table: str, environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Name, text and source of each setting of a table that a variable sets."""
+    for variable, text in sorted(environ.items()):
+        if variable.startswith("COLA_") and "__" in variable:
+            spoken_to, *leaves = variable.removeprefix("COLA_").lower().split("__")
+            _require_table(spoken_to, table, f"variable {variable}")
+            if spoken_to == table:
+                yield ".".join(leaves), text, f"variable {variable}"
 
 
 def _files(table: str, preset: str | None, config: Path | None) -> list[tuple[str, dict[str, Any]]]:

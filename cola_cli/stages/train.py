@@ -113,29 +113,7 @@ def train(
     source = PACKED[family.reads].open(source_path)
     data = data_of(source)
     config = model_config(family, data, settings)
-    chosen = result_settings(settings)
-    identity = Identity(
-        stage=family.stage,
-        settings={name: value for name, value in chosen.items() if name not in family.ignored},
-        inputs={
-            family.reads: source.manifest.fingerprint,
-            **family.inputs,
-            **({"start": start.fingerprint} if start else {}),
-        },
-    )
-    ways = "" if family.base else " --from begins another run with its weights."
-    begin = Beginning(identity)
-    if not run.overwrite:
-        begin = beginning(output_path, identity, settings.optim, extend, ways)
-    output = Output.open(
-        output_path,
-        family.kind,
-        begin.identity,
-        settings.model_dump(),
-        run.overwrite or begin.checkpoint is not None,
-        (source_path, *([start.path] if start else [])),
-        ways,
-    )
+    output, begin = _opened(family, source, output_path, settings, run, start, extend)
     if output.up_to_date:
         return up_to_date(output)
     if start and isinstance(source, Latents):
@@ -206,6 +184,42 @@ def train(
         statistics = _statistics(family, source, cost) | _metrics(output.place)
         writer.finish(statistics)
         return Outcome(output_path, True, statistics)
+
+
+def _opened(
+    family: Family,
+    source: Source,
+    path: Path,
+    settings: Any,
+    run: Run,
+    start: Start | None,
+    extend: bool,
+) -> tuple[Output, Beginning]:
+    """The output at `path` of a training, and where it begins; nothing is written yet."""
+    chosen = result_settings(settings)
+    identity = Identity(
+        stage=family.stage,
+        settings={name: value for name, value in chosen.items() if name not in family.ignored},
+        inputs={
+            family.reads: source.manifest.fingerprint,
+            **family.inputs,
+            **({"start": start.fingerprint} if start else {}),
+        },
+    )
+    ways = "" if family.base else " --from begins another run with its weights."
+    begin = Beginning(identity)
+    if not run.overwrite:
+        begin = beginning(path, identity, settings.optim, extend, ways)
+    output = Output.open(
+        path,
+        family.kind,
+        begin.identity,
+        settings.model_dump(),
+        run.overwrite or begin.checkpoint is not None,
+        (source.path, *([start.path] if start else [])),
+        ways,
+    )
+    return output, begin
 
 
 def _require_memory(plan: dict[str, Any]) -> None:

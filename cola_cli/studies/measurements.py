@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from cola_cli.artifacts.reading import read_record
 
 CURVES = "scaling.json"
 
@@ -55,8 +52,3 @@ class Curves(_Entry):
     x: str = "training compute, FLOPs"
     x_log: bool = True
     linear: list[str] = []
-
-
-def read_curves(path: Path) -> Curves:
-    """The curves in a file. Raises InputError if the file holds none."""
-    return read_record(path, Curves, "Write it again, or take it away.")

@@ -22,6 +22,7 @@ import typer
 from typer.testing import CliRunner
 
 from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.artifacts.reading import read_record
 from cola_cli.artifacts.verify import verify
 from cola_cli.cli.main import app
 from cola_cli.cli.study import executor
@@ -29,7 +30,7 @@ from cola_cli.cost import training as flops
 from cola_cli.errors import InputError, UsageError
 from cola_cli.reporting import Silent
 from cola_cli.stages.matching import matched_settings
-from cola_cli.studies.measurements import read_curves
+from cola_cli.studies.measurements import Curves
 from cola_cli.studies.plan import Trial, plan_study
 from cola_cli.studies.run import missing_steps, run_study, shell_command
 from cola_cli.studies.settings import Study, parse_study
@@ -255,7 +256,7 @@ def test_the_plot_has_every_point_and_the_report_reads_the_same(made: Path, cola
     assert sum(text.startswith("cola: ") for text in said) == 3
     assert sum(text.startswith("masked: ") for text in said) == 3
     assert "://" not in file.read_text().replace("http://www.w3.org/2000/svg", "")
-    scaling = read_curves(made / "scaling.json")
+    scaling = read_record(made / "scaling.json", Curves, "")
     points = [p for p in scaling.points if p.metric == "perplexity" and p.family == "cola"]
     assert len(points) == 3
     assert "at training compute, FLOPs, logarithmic" in said[0]
