@@ -1,7 +1,9 @@
-"""Shared by all tests: the real `cola` in real processes."""
+"""Shared by all tests: the real `cola`, in this process and in others."""
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import secrets
 import signal
@@ -14,6 +16,7 @@ import hypothesis
 import pytest
 
 from cola_cli.artifacts.files import sha256_file
+from cola_cli.cli.main import main
 from cola_cli.machine import interruption
 from cola_cli.machine.threads import prepare_torch
 from cola_cli.stages import run
@@ -50,19 +53,62 @@ def signals_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def cola(tmp_path: Path) -> Run:
-    """Run the real command; `expect` is its exit code (None: any)."""
+    """Run the real command; `expect` is its exit code (None: any).
 
-    def run(
-        *arguments: object, expect: int | None = 0, cwd: Path = tmp_path, **options: object
-    ) -> subprocess.CompletedProcess[str]:
-        result = subprocess.run(
-            cola_command(*arguments), capture_output=True, text=True, cwd=cwd, **options
-        )
-        if expect is not None:
-            assert result.returncode == expect, f"{arguments}\n{result.stdout}\n{result.stderr}"
-        return result
+    It runs in this process, where torch is there already, which is most of the time that it would take; with
+    options of subprocess.run, such as `env`, in a process of its own.
+    """
+    return functools.partial(_run, here=True, cwd=tmp_path)
 
-    return run
+
+@pytest.fixture
+def cola_process(tmp_path: Path) -> Run:
+    """`cola` in a process of its own, for what is read or done once a process."""
+    return functools.partial(_run, here=False, cwd=tmp_path)
+
+
+def _run(
+    *arguments: object, here: bool, cwd: Path, expect: int | None = 0, **options: object
+) -> subprocess.CompletedProcess[str]:
+    command = cola_command(*arguments)
+    if here and not options:
+        result = _run_here(command, cwd)
+    else:
+        result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
+    if expect is not None:
+        assert result.returncode == expect, f"{arguments}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def _run_here(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in this process; what it changes of it is put back."""
+    import torch
+
+    threads, variables = torch.get_num_threads(), dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace") for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, open(os.devnull) as nothing:
+        patch.chdir(cwd)
+        streams = {"stdin": nothing, "stdout": out, "stderr": err}
+        hooks = {name: getattr(sys, name) for name in ("unraisablehook", "excepthook")}
+        for name, value in (streams | hooks | {"argv": ["cola", *command[3:]]}).items():
+            patch.setattr(sys, name, value)
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            os.environ.clear()
+            os.environ.update(variables)
+            torch.set_num_threads(threads)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    said = []
+    for stream in (out, err):
+        stream.flush()
+        said.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(command, code, *said)
 
 
 def drawn_seed() -> int:
