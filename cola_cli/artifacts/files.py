@@ -174,12 +174,6 @@ def refuse_link(path: Path) -> None:
         )
 
 
-def refuse_links(directory: Path) -> None:
-    """`refuse_link` for everything below a directory, which may itself be a link."""
-    for path in directory.rglob("*"):
-        refuse_link(path)
-
-
 def writing_failed(path: Path, error: OSError) -> ColaError:
     """The ColaError of a failed write, with a remedy."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from cola_cli.artifacts.files import make_directory, refuse_links, writing_failed
+from cola_cli.artifacts.files import make_directory, refuse_link, writing_failed
 from cola_cli.artifacts.reading import parse_json, shown
 from cola_cli.errors import OutputConflict, OutputLocked, UsageError
 from cola_cli.machine.liveness import state_of
@@ -42,7 +42,8 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     lock is released (removing it would let two writers hold two different files of that name), empty.
     """
     make_directory(directory)
-    refuse_links(directory)
+    for path in directory.rglob("*"):
+        refuse_link(path)
     with locked(directory, wait_seconds):
         yield
 

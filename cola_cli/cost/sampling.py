@@ -34,8 +34,7 @@ def cola_sampling(
     block, patch = prior.block_size, vae.patch_size
     tokens = block * patch
     encoded = text_vae_encoding(vae, 1, -(-prompt // tokens) * tokens)
-    prefix = -(-prompt // patch) // block * block
-    blocks = -(-(new + prompt - prefix * patch) // tokens)
+    prefix, blocks = _blocks(vae, prior, prompt, new)
     grid = chosen_grid(options.steps, options.grid)
     guides = [
         is_guided(t, options.guidance, options.guidance_interval)
@@ -131,17 +130,17 @@ class Load:
     static: bool = False
 
 
-def cached_positions(vae: TextVAEConfig, prior: PriorConfig, prompt: int, new: int) -> int:
-    """Latents of a row in the caches when its last block is there."""
+def _blocks(vae: TextVAEConfig, prior: PriorConfig, prompt: int, new: int) -> tuple[int, int]:
+    """Latents of a prompt's whole blocks, and the blocks that are generated behind them."""
     block, patch = prior.block_size, vae.patch_size
     prefix = -(-prompt // patch) // block * block
-    blocks = -(-(new + prompt - prefix * patch) // (block * patch))
-    return prefix + blocks * block
+    return prefix, -(-(new + prompt - prefix * patch) // (block * patch))
 
 
 def cache_bytes(vae: TextVAEConfig, prior: PriorConfig, load: Load) -> int:
     """Keys and values of prior and decoder."""
-    rows, length = load.rows, cached_positions(vae, prior, load.prompt, load.new)
+    prefix, blocks = _blocks(vae, prior, load.prompt, load.new)
+    rows, length = load.rows, prefix + blocks * prior.block_size
     decoder = 2 * vae.decoder_layers * vae.dim * rows * length
     if load.static:
         rows, length = row_bucket(rows), length_bucket(length)

@@ -10,7 +10,7 @@ from cola_cli.report.markup import Markup, element
 
 MARK = "<svg"  # with which a chart begins
 MARGIN = 20  # around all charts
-GAP = 24  # between two side by side
+COLUMNS, GAP = 2, 24  # charts side by side, and between two
 WIDTH, HEIGHT, HEAD = 420, 246, 40  # of one chart without its legend, and of its title and note
 # Rules that a file of its own needs beyond the page's style sheet.
 FILE_STYLE = """
@@ -19,11 +19,11 @@ svg .page { fill: var(--page); } svg .title { font-size: 14px; font-weight: 600;
 """
 
 
-def drawing(charts: Sequence[Chart], columns: int = 2) -> str:
+def drawing(charts: Sequence[Chart]) -> str:
     """Charts side by side as one SVG file that stands alone; a chart without points is left out."""
     style = (Path(__file__).parent / "style.css").read_text("utf-8") + FILE_STYLE
     made = [one for one in map(drawable, charts) if one.series]
-    across = min(columns, max(1, len(made)))
+    across = min(COLUMNS, max(1, len(made)))
     row = HEAD + HEIGHT + GAP + max((legend_height(one, WIDTH) for one in made), default=0)
     panels = []
     for index, chart in enumerate(made):

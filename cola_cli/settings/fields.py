@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.fields import FieldInfo
 
 from cola_cli.models.config import LATER
 
@@ -32,21 +31,14 @@ def timeout_of_ranks() -> Any:
     )
 
 
-def is_left_out(field: FieldInfo, value: Any) -> bool:
-    """Whether a setting that came after format 1 has its default, so that old fingerprints stay."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get(LATER)) and value == field.default
-
-
 def result_settings(settings: BaseModel) -> dict[str, Any]:
     """The settings that change the result, as nested tables: the part that enters the fingerprint."""
     tree: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("changes_result") is False:
-            continue
+        marks = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         value = getattr(settings, name)
-        if is_left_out(field, value):
+        # one that came after format 1 is left out at its default, so that old fingerprints stay
+        if marks.get("changes_result") is False or (marks.get(LATER) and value == field.default):
             continue
         if isinstance(value, BaseModel):
             if nested := result_settings(value):  # a table of nothing that counts is not one

@@ -44,6 +44,7 @@ class Command:
     """One command of a study and the artifact or file at `path` that it makes.
 
     inputs: what it reads, by name; settings: resolved, `assignments` how they are given to the command.
+    words: arguments that no other stage has, behind the first of the inputs.
     """
 
     stage: str
@@ -53,6 +54,7 @@ class Command:
     assignments: tuple[str, ...] = ()
     inputs: dict[str, Command] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)  # arguments that are not artifacts
+    words: tuple[str, ...] = ()
     preset: str | None = None
 
     @property
@@ -188,11 +190,9 @@ class _Planner:
         common = self.study.study
         tokens = self._tokens()
         trained, compute = self._trained(tokens)
-        cloze = self._step(
-            "eval cloze",
-            {"tokens": tokens},
-            given={"count": common.passages, "context": common.context},
-        )
+        given = {"count": common.passages, "context": common.context}
+        words = [*_option("--count", common.passages), *_option("--context", common.context)]
+        cloze = self._step("eval cloze", {"tokens": tokens}, given=given, words=words)
         samples, measured = self._measured(trained, tokens, cloze)
         return Trial(
             sweep=self.sweep.name,
@@ -217,7 +217,8 @@ class _Planner:
             )
         given = {"corpus": list(common.corpus), "tokenizer": common.tokenizer}
         settings, assignments = self._resolved("tokenize")
-        return self._step("tokenize", {}, settings, assignments, given)
+        words = [*common.corpus, *_option("--tokenizer", common.tokenizer)]
+        return self._step("tokenize", {}, settings, assignments, given, words)
 
     def _trained(self, tokens: Command) -> tuple[Command, Compute]:
         if self.line.model in PRIORS:
@@ -229,7 +230,8 @@ class _Planner:
         vae_settings, assignments = self._resolved(TEXT_VAE.table)
         vae = self._step(TEXT_VAE.stage, {"tokens": tokens}, vae_settings, assignments)
         encoding, assignments = self._resolved("encode")
-        latents = self._step("encode", {"tokens": tokens, "vae": vae}, encoding, assignments)
+        inputs, words = {"tokens": tokens, "vae": vae}, _option("--vae", vae.path)
+        latents = self._step("encode", inputs, encoding, assignments, words=words)
 
         data = _data(tokens)
         vae_shape = self._possible(TEXT_VAE, data, vae_settings)
@@ -251,7 +253,7 @@ class _Planner:
         return prior, compute
 
     def _baseline(self, tokens: Command, family: Family) -> tuple[Command, Compute]:
-        inputs, data = {"tokens": tokens}, _data(tokens)
+        inputs, words, data = {"tokens": tokens}, list[str](), _data(tokens)
         if self.line.match is None:
             settings, assignments, shape, cost = self._lengthened(family, data, self._seeds())
         else:
@@ -260,14 +262,14 @@ class _Planner:
             vae_shape = self._possible(TEXT_VAE, data, vae.settings)
             shape = self._possible(PRIOR, replace(data, vae=vae_shape), prior.settings)
             recorded = (str(prior.path), planned_settings(shape, prior.settings))
-            inputs["match"] = prior
+            inputs["match"], words = prior, _option("--match", prior.path)
             settings, assignments, shape, cost = self._lengthened(
                 family, data, [], recorded=recorded
             )
         assert family.token_model is not None
         flops = partial(family.token_model.flops, shape)
         compute = self._compute(settings, data, cost, cost.parameters, 0.0, flops)
-        return self._step(family.stage, inputs, settings, assignments), compute
+        return self._step(family.stage, inputs, settings, assignments, words=words), compute
 
     def _compute(
         self,
@@ -345,17 +347,19 @@ class _Planner:
                 continue
             if samples is None:
                 options, assignments = self._resolved("sample", [f"seed={self.seed}"])
-                samples = self._step(
-                    "sample", {"model": trained, "prompts": cloze}, options, assignments
-                )
+                words = _option("--prompts", cloze.path)
+                inputs = {"model": trained, "prompts": cloze}
+                samples = self._step("sample", inputs, options, assignments, words=words)
             inputs = {"samples": samples, "tokens": tokens}
-            given: dict[str, Any] = {}
+            words, given = _option("--tokens", tokens.path), dict[str, Any]()
             if stage == "eval text":
                 if self.study.judge is not None:
                     inputs["judge"] = self._judge(tokens)
+                    words += _option("--judge", inputs["judge"].path)
                 else:
                     given["judge"] = common.judge
-            measured[stage] = self._step(stage, inputs, given=given)
+                    words += _option("--judge", common.judge)
+            measured[stage] = self._step(stage, inputs, given=given, words=[*words, "--json"])
         return samples, measured
 
     def _answers(self, trained: Command, cloze: Command, metric: str) -> Command:
@@ -364,11 +368,13 @@ class _Planner:
         settings, assignments = self._resolved("eval", [f"seed={self.seed}"])
         inputs = {"model": trained}
         given: dict[str, Any] = {}
+        words = ["--task", "lambada", *_option("--data", cloze.path)]
         if metric == CLOZE:
             inputs["data"] = cloze
         else:
             given = {"task": metric, "data": common.tasks[metric], "limit": common.limit}
-        return self._step(ANSWERS, inputs, settings, assignments, given)
+            words = [word for name, value in given.items() for word in _option(f"--{name}", value)]
+        return self._step(ANSWERS, inputs, settings, assignments, given, words)
 
     def _judge(self, tokens: Command) -> Command:
         assert self.study.judge is not None
@@ -440,6 +446,7 @@ class _Planner:
         settings: Settings | None = None,
         assignments: tuple[str, ...] = (),
         given: dict[str, Any] | None = None,
+        words: Iterable[str] = (),
     ) -> Command:
         decides = {
             "stage": stage,
@@ -454,7 +461,13 @@ class _Planner:
         path = self.folder / f"{name.get(kind, kind)}-{key}{suffix}"
         # what is matched starts from the prior's settings, which a preset would replace
         preset = None if settings is None or "match" in inputs else self.study.study.preset
-        return Command(stage, path, key, settings, assignments, inputs, given or {}, preset)
+        own = tuple(words)
+        return Command(stage, path, key, settings, assignments, inputs, given or {}, own, preset)
+
+
+def _option(name: str, value: object) -> list[str]:
+    """An option with its value, nothing without one."""
+    return [] if value in (None, "") else [name, str(value)]
 
 
 def _assignments(given: dict[str, Any]) -> Iterator[str]:

@@ -11,7 +11,6 @@ from cola_cli.artifacts.files import write_atomic
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.artifacts.reading import read_record
 from cola_cli.errors import InputError
-from cola_cli.families import FAMILIES
 from cola_cli.machine import interruption
 from cola_cli.reporting import Reporter
 from cola_cli.studies.measurements import CURVES
@@ -19,7 +18,6 @@ from cola_cli.studies.plan import Command, Trial, commands_of, plan_study
 from cola_cli.studies.results import compute_curves
 from cola_cli.studies.settings import Study, parse_study
 
-TRAINING = {family.stage: family for family in FAMILIES.values()}
 STUDY_FILE = "study.json"  # what `cola study table` and `plot` read
 PRINTING = ("eval words", "eval text")  # their output is the file
 WITHOUT_DEVICE = ("tokenize", "eval cloze", "eval words")
@@ -107,7 +105,8 @@ def shell_command(step: Command, device: str = "auto", threads: int | None = Non
 
 def arguments(step: Command, device: str = "auto", threads: int | None = None) -> list[str]:
     """The arguments of `cola` that make a step: printed by `shell_command`, executed by `run_study`."""
-    words = [*step.stage.split(), *_own(step)]
+    first = [str(made.path) for made in list(step.inputs.values())[:1]]
+    words = [*step.stage.split(), *first, *step.words]
     if step.stage not in PRINTING:
         words += ["-o", str(step.path)]
     words += [] if step.preset is None else ["--preset", step.preset]
@@ -116,35 +115,3 @@ def arguments(step: Command, device: str = "auto", threads: int | None = None) -
         words += [] if device == "auto" else ["--device", device]
         words += [] if threads is None else ["--threads", str(threads)]
     return words
-
-
-def _own(step: Command) -> list[str]:
-    """The arguments that no other stage has: inputs, and how to read them."""
-    inputs = {name: str(made.path) for name, made in step.inputs.items()}
-    given = step.given
-    match step.stage:
-        case "tokenize":
-            return [*given["corpus"], *_option("--tokenizer", given["tokenizer"] or None)]
-        case "encode":
-            return [inputs["tokens"], "--vae", inputs["vae"]]
-        case stage if stage in TRAINING:
-            return [inputs[TRAINING[stage].reads], *_option("--match", inputs.get("match"))]
-        case "sample":
-            return [inputs["model"], "--prompts", inputs["prompts"]]
-        case "eval run":
-            asked = ["--task", given.get("task", "lambada")]
-            asked += ["--data", inputs.get("data") or given["data"]]
-            return [inputs["model"], *asked, *_option("--limit", given.get("limit"))]
-        case "eval cloze":
-            size = ["--count", str(given["count"]), "--context", str(given["context"])]
-            return [inputs["tokens"], *size]
-        case "eval words":
-            return [inputs["samples"], "--tokens", inputs["tokens"], "--json"]
-        case "eval text":
-            judge = _option("--judge", inputs.get("judge") or given.get("judge") or None)
-            return [inputs["samples"], "--tokens", inputs["tokens"], *judge, "--json"]
-    raise AssertionError(step.stage)
-
-
-def _option(name: str, value: object) -> list[str]:
-    return [] if value is None else [name, str(value)]

@@ -68,27 +68,21 @@ def load_transformer(artifact: Artifact) -> Transformer:
 def load_network(
     artifact: Artifact, name: str, make: Callable[[ConfigT], NetworkT], config: ConfigT
 ) -> NetworkT:
-    """The network of this config that the artifact holds under this name; see `load_weights`."""
-    with torch.device("meta"):
-        network = make(config)
-    load_weights(artifact, name, network)
-    return network
+    """The network of this config that the artifact holds under this name.
 
-
-def load_weights(artifact: Artifact, name: str, network: Any) -> None:
-    """Give a network, made on the meta device, the weights that the artifact holds under this name.
-
-    Rotary frequencies that follow from its config are not among them. Raises DamagedArtifact when they do not
-    fit the network.
+    Rotary frequencies that follow from its config are not among the weights. Raises DamagedArtifact when they
+    do not fit the network.
     """
-    state = read_weights(artifact, name)
+    with torch.device("meta"):
+        network: Any = make(config)
     try:
-        network.load_state_dict(state, assign=True)
+        network.load_state_dict(read_weights(artifact, name), assign=True)
     except RuntimeError as error:
         raise _damaged(artifact, name, error) from error
     if any(name == "frequencies" and buffer.is_meta for name, buffer in network.named_buffers()):
-        config = network.config
-        network.frequencies = rotary_frequencies(config.head_dim, config.rope_theta)
+        own = network.config
+        network.frequencies = rotary_frequencies(own.head_dim, own.rope_theta)
+    return network
 
 
 def read_weights(artifact: Artifact, name: str) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
 from cola_cli.models.rotary import wide
@@ -23,10 +23,6 @@ class _OverTokens(Objective):
     def __init__(self, network: Transformer, length: int) -> None:
         super().__init__()
         self.network, self.length = network, length
-
-    def parts(self) -> list[tuple[nn.Module, float]]:
-        """The whole network."""
-        return [(self.network, 1.0)]
 
 
 class NextToken(_OverTokens):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
 from cola_cli.flow.guidance import guided, is_guided
@@ -166,10 +166,6 @@ class Distillation(Objective):
             same = read(own.moved) == read(made)
             terms["accuracy"] = (same * weight).sum()
         return terms
-
-    def parts(self) -> list[tuple[nn.Module, float]]:
-        """The student."""
-        return [(self.student, 1.0)]
 
 
 def draw_blocks(

@@ -322,10 +322,6 @@ class FlowMatching(Objective):
             ).item()
         return metrics
 
-    def parts(self) -> list[tuple[nn.Module, float]]:
-        """The prior."""
-        return [(self.prior, 1.0)]
-
 
 class JointTraining(FlowMatching):
     """Prior and Text VAE together; the posterior in the shards is the reference q_ref."""

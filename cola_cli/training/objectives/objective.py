@@ -43,9 +43,9 @@ class Objective(nn.Module, ABC):
         """Numbers to log from the sums of `forward` over a whole batch."""
         return {name: value.item() for name, value in sums.items() if value.ndim == 0}
 
-    @abstractmethod
     def parts(self) -> list[tuple[nn.Module, float]]:
         """The trained modules, each with the ratio of its learning rate to the schedule's."""
+        return [(module, 1.0) for module in self.children()]
 
 
 def reconstruction(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:

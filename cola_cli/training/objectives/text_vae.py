@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
 from cola_cli.flow import gaussian
@@ -98,10 +98,6 @@ class TextVAEObjective(Objective):
     def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """The scalars, and what the moments say of the latents."""
         return super().metrics(sums) | latent_metrics(sums)
-
-    def parts(self) -> list[tuple[nn.Module, float]]:
-        """The whole VAE."""
-        return [(self.vae, 1.0)]
 
     def _fix(self, logvar: Tensor) -> Tensor:
         loss = self.settings.loss
