@@ -27,7 +27,7 @@ GROUP_LIMIT = 2 << 30  # bytes of a row group in memory; ours have some megabyte
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 
 
-class Chunk(NamedTuple):
+class ColumnChunk(NamedTuple):
     """A column of a row group: how many values, where its pages begin, and their bytes."""
 
     values: int
@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
     size: int
 
 
-def column_chunks(path: Path) -> list[list[Chunk]]:
+def column_chunks(path: Path) -> list[list[ColumnChunk]]:
     """The columns of every row group. Raises OSError, or ValueError for a file without a footer."""
     with _mapped(path) as data:
         length = int.from_bytes(data[-TAIL:-4], "little")
@@ -49,7 +49,7 @@ def column_chunks(path: Path) -> list[list[Chunk]]:
         raise ValueError("its footer lacks what every footer has") from error
 
 
-def require_group(chunks: Sequence[Chunk], schema: Any) -> None:
+def require_group(chunks: Sequence[ColumnChunk], schema: Any) -> None:
     """Raise ValueError when a row group would take more than `GROUP_LIMIT` bytes of memory to read.
 
     `schema` is Arrow's Parquet schema of the file. Texts count as nothing: only foreign corpora have them.
@@ -94,9 +94,9 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
         yield data
 
 
-def _chunk(metadata: dict[int, Any]) -> Chunk:
+def _chunk(metadata: dict[int, Any]) -> ColumnChunk:
     places = [metadata[DATA], metadata.get(DICTIONARY) or metadata[DATA]]
-    chunk = Chunk(metadata[VALUES], min(places), metadata[SIZE])
+    chunk = ColumnChunk(metadata[VALUES], min(places), metadata[SIZE])
     if not all(type(number) is int for number in (*chunk, *places)):
         raise TypeError("a size in the footer is not an integer")
     return chunk

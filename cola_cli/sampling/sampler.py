@@ -12,14 +12,14 @@ from cola_cli.sampling.slots import Slots
 from cola_cli.settings.sample import SamplingOptions
 
 
-class Row(Protocol):
+class ActiveRow(Protocol):
     """A request being continued, in a place of its own."""
 
     request: Request
     slot: int
 
 
-RowT = TypeVar("RowT", bound=Row)
+RowT = TypeVar("RowT", bound=ActiveRow)
 
 
 class Sampler(ABC, Generic[RowT]):

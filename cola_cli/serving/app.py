@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cola_cli.serving.completions import Job, Limits, Served
-from cola_cli.serving.metrics import Metrics
+from cola_cli.serving.metrics import ServerMetrics
 from cola_cli.serving.scheduler import Busy, Scheduler
 from cola_cli.serving.schema import ChatRequest, CompletionRequest, Refused, Wanted, parse
 
@@ -63,7 +63,9 @@ class Access:
 class Guard:
     """Around the application: access, the time limit, and the count of answers."""
 
-    def __init__(self, app: ASGIApp, access: Access, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, access: Access, limits: Limits, metrics: ServerMetrics
+    ) -> None:
         self._app, self._access, self._metrics = app, access, metrics
         self._seconds = limits.seconds + limits.body_seconds + GRACE
 
@@ -98,7 +100,7 @@ class App:
     def __init__(self, models: Sequence[Served], scheduler: Scheduler, limits: Limits) -> None:
         self._models = {served.name: served for served in models}
         self._scheduler, self._limits = scheduler, limits
-        self.metrics = Metrics(scheduler)
+        self.metrics = ServerMetrics(scheduler)
 
     def asgi(self, access: Access) -> ASGIApp:
         """The application."""

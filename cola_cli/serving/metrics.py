@@ -9,7 +9,7 @@ from cola_cli.serving.scheduler import Scheduler
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
-class Metrics:
+class ServerMetrics:
     """The counters of one server."""
 
     def __init__(self, scheduler: Scheduler) -> None:

@@ -24,7 +24,7 @@ GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing that was looked at.
 
     remedy: what to do where it is not as it should be; empty where it is. needed: whether cola's work depends
@@ -37,22 +37,20 @@ class Finding:
     needed: bool = True
 
 
-def examine(directory: Path) -> list[Finding]:
+def examine(directory: Path) -> list[Check]:
     """Everything, in the order in which it is read; `directory` is where artifacts would be written."""
     threads = prepare_torch()  # before torch is imported
     return [
-        Finding(
-            "cola", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
-        ),
+        Check("cola", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
         *_packages(),
         *_devices(),
-        Finding("threads", str(threads)),
+        Check("threads", str(threads)),
         _compiled_attention(),
         _disk(directory),
     ]
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Check]:
     """cola's own requirements, as its metadata declare them: a line of versions, then a line an extra."""
     groups: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires(PACKAGE) or []:
@@ -66,11 +64,11 @@ def _packages() -> Iterator[Finding]:
         missing = [name for name, version in versions.items() if not version]
         listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         if not extra:
-            yield Finding("packages", listed, f"Install {', '.join(missing)}." if missing else "")
+            yield Check("packages", listed, f"Install {', '.join(missing)}." if missing else "")
         elif extra != "dev":
             value = f"without {', '.join(missing)}" if missing else listed
             remedy = f"To have it: pip install '{PACKAGE}[{extra}]'" if missing else ""
-            yield Finding(f"extra {extra}", value, remedy, needed=False)
+            yield Check(f"extra {extra}", value, remedy, needed=False)
 
 
 def _version(package: str) -> str:
@@ -80,26 +78,26 @@ def _version(package: str) -> str:
         return ""
 
 
-def _devices() -> Iterator[Finding]:
+def _devices() -> Iterator[Check]:
     import torch
 
     from cola_cli.machine.processes import pick_device
 
     built = torch.version.cuda or torch.version.hip
-    yield Finding(
+    yield Check(
         "torch", f"{torch.__version__}, built for {f'CUDA {built}' if built else 'the CPU'}"
     )
     capability = torch.backends.cpu.get_cpu_capability()
-    yield Finding("CPU", f"{os.cpu_count()} processors, {capability}; weights are float32 there")
+    yield Check("CPU", f"{os.cpu_count()} processors, {capability}; weights are float32 there")
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
         with torch.cuda.device(number):
             precision = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-        yield Finding(
+        yield Check(
             f"cuda:{number}", f"{about.name}, {about.total_memory / GIGABYTE:.0f} GB, {precision}"
         )
     driver = shutil.which("nvidia-smi") is not None
-    yield Finding(
+    yield Check(
         "device auto",
         str(pick_device("auto")),
         "There is an NVIDIA driver, but torch does not use it: install a build of torch for it."
@@ -108,7 +106,7 @@ def _devices() -> Iterator[Finding]:
     )
 
 
-def _compiled_attention() -> Finding:
+def _compiled_attention() -> Check:
     from cola_cli.sampling.fast.cpu_attention import find_compiler, library_function
 
     compiler = find_compiler()
@@ -116,15 +114,15 @@ def _compiled_attention() -> Finding:
     slower = "Sampling on the CPU works without it, slower."
     if compiler is None:
         value, remedy = "no compiler (CXX, g++, c++, clang++)", f"Install a C++ compiler. {slower}"
-        return Finding(name, value, remedy, needed=False)
+        return Check(name, value, remedy, needed=False)
     if library_function() is None:
         value, remedy = f"{compiler[0]} does not build it", f"Name another with CXX. {slower}"
-        return Finding(name, value, remedy, needed=False)
+        return Check(name, value, remedy, needed=False)
     said = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
-    return Finding(name, f"built by {said.partition(chr(10))[0] or compiler[0]}")
+    return Check(name, f"built by {said.partition(chr(10))[0] or compiler[0]}")
 
 
-def _disk(directory: Path) -> Finding:
+def _disk(directory: Path) -> Check:
     """Whether files are written whole and a second writer is refused, which artifacts rely on."""
     name = f"disk of {directory}"
     try:
@@ -133,7 +131,7 @@ def _disk(directory: Path) -> Finding:
             with locked(Path(place)):
                 try:
                     with locked(Path(place)):
-                        return Finding(
+                        return Check(
                             name,
                             "flock does not lock here",
                             "Write artifacts to another file system, or see that one process writes each.",
@@ -141,6 +139,6 @@ def _disk(directory: Path) -> Finding:
                 except OutputLocked:
                     pass
     except (OSError, ColaError) as error:
-        return Finding(name, " ".join(str(error).split()), "Name a directory that can be written.")
+        return Check(name, " ".join(str(error).split()), "Name a directory that can be written.")
     free = shutil.disk_usage(directory).free
-    return Finding(name, f"fsync, rename and flock work; {free / GIGABYTE:.0f} GB free")
+    return Check(name, f"fsync, rename and flock work; {free / GIGABYTE:.0f} GB free")

@@ -20,7 +20,7 @@ from cola_cli.settings.sample import SamplingOptions
 from cola_cli.training.objectives.distillation import (
     Blocks,
     Distillation,
-    Step,
+    SolverStep,
     begun_blocks,
     merged,
 )
@@ -52,7 +52,7 @@ def objective(name: str, passes: int, **teacher: Any) -> tuple[TextVAE, Prior, D
 @torch.no_grad()
 def way(
     made: Distillation, prior: Prior, z0: Tensor, clean: Tensor, z1: Tensor, stride: int = 1
-) -> list[Step]:
+) -> list[SolverStep]:
     options = made.settings.teacher
     blocks = Blocks(prior, z0, clean, made.values, options.guidance)
     start = torch.where(clean[..., None], z0, z1)

@@ -37,7 +37,7 @@ from cola_cli.training.objectives.objective import Batch, Draws, Objective
 TINY = 1e-6  # of a time
 
 
-class Step(NamedTuple):
+class SolverStep(NamedTuple):
     """A solver step of all blocks: z at `t`, the network's output for it, z at `end`.
 
     z, moved (B, N, d), output (B, N, out_dim), t and end (N, 1).
@@ -118,7 +118,7 @@ class Distillation(Objective):
 
     def _steps(
         self, network: Blocks, z: Tensor, clean: Tensor, stride: int, temperature: float
-    ) -> Iterator[Step]:
+    ) -> Iterator[SolverStep]:
         """The way of all blocks from z at t = 1 to t = 0, `stride` of the teacher's steps at a time."""
         prior, estimate, options = network.prior, None, self.settings.teacher
         for first in range(0, options.steps, stride):
@@ -131,7 +131,7 @@ class Distillation(Objective):
             moved = torch.where(clean, z, z + (end - t) * velocity)
             if prior.config.self_conditioning:
                 estimate = prior.clean_estimate(output, z, t, temperature)
-            yield Step(z, output, moved, t, end)
+            yield SolverStep(z, output, moved, t, end)
             z = moved
 
     def _distance(self, output: Tensor, target: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class Blocks:
         return guided(output, unconditional.view_as(output), self.guidance)
 
 
-def merged(steps: Iterable[Step], prior: Prior, temperature: float) -> Step:
+def merged(steps: Iterable[SolverStep], prior: Prior, temperature: float) -> SolverStep:
     """One step that does all of `steps`; its output is what a network would have to predict for it.
 
     That is the mean velocity, or the clean latent that it comes from, or the distribution over tokens whose
@@ -238,8 +238,8 @@ def merged(steps: Iterable[Step], prior: Prior, temperature: float) -> Step:
             kept = 1 - (step.t - step.end) / step.t.clamp(min=T_MIN)
             target = kept * target + (1 - kept) * (wide(step.output) / temperature).softmax(-1)
             left = left * kept
-        return Step(z, target / (1 - left).clamp(min=TINY), moved, t, end)
+        return SolverStep(z, target / (1 - left).clamp(min=TINY), moved, t, end)
     velocity = (wide(moved) - z) / (end - t).clamp(max=-TINY)
-    return Step(
+    return SolverStep(
         z, z - t * velocity if prior.config.prediction == "latent" else velocity, moved, t, end
     )
