@@ -87,7 +87,7 @@ class Loggers:
 
 
 def find_loggers(given: Sequence[str]) -> dict[str, MakeLogger]:
-    """Those in `tensorboard,other` texts by name, each once.
+    """The loggers of texts such as `tensorboard,other`, by name.
 
     Raises UsageError for an unknown name, or for one whose package is not installed.
     """

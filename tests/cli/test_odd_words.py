@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.odd_words import LINES, commands, prepare
-from tests.conftest import cola_command, drawn_seed
+from tests.conftest import Run, cola_command, drawn_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 4  # lines of each command
@@ -55,12 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("line", "code", "said"), FOUND)
-def test_lines_that_were_faults_are_told(folder: Path, line: str, code: int, said: str) -> None:
-    result = subprocess.run(
-        cola_command(*shlex.split(line)), cwd=folder, capture_output=True, text=True
-    )
-    assert result.returncode == code, result.stderr
-    assert said in result.stderr
+def test_lines_that_were_faults_are_told(
+    cola: Run, folder: Path, line: str, code: int, said: str
+) -> None:
+    assert said in cola(*shlex.split(line), cwd=folder, expect=code).stderr
 
 
 @pytest.mark.slow
