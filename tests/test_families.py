@@ -88,9 +88,6 @@ class BigramLoss(Objective):
         logits, tokens = self.network(batch["tokens"][:, :-1]), batch["tokens"][:, 1:]
         return {"loss": objectives.reconstruction(logits, tokens, batch["target_weight"])}
 
-    def parts(self) -> list[tuple[nn.Module, float]]:
-        return [(self.network, 1.0)]
-
 
 @dataclass
 class BigramRow:

@@ -6,8 +6,9 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,15 @@ class Guard:
     """Around the application: access, the time limit, and the count of answers."""
 
     def __init__(
-        self, app: ASGIApp, access: Access, limits: Limits, metrics: ServerMetrics
+        self,
+        app: ASGIApp,
+        access: Access,
+        limits: Limits,
+        metrics: ServerMetrics,
+        routes: Collection[str],
     ) -> None:
-        self._app, self._access, self._metrics = app, access, metrics
+        """routes: paths that are counted under their names."""
+        self._app, self._access, self._metrics, self._routes = app, access, metrics, routes
         self._seconds = limits.seconds + limits.body_seconds + GRACE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +97,7 @@ class Guard:
         except TimeoutError:  # a client that does not read; the connection is closed
             pass
         finally:
-            path = scope["path"] if scope["path"] in ROUTES else "other"
+            path = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.requests.labels(path, status).inc()
 
 
@@ -104,28 +111,21 @@ class App:
 
     def asgi(self, access: Access) -> ASGIApp:
         """The application."""
-        handlers = {
-            "/v1/completions": (self.completions, "POST"),
-            "/v1/chat/completions": (self.chat, "POST"),
+        handlers: dict[str, tuple[Callable[..., Any], str]] = {
+            "/v1/completions": (partial(self._answer, kind=CompletionRequest), "POST"),
+            "/v1/chat/completions": (partial(self._answer, kind=ChatRequest), "POST"),
             "/v1/models": (self.models, "GET"),
             "/v1/models/{name:path}": (self.model, "GET"),
             "/health": (self.health, "GET"),
             "/metrics": (self.show_metrics, "GET"),
-        } | dict.fromkeys(FILES, (page, "GET"))
+            **dict.fromkeys(FILES, (page, "GET")),
+        }
         routes = [Route(path, call, methods=[method]) for path, (call, method) in handlers.items()]
         errors = {
             Refused: on_refused, HTTPException: on_http, ClientDisconnect: on_gone, Exception: on_fault,
         }  # fmt: skip
         app = Starlette(routes=routes, exception_handlers=errors)  # type: ignore[arg-type]
-        return Guard(app, access, self._limits, self.metrics)
-
-    async def completions(self, request: Request) -> Response:
-        """POST /v1/completions"""
-        return await self._answer(request, CompletionRequest)
-
-    async def chat(self, request: Request) -> Response:
-        """POST /v1/chat/completions"""
-        return await self._answer(request, ChatRequest)
+        return Guard(app, access, self._limits, self.metrics, handlers.keys())
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models"""
@@ -210,9 +210,6 @@ class App:
         self.metrics.prompt_tokens.inc(usage["prompt_tokens"])
         self.metrics.tokens.inc(usage["completion_tokens"])
         self.metrics.seconds.observe(time.monotonic() - started)
-
-
-ROUTES = {*FILES, "/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics"}
 
 
 def page(request: Request) -> Response:
