@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import secrets
@@ -55,29 +54,23 @@ def signals_as_before() -> Iterator[None]:
 def cola(tmp_path: Path) -> Run:
     """Run the real command; `expect` is its exit code (None: any).
 
-    It runs in this process, where torch is there already, which is most of the time that it would take; with
-    options of subprocess.run, such as `env`, in a process of its own.
+    It runs in this process, where torch is there already: to load it takes longer than most commands. With
+    options of `subprocess.run`, such as `env`, it runs in a process of its own.
     """
-    return functools.partial(_run, here=True, cwd=tmp_path)
 
+    def run(
+        *arguments: object, expect: int | None = 0, cwd: Path = tmp_path, **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        command = cola_command(*arguments)
+        if options:
+            result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
+        else:
+            result = _run_here(command, cwd)
+        if expect is not None:
+            assert result.returncode == expect, f"{arguments}\n{result.stdout}\n{result.stderr}"
+        return result
 
-@pytest.fixture
-def cola_process(tmp_path: Path) -> Run:
-    """`cola` in a process of its own, for what is read or done once a process."""
-    return functools.partial(_run, here=False, cwd=tmp_path)
-
-
-def _run(
-    *arguments: object, here: bool, cwd: Path, expect: int | None = 0, **options: object
-) -> subprocess.CompletedProcess[str]:
-    command = cola_command(*arguments)
-    if here and not options:
-        result = _run_here(command, cwd)
-    else:
-        result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
-    if expect is not None:
-        assert result.returncode == expect, f"{arguments}\n{result.stdout}\n{result.stderr}"
-    return result
+    return run
 
 
 def _run_here(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -107,7 +100,7 @@ def _run_here(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]
     said = []
     for stream in (out, err):
         stream.flush()
-        said.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+        said.append(stream.buffer.getvalue().decode())
     return subprocess.CompletedProcess(command, code, *said)
 
 
