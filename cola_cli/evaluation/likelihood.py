@@ -174,7 +174,7 @@ def likelihood(
         for start in range(0, draws, at_a_time)
     ]
     posteriors, priors, decoders = (torch.cat(term) for term in zip(*pieces, strict=True))
-    exact = divergence == "exact" and model.prior.config.prediction != "tokens"
+    exact = divergence == "exact" and model.prior.config.has_density
     return Likelihood(posteriors, priors, decoders, len(ids), exact)
 
 
@@ -194,7 +194,7 @@ def _terms(
     `token_bound`.
     """
     config = model.vae.config
-    if model.prior.config.prediction == "tokens":
+    if not model.prior.config.has_density:
         z0 = model.vae.to_prior(posterior.mean[0])
         terms = token_bound(model.prior, tokens[0], z0, draws, steps, noise)
         return torch.zeros_like(terms[0]), *terms

@@ -220,6 +220,11 @@ class PriorConfig(PriorShape):
         return 1 if self.causal_history else self.block_size
 
     @property
+    def has_density(self) -> bool:
+        """Whether latents have a density; one that predicts tokens gives these probabilities instead."""
+        return self.prediction != "tokens"
+
+    @property
     def out_dim(self) -> int:
         """Channels of the network's output."""
         own = 0 if self.vocab_size and not self.residual else self.latent_dim

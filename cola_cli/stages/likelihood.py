@@ -81,15 +81,15 @@ def likelihoods(
     prefix: score each text as what follows this. options: draws, steps and seed of `likelihood`. Raises
     UsageError when an exact divergence is asked of a model without a density.
     """
-    if model.prior.config.residual:
+    config = model.prior.config
+    if config.residual:
         raise UsageError(
             "the bound of a prior that predicts tokens knows no residual beside their codes.",
             "Train a prior without model.residual.",
         )
-    has_density = model.prior.config.prediction != "tokens"
-    if divergence == "exact" and not has_density:
+    if divergence == "exact" and not config.has_density:
         raise UsageError(
-            "this prior predicts tokens: its latents have no density, and so no divergence.",
+            f"this prior predicts {config.prediction}: its latents have no density, and so no divergence.",
             "Leave out --divergence; elbo is a bound on the probability of the tokens.",
         )
     texts = list(texts)
@@ -105,7 +105,7 @@ def likelihoods(
         "elbo": sum(row["elbo"] for row in found),
         "iwae": sum(row["iwae"] for row in found) if exact else None,
     }
-    if not exact and has_density:
+    if not exact and config.has_density:
         reporter.note(
             "elbo is an estimate without bias; for iwae, a bound, give --divergence exact"
         )

@@ -14,7 +14,7 @@ from cola_cli.stages import doctor
 from tests.conftest import Run
 
 
-def finding(name: str, directory: Path) -> doctor.Finding:
+def finding(name: str, directory: Path) -> doctor.Check:
     return next(one for one in doctor.examine(directory) if one.name.startswith(name))
 
 

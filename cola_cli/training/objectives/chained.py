@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
 from cola_cli.models.config import TextVAEConfig
@@ -73,10 +73,6 @@ class Chained(Objective):
         if evaluate:
             terms["accuracy"] = ((logits.argmax(-1) == tokens) * weight).sum()
         return terms
-
-    def parts(self) -> list[tuple[nn.Module, float]]:
-        """The student."""
-        return [(self.student, 1.0)]
 
 
 @torch.no_grad()
