@@ -102,7 +102,7 @@ def outcomes(fate: str, where: int, size: int = 2) -> list[tuple[int, str, float
     for rank, process in sorted(enumerate(ranks), key=lambda pair: pair[0] == where):
         if fate == "SIGSTOP" and rank == where:
             process.kill()
-        told = process.communicate(timeout=60)[1]
+        told = process.communicate()[1]
         found[rank] = process.returncode, told, time.monotonic() - begin
     return [found[rank] for rank in range(size)]
 
@@ -139,7 +139,7 @@ def test_one_that_is_killed_while_all_join_is_named() -> None:
         assert rank.stdout is not None
         assert rank.stdout.readline() == "joining\n"
     ranks[0].kill()
-    told = ranks[1].communicate(timeout=60)[1]
+    told = ranks[1].communicate()[1]
     ranks[0].communicate()
     assert ranks[1].returncode == 7, told
     assert "rank 0 stopped while the ranks were joining" in told
@@ -160,7 +160,7 @@ def test_one_that_is_late_but_alive_is_waited_for() -> None:
 @pytest.mark.slow
 def test_however_a_run_ends_nothing_of_it_watches_the_others_after() -> None:
     ranks = start([], 2, ["-c", GONE])
-    told = [rank.communicate(timeout=60)[1] for rank in ranks]
+    told = [rank.communicate()[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], told
 
 

@@ -85,7 +85,7 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on(tmp_path: Path) -> None:
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.02)
     os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGTERM)
-    _, errors = first.communicate(timeout=120)
+    _, errors = first.communicate()
     assert first.returncode == 143, errors
     assert (tmp_path / "requeued").read_text() == "4711\n"
     again = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True)

@@ -51,7 +51,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 def test_each_row_is_worked_on_once_in_order_on_threads_with_their_share() -> None:
     seen: list[tuple[str, int]] = []
-    meeting = threading.Barrier(2, timeout=30)  # both parts must be at work at once
+    meeting = threading.Barrier(2, timeout=240)  # both parts must be at work at once
 
     def work(part: list[Generating], noise: Tensor) -> Tensor:
         meeting.wait()

@@ -28,7 +28,7 @@ LONG = {"prompt": "Tom was", "max_tokens": 1500, "steps": 200}
 def is_whole(server: Running) -> bool:
     """Whether the server still gives what it always gives."""
     body = {"prompt": "Tom was a brave sailor", "max_tokens": 8}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=240)
     return answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 8
 
 
@@ -68,7 +68,7 @@ def test_a_malformed_body_is_refused_in_openais_shape(
     server: Running, body: bytes, status: int
 ) -> None:
     for path in ("completions", "chat/completions"):
-        answer = httpx.post(f"{server.url}/v1/{path}", content=body, headers=JSON, timeout=60)
+        answer = httpx.post(f"{server.url}/v1/{path}", content=body, headers=JSON, timeout=240)
         assert answer.status_code == status, answer.text
         error = answer.json()["error"]
         assert error["message"]
@@ -94,7 +94,7 @@ FIELDS = (
 def test_no_body_makes_the_server_fail(server: Running, fields: dict[str, Any]) -> None:
     body = json.dumps(fields | {"max_tokens": 2}).encode()
     for path in ("completions", "chat/completions"):
-        answer = httpx.post(f"{server.url}/v1/{path}", content=body, headers=JSON, timeout=60)
+        answer = httpx.post(f"{server.url}/v1/{path}", content=body, headers=JSON, timeout=240)
         assert answer.status_code in (200, 400, 404), answer.text
 
 
@@ -142,7 +142,7 @@ def test_keys_are_compared_in_constant_time() -> None:
 
 def test_beyond_the_queue_clients_are_told_to_come_again(start: Callable[..., Running]) -> None:
     server = start(rows=2, queue=1)
-    with httpx.Client(timeout=60) as client:
+    with httpx.Client(timeout=240) as client:
         running = [client.send(_stream(client, server), stream=True) for _ in range(2)]
         until(lambda: server.scheduler.active == 2)
         waiting = threading.Thread(target=lambda: is_whole(server))
@@ -247,7 +247,7 @@ def test_memory_stays_where_it_is_over_many_requests(start: Callable[..., Runnin
     body = {"prompt": "Tom was a", "max_tokens": 4, "steps": 1}
 
     def ask(count: int) -> None:
-        with httpx.Client(timeout=60) as client:
+        with httpx.Client(timeout=240) as client:
             for number in range(count):
                 client.post(f"{server.url}/v1/completions", json=body | {"seed": number})
 
@@ -272,7 +272,7 @@ def resident() -> int:
 
 
 def _text(server: Running, body: dict[str, Any]) -> str:
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=240)
     return answer.json()["choices"][0]["text"]
 
 

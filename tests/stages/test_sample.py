@@ -154,7 +154,7 @@ def test_a_signal_keeps_what_is_finished(
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == code
     assert "Run the same command again" in errors
     assert "Traceback" not in errors

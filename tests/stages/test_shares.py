@@ -230,7 +230,7 @@ def test_results_come_in_order_from_threads_that_have_one_thread_of_torch() -> N
     torch.set_num_threads(2)
     begun: list[int] = []
     names: set[str] = set()
-    meeting = threading.Barrier(2, timeout=30)  # both threads must be at work at once
+    meeting = threading.Barrier(2, timeout=240)  # both threads must be at work at once
 
     def work(item: int) -> tuple[int, int]:
         begun.append(item)

@@ -142,7 +142,7 @@ def test_a_signal_stops_it_safely(tmp_path: Path, number: signal.Signals, code: 
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == code
     assert "Run the same command again" in errors
     assert "Traceback" not in errors
@@ -247,7 +247,7 @@ def test_a_process_that_is_killed_for_its_memory_is_said(tmp_path: Path) -> None
         pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(int(workers[0]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 1
     assert "a tokenizing process was killed" in errors
     assert "fewer --workers" in errors
