@@ -56,7 +56,7 @@ class FlowData(CleanData):
     block_curriculum: tuple[tuple[int, int], ...] = later(
         (),
         description="Pairs of a block size and a number of updates that training begins with, such as"
-        " [[1, 500]].",
+        " [[1, 500]]; together at most a third of train.steps.",
     )
     noisy_copies: int = later(
         1,

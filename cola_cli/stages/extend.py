@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, committed
 from cola_cli.artifacts.manifest import Manifest, read_manifest
 from cola_cli.errors import OutputConflict
 from cola_cli.settings.training import Optimizer
-from cola_cli.training.schedule import learning_rate, shared_steps
+from cola_cli.training.schedule import early_blocks, learning_rate, shared_steps
 
 EXTENDED = "extended"  # the input of a run whose learning rate is not that of a run planned so long
 
@@ -79,18 +80,24 @@ def _continued(path: Path, old: Manifest, identity: Identity, optim: Optimizer) 
     """
     steps, planned = _steps(identity), _steps(old.identity)
     saved = committed(path / CHECKPOINTS)
+    begun, asked = (early_blocks(_curriculum(identity), length) for length in (planned, steps))
     shared = shared_steps(optim, planned)
-    if common := [one for one in saved if one[0] <= shared]:
+    if common := [one for one in saved if begun == asked and one[0] <= shared]:
         return Beginning(identity, common[-1], old.environment)
     if not saved or old.status != "complete":
         return None
     step, _ = saved[-1]
-    before = learning_rate(step - 1, optim, planned)
-    after = learning_rate(step, optim, steps)
-    remark = (
-        f"learning rate {before:.2e} at step {step:,}, {after:.2e} after it: {optim.schedule} falls to step"
-        f" {steps:,} now, so the result is not that of a run planned so long"
-    )
+    changes = []
+    if shared < planned:
+        before = learning_rate(step - 1, optim, planned)
+        after = learning_rate(step, optim, steps)
+        changes.append(
+            f"learning rate {before:.2e} at step {step:,}, {after:.2e} after it: {optim.schedule} falls to"
+            f" step {steps:,} now"
+        )
+    if begun != asked:
+        changes.append(f"block_curriculum {begun} would be {asked}")
+    remark = f"{', '.join(changes)}, so the result is not that of a run planned so long"
     inputs = identity.inputs | {EXTENDED: old.fingerprint}
     changed = identity.model_copy(update={"inputs": inputs})
     return Beginning(changed, saved[-1], old.environment, remark)
@@ -102,6 +109,11 @@ def _why_not(old: Manifest, new: Identity, saved: bool) -> str:
     if not saved:
         return "it was made without train.keep_state"
     return "it is unfinished, and its learning rate falls towards another end; finish it first"
+
+
+def _curriculum(identity: Identity) -> Sequence[Sequence[int]]:
+    data = identity.settings.get("data")
+    return data.get("block_curriculum", ()) if isinstance(data, dict) else ()
 
 
 def _steps(identity: Identity) -> int:

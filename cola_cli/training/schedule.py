@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from cola_cli.settings.training import Mask, Optimizer
 
@@ -42,6 +43,15 @@ def kept_step(settings: Optimizer, steps: int) -> int:
     if settings.schedule == "constant-then-decay":
         return shared_steps(settings, steps) or steps
     return steps
+
+
+def early_blocks(curriculum: Sequence[Sequence[int]], steps: int) -> list[tuple[int, int]]:
+    """The block sizes and numbers of updates that a run of `steps` begins with: at most a third of them."""
+    left, limited = steps // 3, []
+    for size, updates in curriculum:
+        limited.append((size, min(updates, left)))
+        left -= limited[-1][1]
+    return limited
 
 
 def mask_weight(step: int, settings: Mask) -> float:

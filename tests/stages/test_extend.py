@@ -15,6 +15,7 @@ from cola_cli.artifacts.verify import repair, verify
 from cola_cli.errors import Interrupted, OutputConflict
 from cola_cli.families import AUTOREGRESSIVE, DISTILLED, LLADA, PRIOR, TEXT_VAE, Family
 from cola_cli.machine import interruption
+from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.training import Optimizer
 from cola_cli.stages.status import survey
 from cola_cli.stages.train import derived_family, plan_training, train
@@ -30,6 +31,13 @@ from tests.stages.test_start import baseline_settings
 
 SHORT, LONG = 18, 27  # neither is a step that a run of another length logs, validates or saves
 WITH_AVERAGE = {"ema_decay": 0.9, "batch_size": 10}
+
+
+def beginning_with(updates: int) -> PriorSettings:
+    """A prior that has blocks of 2 for its first updates."""
+    settings = prior_settings()
+    data = settings.data.model_copy(update={"block_curriculum": ((2, updates),)})
+    return settings.model_copy(update={"data": data})
 
 
 def of(settings: Any, steps: int, schedule: str = "constant", **optim: object) -> Any:
@@ -53,6 +61,7 @@ def assert_same(one: Path, other: Path) -> None:
 CASES: dict[str, tuple[Family, Any, dict[str, object]]] = {
     "vae": (TEXT_VAE, vae_settings(**WITH_AVERAGE), {"name": "muon"}),
     "frozen": (PRIOR, prior_settings(), {}),
+    "curriculum": (PRIOR, beginning_with(SHORT // 3), {}),
     "joint": (PRIOR, prior_settings("joint"), {}),
     "ar": (AUTOREGRESSIVE, baseline_settings(**WITH_AVERAGE), {}),
     "ar, decay at the end": (AUTOREGRESSIVE, baseline_settings(), {"schedule": "constant-then-decay"}),
@@ -145,6 +154,19 @@ def test_where_the_schedule_knows_the_end_it_is_said_and_recorded(
     told(*command, "--set", "train.steps=32", "--extend")
     assert read_manifest(first).identity.inputs["extended"] == manifest.fingerprint
     assert "Give one of them" in told(*longer, "--extend", "--overwrite", expect=2)
+
+
+def test_where_the_length_limits_the_curriculum_it_is_said_and_recorded(
+    told: Callable[..., str], made: Path, tmp_path: Path
+) -> None:
+    settings = of(beginning_with(LONG // 3), SHORT)
+    train(PRIOR, made / "latents", tmp_path / "prior", settings, CPU)
+    command: list[object] = ["train", "prior", made / "latents", "-o", tmp_path / "prior"]
+    command += ["--device", "cpu"]
+    command += ["--set", f"data.block_curriculum=[[2,{LONG // 3}]]"]
+    said = told(*command, *assignments(of(prior_settings(), LONG)), "--extend")
+    assert "block_curriculum [(2, 6)] would be [(2, 9)], so the result is not" in said
+    assert "extended" in read_manifest(tmp_path / "prior").identity.inputs
 
 
 def test_a_longer_run_is_told_of_extend_and_what_cannot_be_extended_of_other_ways(

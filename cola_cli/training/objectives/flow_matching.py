@@ -141,6 +141,7 @@ class FlowMatching(Objective):
         self.to_prior = vae.to_prior
         # (d,) on the prior's scale, for a linear prediction's loss
         self.latent_variance = latent_variance
+        self._early = schedule.early_blocks(settings.data.block_curriculum, settings.train.steps)
         self.decided: np.ndarray | None = None  # quantiles of the law of timesteps of that name
 
     @property
@@ -154,7 +155,7 @@ class FlowMatching(Objective):
     ) -> list[Draws]:
         """Posterior, noise, timesteps and weights; one micro-batch for each block size drawn."""
         sizes = self.settings.data.block_sizes
-        early = None if validation else _size_of_update(step, self.settings.data.block_curriculum)
+        early = None if validation else _size_of_update(step, self._early)
         if not sizes or validation or early:
             asked = _Asked(rows, randoms, step, validation)
             return [self._draw(asked, early or self.prior.config.block_size)]
