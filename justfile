@@ -45,6 +45,10 @@ crash *arguments:
 bench-verify *arguments:
     {{python}} tests/bench/verify.py {{arguments}}
 
+# the documentation as a site, with pages made from the code, in site/; `just site serve` shows it
+site *arguments="build":
+    .venv/bin/mkdocs {{arguments}}
+
 # write what artifacts hold, from the types, into docs/architecture.md
 format-page:
     {{python}} -m tests.artifacts.format_page
