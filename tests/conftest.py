@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import hypothesis
 import pytest
 
 from cola_cli.artifacts.files import sha256_file
-from cola_cli.cli.main import main
 from cola_cli.machine import interruption
 from cola_cli.machine.threads import prepare_torch
 from cola_cli.stages import run
@@ -55,17 +55,17 @@ def cola(tmp_path: Path) -> Run:
     """Run the real command; `expect` is its exit code (None: any).
 
     It runs in this process, where torch is there already: to load it takes longer than most commands. With
-    options of `subprocess.run`, such as `env`, it runs in a process of its own.
+    other options of `subprocess.run` than `input`, such as `env`, it runs in a process of its own.
     """
 
     def run(
         *arguments: object, expect: int | None = 0, cwd: Path = tmp_path, **options: object
     ) -> subprocess.CompletedProcess[str]:
         command = cola_command(*arguments)
-        if options:
-            result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
+        if options.keys() <= {"input"}:
+            result = _run_here(command, cwd, **options)
         else:
-            result = _run_here(command, cwd)
+            result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
         if expect is not None:
             assert result.returncode == expect, f"{arguments}\n{result.stdout}\n{result.stderr}"
         return result
@@ -73,16 +73,20 @@ def cola(tmp_path: Path) -> Run:
     return run
 
 
-def _run_here(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def _run_here(command: list[str], cwd: Path, input: str = "") -> subprocess.CompletedProcess[str]:
     """The command in this process; what it changes of it is put back."""
     import torch
+
+    from cola_cli.cli.main import main
 
     threads, variables = torch.get_num_threads(), dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in interruption.SIGNALS}
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace") for _ in range(2))
-    with pytest.MonkeyPatch.context() as patch, open(os.devnull) as nothing:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryFile("w+") as given:
+        given.write(input)
+        given.seek(0)
         patch.chdir(cwd)
-        streams = {"stdin": nothing, "stdout": out, "stderr": err}
+        streams = {"stdin": given, "stdout": out, "stderr": err}
         hooks = {name: getattr(sys, name) for name in ("unraisablehook", "excepthook")}
         for name, value in (streams | hooks | {"argv": ["cola", *command[3:]]}).items():
             patch.setattr(sys, name, value)

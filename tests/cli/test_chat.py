@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from tests.conftest import Run
@@ -55,7 +56,8 @@ def test_on_a_terminal_tokens_settle_and_the_text_stays(cola: Run, tmp_path: Pat
 
 def test_a_text_that_is_piped_in_is_a_prompt(cola: Run) -> None:
     given = cola("sample", "demo", "--prompt", "Tom was\na sailor", "--json", *LIMITS)
-    piped = cola("sample", "demo", "--json", *LIMITS, input="Tom was\na sailor\n")
+    # in a process of its own, whose input is a pipe
+    piped = cola("sample", "demo", "--json", *LIMITS, input="Tom was\na sailor\n", env=os.environ)
     assert json.loads(piped.stdout) == json.loads(given.stdout)
     wrong = cola("sample", "demo", "-p", "x", "--prompts", "-", *LIMITS, input="x", expect=2)
     assert "either --prompt or --prompts" in wrong.stderr
