@@ -361,8 +361,12 @@ class Cola(LanguageModel):
 
         z_t (B, n, d) may span several blocks, block-causal among themselves and after the clean history
         (B, m, d), m a multiple of the block size. t in [0, 1], 0 clean and 1 noise: a float, (B,) or (B, n).
-        Raises ValueError for shapes that do not fit and times outside [0, 1].
+        Raises ValueError for shapes that do not fit, times outside [0, 1], and a student with a chain.
         """
+        if self.prior.chain is not None:
+            raise ValueError(
+                "a student with a chain draws tokens, and has no velocity; name its teacher"
+            )
         block, channels = self.prior.config.block_size, self.prior.config.latent_dim
         for name, latents in {"z_t": z_t, "history": history}.items():
             if latents is not None and (latents.dim() != 3 or latents.shape[2] != channels):

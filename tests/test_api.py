@@ -18,6 +18,7 @@ from cola_cli.errors import DamagedArtifact, InputError, UsageError
 from cola_cli.settings.sample import SamplingOptions
 from tests import golden
 from tests.conftest import Run
+from tests.small_networks import small_networks
 from tests.stages.conftest import made_up_text
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the house", "we the people of the union"]
@@ -231,6 +232,10 @@ def test_velocities_outside_their_domain_are_refused() -> None:
             model.velocity(z, t)
     with pytest.raises(ValueError, match="token 512"):
         model.encode(torch.full((1, 4), 512))
+    head = {"prediction": "tokens", "vocab_size": 9, "passes": 2, "chain": 4}
+    vae, student = small_networks(0, 9, **head)
+    with pytest.raises(ValueError, match="a student with a chain"):
+        Cola(vae, student, None).velocity(torch.randn(1, 4, 8), 0.5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -212,11 +212,12 @@ class Prior(nn.Module):
 
         For `prediction: tokens` sum_k p_k c_k with p the softmax of the logits / temperature, c_k the codes;
         with `residual` the rest of the output added. With a chain z_t, but in the first group of a block that
-        is still noise the codes of the tokens that the chain chooses.
+        is still noise, which is the same one in all rows, the codes of the tokens that the chain chooses.
         """
         if self.chain is not None:
-            # in a single pass all are, and nothing is read back from a GPU
-            start = 0 if self.config.passes == 1 else int((t.flatten() < 0.5).sum())
+            start = 0  # of a single pass, so that nothing is read back from a GPU
+            if self.config.passes > 1:
+                start = int((t.expand(*z_t.shape[:2], 1)[0] < 0.5).sum())
             group = slice(start, start + self.config.group_size)
             chosen = self.chain.choose(
                 output[:, group], z_t[:, group], self.latent_out, temperature
