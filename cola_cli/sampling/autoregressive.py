@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
@@ -17,7 +17,7 @@ from cola_cli.sampling.fast.side_by_side import SideBySide
 from cola_cli.sampling.noise import TOKENS, generator
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.sampler import Sampler
-from cola_cli.sampling.tokens import choose, penalised, require_finite
+from cola_cli.sampling.tokens import choose, log_probabilities, penalised, require_finite
 from cola_cli.settings.sample import SamplingOptions
 
 SHOWN_EVERY = 8  # tokens between two looks at a running generation
@@ -31,6 +31,7 @@ class _Row:
     last: int  # the token whose successor is next
     fill: int  # cached positions
     ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
 
 
 class AutoregressiveSampler(Sampler[_Row]):
@@ -48,10 +49,14 @@ class AutoregressiveSampler(Sampler[_Row]):
     def step(self) -> list[tuple[Request, Generation]]:
         """Every row's next token; the generations so far of those that end, and of all now and then."""
         rows, found = list(self.active), []
-        for row, token in zip(rows, self._next(rows), strict=True):
+        logits = self._next_logits(rows)
+        for row, own, token in zip(rows, logits, self._chosen(rows, logits), strict=True):
             row.ids.append(token)
             row.last, row.fill = token, row.fill + 1
             generation = cut(row.ids, row.options)
+            if row.request.logprobs is not None:
+                row.logprobs.append(log_probabilities(own, token, row.request.logprobs))
+                generation = replace(generation, logprobs=row.logprobs[: len(generation.ids)])
             if generation.finish != "running":
                 self._remove(row)
             if generation.finish != "running" or len(row.ids) % SHOWN_EVERY == 0:
@@ -81,14 +86,16 @@ class AutoregressiveSampler(Sampler[_Row]):
                 self.network.hidden(torch.tensor(ids, device=self.device), positions, attend)
         self.active = sorted([*self.active, *rows], key=lambda row: row.slot)
 
-    def _next(self, rows: list[_Row]) -> list[int]:
-        """The next token of every row."""
+    def _next_logits(self, rows: list[_Row]) -> Tensor:
+        """(rows, vocab) float32 of the next token of every row."""
         last = torch.tensor([[row.last] for row in rows], device=self.device)
         if self.device.type == "cpu":
             logits = self._side_by_side.run(self._logits, rows, last)
         else:
             logits = self._logits(rows, last)
-        logits = require_finite(logits)
+        return require_finite(logits)
+
+    def _chosen(self, rows: list[_Row], logits: Tensor) -> list[int]:
         if all(row.options.takes_likeliest for row in rows):
             found: list[int] = logits.argmax(-1).tolist()
             return found

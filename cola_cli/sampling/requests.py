@@ -16,12 +16,14 @@ class Request:
     """One prompt. `item` seeds its random numbers; `noise` (blocks, block_size, d) replaces them.
 
     options: None for those of the sampler, from which they may differ where `SamplingOptions.shared` says.
+    logprobs: of an autoregressive model, with how many of the likeliest tokens each new one is told.
     """
 
     item: int
     prompt: Sequence[int]
     noise: Tensor | None = None
     options: SamplingOptions | None = None
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,15 @@ class Generation:
     (none from a baseline).
 
     finish: `stop` (an end token), `length` (the budget) or `running` (more blocks follow). `text` is set
-    where a tokenizer is at hand.
+    where a tokenizer is at hand. `logprobs`: for each new token, if the request asks, log-probabilities in
+    nats given those before it, its own first, then of the likeliest ones.
     """
 
     ids: list[int]
     latents: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     finish: str = "length"
     text: str | None = None
+    logprobs: list[dict[int, float]] = field(default_factory=list, repr=False)
 
 
 @dataclass

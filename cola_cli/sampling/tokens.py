@@ -49,6 +49,13 @@ def probabilities(
     return scaled.softmax(-1)
 
 
+def log_probabilities(logits: Tensor, token: int, count: int) -> dict[int, float]:
+    """Of a token and of the `count` likeliest ones, in nats, from logits (vocab,)."""
+    found = logits.log_softmax(-1)
+    values, tokens = found.topk(min(count, len(found)))
+    return {token: float(found[token])} | dict(zip(tokens.tolist(), values.tolist(), strict=True))
+
+
 def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Logits (n, vocab), those of the tokens `seen` (m,) divided (positive) or multiplied by `penalty`."""
     if penalty == 1.0 or not seen.numel():

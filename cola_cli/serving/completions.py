@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -66,12 +67,13 @@ class Choice:
     def __init__(self, index: int, ticket: Ticket, served: Served, stops: list[str], echo: str):
         self.index, self.ticket = index, ticket
         self.text, self.tokens, self.finish = "", 0, ""
+        self._generation: Generation | None = None
         self._echo, self._stops, self._told = echo, stops, 0
         self._tokenizer = served.model.require_tokenizer()
 
     def take(self, generation: Generation) -> None:
         """The generation so far; what may still become something else is held back."""
-        prompt, ids = self.ticket.request.prompt, generation.ids
+        prompt, ids, self._generation = self.ticket.request.prompt, generation.ids, generation
         text = self._tokenizer.continuation(prompt, ids)
         self.tokens = len(ids)
         found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
@@ -87,6 +89,36 @@ class Choice:
 
     def _length(self, prompt: Sequence[int], ids: list[int]) -> int:
         return len(self._tokenizer.continuation(prompt, ids))
+
+    def logprobs(self, chat: bool) -> dict[str, Any] | None:
+        """Of its tokens, as OpenAI writes them in a chat or a completion; None if they were not asked for."""
+        request, generation = self.ticket.request, self._generation
+        if request.logprobs is None or generation is None:
+            return None
+        told: list[list[dict[str, Any]]] = [
+            [
+                {"token": self._tokenizer.decode([token]), "logprob": chance}
+                for token, chance in each.items()
+            ]
+            for each in generation.logprobs[: self.tokens]
+        ]
+        if chat:
+            for one in itertools.chain.from_iterable(told):
+                one["bytes"] = list(one["token"].encode())
+            count = request.logprobs
+            ranked = [sorted(each, key=lambda one: -one["logprob"])[:count] for each in told]
+            content = [
+                each[0] | {"top_logprobs": top} for each, top in zip(told, ranked, strict=True)
+            ]
+            return {"content": content, "refusal": None}
+        every = [{one["token"]: one["logprob"] for one in each} for each in told]
+        before = (generation.ids[:count] for count in range(len(told)))
+        return {
+            "tokens": [each[0]["token"] for each in told],
+            "token_logprobs": [each[0]["logprob"] for each in told],
+            "top_logprobs": every if request.logprobs else None,
+            "text_offset": [self._length(request.prompt, ids) for ids in before],
+        }
 
     def news(self) -> str:
         """The text that was not sent yet."""
@@ -120,10 +152,12 @@ class Job:
         require_few_passes(settings, limits)
         if wanted.watch and not wanted.stream:
             raise Refused(400, "watch is for streams.", "watch")
-        if getattr(wanted, "logprobs", None) not in (None, False):
-            raise Refused(
-                400, NEXT_TOKEN_LOGPROBS if served.model.needs_prompt else NO_LOGPROBS, "logprobs"
-            )
+        alternatives = wanted.alternatives
+        if alternatives is not None:
+            if not served.model.needs_prompt:
+                raise Refused(400, NO_LOGPROBS, "logprobs")
+            if wanted.stream or getattr(wanted, "echo", False):
+                raise Refused(400, "logprobs come without stream and echo alone.", "logprobs")
         prompts = encoded(wanted, served, limits.tokens - settings.max_new_tokens)
         if not 1 <= len(prompts) * wanted.n <= limits.choices:
             raise Refused(400, f"A request may have 1 to {limits.choices} continuations.", "n")
@@ -135,7 +169,7 @@ class Job:
         self.choices = []
         for index in range(len(prompts) * wanted.n):
             prompt = prompts[index // wanted.n]
-            request = Request(wanted.item + index, prompt, options=options)
+            request = Request(wanted.item + index, prompt, options=options, logprobs=alternatives)
             ticket = Ticket(served.model, request, self._tell, end, wanted.watch)
             echo = tokenizer.decode(prompt) if getattr(wanted, "echo", False) else ""
             self.choices.append(Choice(index, ticket, served, wanted.stops, echo))
@@ -220,13 +254,16 @@ class Job:
         }  # fmt: skip
 
     def _message(self, choice: Choice, chat: dict[str, Any], text: str) -> dict[str, Any]:
-        about = {"index": choice.index, "logprobs": None, "finish_reason": choice.finish or None}
+        about = {
+            "index": choice.index,
+            "logprobs": choice.logprobs(self.chat),
+            "finish_reason": choice.finish or None,
+        }
         if not self.chat:
             return about | {"text": text}
         return about | {key: value | {"content": text} for key, value in chat.items()}
 
 
-NEXT_TOKEN_LOGPROBS = "logprobs are not given by this server, though this model has them."
 NO_LOGPROBS = (
     "logprobs are not given: blocks are decoded from latents, or filled in by certainty, so tokens have no"
     " probabilities given those before them. `cola likelihood` bounds the likelihood of a text."

@@ -16,6 +16,7 @@ from cola_cli.settings.resolve import nearest
 from cola_cli.settings.sample import SampleSettings, Sampling
 
 MOST_SEED = 2**53 - 1  # what every JSON parser keeps
+MOST_LOGPROBS = 20
 # OpenAI's fields without meaning here, and the values that change nothing; None is always such a value
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
@@ -64,6 +65,11 @@ class Wanted(BaseModel):
     watch: bool = Field(default=False, description="Whether the stream shows blocks on their way.")
 
     @property
+    def alternatives(self) -> int | None:
+        """Likeliest tokens to tell beside each new one; None: no log-probabilities."""
+        return None
+
+    @property
     def stops(self) -> list[str]:
         """The texts that end a continuation."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -101,7 +107,12 @@ class CompletionRequest(Wanted):
 
     prompt: str | list[str] | list[Token] | list[list[Token]] = ""
     echo: bool = False
-    logprobs: int | None = Field(default=None, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+
+    @property
+    def alternatives(self) -> int | None:
+        """As `logprobs` says."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -140,6 +151,12 @@ class ChatRequest(Wanted):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+
+    @property
+    def alternatives(self) -> int | None:
+        """As `top_logprobs` says, if there is `logprobs`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     def settings(self, defaults: SampleSettings) -> SampleSettings:
         """As of every request; `max_completion_tokens` is the newer name of `max_tokens`."""

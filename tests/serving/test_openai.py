@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_cli.reporting import Silent
 from cola_cli.sampling.prompts import given_prompts
+from cola_cli.serving.chat import ChatTemplate
 from cola_cli.serving.completions import Served
 from cola_cli.stages.answers import sample_stream
-from tests.serving.conftest import Running
+from tests.serving.conftest import TEMPLATE, Running
 
 PROMPTS = ["Tom was a brave sailor", "Once upon a time", "The", "", "Anna saw a ship and"]
 
@@ -264,3 +267,64 @@ def test_metrics_and_health(server: Running, client: openai.OpenAI) -> None:
 
 def _value(text: str, name: str) -> float:
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+def test_an_autoregressive_model_tells_log_probabilities(
+    server: Running, client: openai.OpenAI
+) -> None:
+    """Those of the whole text in one pass of the network."""
+    served = server.models[1]
+    network, tokenizer = served.model.networks[-1], served.model.require_tokenizer()
+    prompt = tokenizer.encode("Tom was a brave sailor")
+    asked: Any = {"model": "next", "max_tokens": 6, "temperature": 0.9}
+    ids = served.model.generate_ids([prompt], max_new_tokens=6, temperature=0.9)[0].ids
+    log = network(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+    expected = log[range(6), ids].tolist()
+    texts = [tokenizer.decode([token]) for token in ids]
+
+    choice = client.completions.create(**asked, prompt=prompt, logprobs=3).choices[0]
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == texts
+    assert choice.logprobs.token_logprobs == pytest.approx(expected, abs=1e-5)
+    for place, top in enumerate(choice.logprobs.top_logprobs or []):
+        best = log[place].argsort(descending=True)[:3].tolist()
+        likeliest = {tokenizer.decode([token]): float(log[place, token]) for token in best}
+        assert top == pytest.approx(likeliest | {texts[place]: expected[place]}, abs=1e-5)
+    starts = [len(tokenizer.continuation(prompt, ids[:count])) for count in range(6)]
+    assert choice.logprobs.text_offset == starts
+
+    with_template = Running([replace(served, template=ChatTemplate(TEMPLATE))])
+    try:
+        chat = openai.OpenAI(base_url=f"{with_template.url}/v1", api_key="unused").chat
+        messages: Any = [{"role": "user", "content": "Hi"}]
+        found = chat.completions.create(**asked, messages=messages, logprobs=True, top_logprobs=2)
+    finally:
+        with_template.stop()
+    content = found.choices[0].logprobs
+    assert content is not None
+    assert content.content is not None
+    assert len(content.content) == 6
+    for one in content.content:
+        values = [top.logprob for top in one.top_logprobs]
+        assert len(values) == 2
+        assert values == sorted(values, reverse=True)
+        assert one.logprob <= values[0]
+        assert bytes(one.bytes or []).decode() == one.token
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "masks"}, "tokens have no probabilities"),
+        ({"stream": True}, "without stream and echo"),
+        ({"echo": True}, "without stream and echo"),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+    ids=str,
+)
+def test_log_probabilities_that_cannot_be_told_are_refused(
+    client: openai.OpenAI, change: dict[str, Any], message: str
+) -> None:
+    asked: dict[str, Any] = {"model": "next", "prompt": "Tom", "max_tokens": 4, "logprobs": 1}
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.completions.create(**asked | change)
