@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -61,10 +61,10 @@ def cola(tmp_path: Path) -> Run:
     def run(
         *arguments: object, expect: int | None = 0, cwd: Path = tmp_path, **options: object
     ) -> subprocess.CompletedProcess[str]:
-        command = cola_command(*arguments)
         if options.keys() <= {"input"}:
-            result = _run_here(command, cwd, **options)
+            result = run_here([*map(str, arguments)], cwd, **options)
         else:
+            command = cola_command(*arguments)
             result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, **options)
         if expect is not None:
             assert result.returncode == expect, f"{arguments}\n{result.stdout}\n{result.stderr}"
@@ -73,11 +73,14 @@ def cola(tmp_path: Path) -> Run:
     return run
 
 
-def _run_here(command: list[str], cwd: Path, input: str = "") -> subprocess.CompletedProcess[str]:
-    """The command in this process; what it changes of it is put back."""
+def run_here(
+    arguments: Sequence[str], cwd: Path, input: str = "", main: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command in this process; what it changes of it is put back. main: instead of that of `cola`."""
     import torch
 
-    from cola_cli.cli.main import main
+    if main is None:
+        from cola_cli.cli.main import main
 
     threads, variables = torch.get_num_threads(), dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in interruption.SIGNALS}
@@ -88,7 +91,7 @@ def _run_here(command: list[str], cwd: Path, input: str = "") -> subprocess.Comp
         patch.chdir(cwd)
         streams = {"stdin": given, "stdout": out, "stderr": err}
         hooks = {name: getattr(sys, name) for name in ("unraisablehook", "excepthook")}
-        for name, value in (streams | hooks | {"argv": ["cola", *command[3:]]}).items():
+        for name, value in (streams | hooks | {"argv": ["cola", *arguments]}).items():
             patch.setattr(sys, name, value)
         try:
             main()
@@ -105,7 +108,7 @@ def _run_here(command: list[str], cwd: Path, input: str = "") -> subprocess.Comp
     for stream in (out, err):
         stream.flush()
         said.append(stream.buffer.getvalue().decode())
-    return subprocess.CompletedProcess(command, code, *said)
+    return subprocess.CompletedProcess(arguments, code, *said)
 
 
 def drawn_seed() -> int:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -192,30 +192,46 @@ AGAIN = replace(
 def main() -> None:
     """`cola` with one kind of model more, and one stage that makes such a model from another."""
     FAMILIES[TOY.kind] = TOY
-    DERIVED.append(AGAIN)
+    DERIVED[1:] = [AGAIN]
     from cola_cli.cli.main import main as cola
 
     cola()
 
 
+def answer() -> None:
+    """Run the command lines on stdin, JSON lists, in this process; what each did goes to stdout."""
+    from tests.conftest import run_here
+
+    for line in sys.stdin:
+        done = run_here(json.loads(line), Path(), main=main)
+        print(json.dumps([done.returncode, done.stdout, done.stderr]), flush=True)
+
+
 class Toy:
-    """Runs of that `cola` in a folder."""
+    """Runs of that `cola` in a folder: in one process, which loads torch once, or in one of its own."""
 
     ENVIRONMENT: ClassVar = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.process = self._start("from tests.test_families import answer; answer()")
 
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
+    def _start(self, *words: object) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
         return subprocess.Popen(
-            [sys.executable, "-c", MAIN, *map(str, arguments)],
-            cwd=self.folder, env=self.ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-c", *map(str, words)],
+            cwd=self.folder, env=self.ENVIRONMENT, text=True, stdin=pipe, stdout=pipe, stderr=pipe,
         )  # fmt: skip
 
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        return self._start(MAIN, *arguments)
+
     def __call__(self, *arguments: object) -> str:
-        process = self.start(*arguments)
-        out, err = process.communicate()
-        assert process.returncode == 0, err
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([*map(str, arguments)]), file=self.process.stdin, flush=True)
+        code, out, err = json.loads(self.process.stdout.readline())
+        assert code == 0, err
         return out
 
 
@@ -225,13 +241,14 @@ SETTINGS = [part for k, v in TRAINING.items() for part in ("--set", f"{k}={v}")]
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
     """A folder with tokens and a trained toy."""
     folder = tmp_path_factory.mktemp("toy")
     make_tokens(folder)
     run = Toy(folder)
     run("train", "toy", "tokens", "-o", "quiet", *SETTINGS)
-    return run
+    yield run
+    run.process.communicate()
 
 
 def test_a_toy_kind_killed_and_resumed_is_the_same_to_the_byte(toy: Toy) -> None:
