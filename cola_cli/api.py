@@ -62,11 +62,13 @@ class LanguageModel(ABC):
 
     Attributes: tokenizer (or None), context (tokens of a training sequence, or None if unknown), defaults
     (settings of sampling that the model was stored with), needs_prompt (whether it cannot begin with no token
-    at all), path (where it was opened, None if it was made in memory).
+    at all), path (where it was opened, None if it was made in memory), chat_template (its Jinja source, of a
+    model that was trained on conversations).
     """
 
     needs_prompt = False
     path: Path | None = None
+    chat_template: str | None = None
 
     def __init__(self, tokenizer: TextTokenizer | None, context: int | None) -> None:
         self.tokenizer, self.context = tokenizer, context
@@ -431,6 +433,7 @@ def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = Non
     folder = open_model_folder(place)
     model = Cola(*folder.load(), folder.tokenizer(), folder.context)
     model.defaults, model.path = folder.sampling, place
+    model.chat_template = folder.chat_template
     for network in model.networks:
         _place(network, device, dtype)
     return model
@@ -450,7 +453,7 @@ def load_baseline(
             f"Name the output of {commands(baselines())}.",
         )
     baseline = Baseline(model.load(folder.artifact), model, folder.tokenizer(), folder.context)
-    baseline.path = place
+    baseline.path, baseline.chat_template = place, folder.chat_template
     _place(baseline.network, device, dtype)
     return baseline
 

@@ -98,7 +98,7 @@ class Family:
     cost: Callable[[Any, Data, Any], Cost]
     build: Callable[[Any, Any, Any], Networks]
     trained: Callable[[Any], tuple[str, ...]]
-    kept: tuple[str, ...] = ("seq_len", "end_of_text_id")
+    kept: tuple[str, ...] = ("seq_len", "end_of_text_id", "chat_template")
     ignored: tuple[str, ...] = ()
     metrics: Mapping[str, str] = field(default_factory=dict)
     titles: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -290,7 +290,7 @@ PRIOR = Family(
     cost=lazy("cost.training", "prior_cost"),
     build=_build_prior,
     trained=lambda settings: ("vae", "prior") if settings.mode == "joint" else ("prior",),
-    kept=("seq_len", "latent_shape", "end_of_text_id"),
+    kept=("seq_len", "latent_shape", "end_of_text_id", "chat_template"),
     metrics={
         "validation_flow": "flow loss",
         "validation_cross_entropy": "cross-entropy of the token head, nats a token",

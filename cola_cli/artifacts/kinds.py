@@ -97,7 +97,9 @@ class TokensStatistics(Record):
     tokens: Count = Field(description="Tokens of both splits, padding left out.")
     bytes_per_token: float
     duplicates: Count = Field(description="Documents left out because an equal one came before.")
-    rejects: Count = Field(description="Documents left out because they hold no text.")
+    rejects: Count = Field(
+        description="Documents left out because they hold no text, or are conversations that cannot be used."
+    )
     seq_len: Size = Field(description="L, tokens of a sequence.")
     vocab_size: Size
     end_of_text_id: Count = Field(description="The token between documents.")
@@ -110,6 +112,9 @@ class TokensStatistics(Record):
     left_out: dict[str, Count] | None = Field(
         default=None, description="Files of the corpus that were not read, by reason."
     )
+    chat_template: str | None = Field(
+        default=None, description="Of conversations: the Jinja template that wrote them as text."
+    )
 
 
 class TokensPart(Record):
@@ -117,6 +122,7 @@ class TokensPart(Record):
     documents: Count
     bytes: Count = Field(description="Of text, in UTF-8.")
     lost_characters: Count = Field(default=0, description="As in the statistics of the artifact.")
+    rejects: Count = Field(default=0, description="Conversations that the part would hold.")
 
 
 class Segment(Record):
@@ -129,6 +135,9 @@ class TokensRow(Record):
     tokens: list[int] = Field(description="L token ids (int32), padded at the end.")
     length: int = Field(description="Tokens before the padding (int32).")
     segments: list[Segment] = Field(description="The pieces of documents in the sequence.")
+    response: list[bool] | None = Field(
+        default=None, description="Of conversations: L, which tokens are answers, to be learnt."
+    )
 
 
 class Tokens(Packed[TokensStatistics]):
@@ -153,6 +162,7 @@ class LatentsStatistics(Record):
     vocab_size: Size
     pad_id: Count
     end_of_text_id: Count
+    chat_template: str | None = Field(default=None, description="As in the tokens.")
 
 
 class LatentsPart(TokensPart):
@@ -191,6 +201,9 @@ class ModelStatistics(Record):
     steps: Count | None = Field(default=None, description="Optimizer steps.")
     end_of_text_id: Count | None = Field(
         default=None, description="The token between documents of the training text, if recorded."
+    )
+    chat_template: str | None = Field(
+        default=None, description="Of conversations that it was trained on, see the tokens."
     )
 
 

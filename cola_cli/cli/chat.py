@@ -34,10 +34,10 @@ def chat(
     run: Invocation,
     chat_template: Annotated[
         Path | None,
-        typer.Option(help="Jinja template, or tokenizer_config.json, of a conversation."),
+        typer.Option(help="Jinja template, or tokenizer_config.json; unset, the model's own."),
     ] = None,
 ) -> None:
-    """Write with a model in turns: it continues what was written so far, or answers by a chat template.
+    """Write with a model in turns: it continues what was written so far, or answers by its chat template.
 
     A line that begins with / is a command: /seed 3, /guidance 2, /steps 8, /reset, /help.
 
@@ -49,10 +49,10 @@ def chat(
 
     settings = run.settings(recorded=stored_settings(model))
     run.reporter.note(f"using {prepare_torch(run.threads)}")
-    from cola_cli.serving.chat import Conversation, load_template
+    from cola_cli.serving.chat import Conversation, template_for
 
-    template = None if chat_template is None else load_template(chat_template)
-    conversation = Conversation(open_model(model, settings, run.device), settings, template)
+    opened = open_model(model, settings, run.device)
+    conversation = Conversation(opened, settings, template_for(opened, chat_template))
     run.reporter.note(HELP)
     for line in _lines():
         if not line.strip():

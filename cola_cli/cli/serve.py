@@ -35,7 +35,9 @@ def serve(
     ] = None,
     chat_template: Annotated[
         Path | None,
-        typer.Option(help="Jinja template, or tokenizer_config.json, for /v1/chat/completions."),
+        typer.Option(
+            help="Jinja template, or tokenizer_config.json, for chats; unset, each model's own."
+        ),
     ] = None,
     queue: Annotated[int, typer.Option(min=0, help="Continuations that may wait.")] = 256,
     max_tokens: Annotated[
@@ -90,19 +92,19 @@ def _open(models: list[Path], chat_template: Path | None, run: Invocation) -> li
     import time
 
     from cola_cli.api import Cola
-    from cola_cli.serving.chat import load_template
+    from cola_cli.serving.chat import template_for
     from cola_cli.serving.completions import Served
     from cola_cli.serving.watching import Watching
     from cola_cli.stages.answers import open_model
     from cola_cli.stages.sample import stored_settings
 
-    template = None if chat_template is None else load_template(chat_template)
     found = []
     names = {path: _name(path) for path in models}
     for path, own in names.items():
         settings = run.settings(recorded=stored_settings(path))
         model = open_model(path, settings, run.device)
         name = own if list(names.values()).count(own) == 1 else str(path)
+        template = template_for(model, chat_template)
         watching = Watching(model) if isinstance(model, Cola) else None
         found.append(Served(name, model, settings, watching, template, int(time.time())))
     return found

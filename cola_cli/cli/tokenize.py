@@ -15,7 +15,7 @@ from cola_cli.machine.launcher import leads
 @command("output", "shard", "overwrite", "dry_run", table="tokenize")
 @setting_flags(
     "vocab_size", "end_of_text", "seq_len", "text_field", "documents", "normalize",
-    "validation_fraction", "seed", "workers",
+    "validation_fraction", "seed", "workers", "chat", "malformed",
 )  # fmt: skip
 def tokenize(
     corpus: Annotated[
@@ -29,16 +29,23 @@ def tokenize(
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="A Hugging Face tokenizer.json to use.")
     ] = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            help="Jinja template, or tokenizer_config.json, of --chat; unset, what lies beside the tokenizer."
+        ),
+    ] = None,
     add: Annotated[
         bool, typer.Option("--add", help="Add the files that are new to the tokens in the output.")
     ] = False,
 ) -> None:
-    """Turn text files into packed token sequences and their tokenizer.
+    """Turn text files into packed token sequences and their tokenizer; with --chat, conversations.
 
     Example: cola tokenize "texts/*.txt" -o runs/demo/tokens --vocab-size 8192
     """
     from cola_cli.artifacts.manifest import read_manifest
     from cola_cli.corpus.additions import grown
+    from cola_cli.corpus.chats import read_template
     from cola_cli.corpus.sources import find_corpus
     from cola_cli.stages.run import recorded_settings
     from cola_cli.stages.tokenize import tokenize as stage
@@ -52,6 +59,8 @@ def tokenize(
         raise UsageError("--add keeps what --overwrite replaces.", "Give one of them.")
     output = run.output
     settings = run.settings(recorded_settings(output, "tokenize") if add else None)
+    if chat_template is not None:
+        settings = settings.model_copy(update={"chat_template": read_template(chat_template)})
     if run.dry_run:
         found = grown(corpus, output, read_manifest(output)) if add else find_corpus(corpus, output)
         run.show_plan(settings, {"files": len(found.files), "bytes": found.bytes})

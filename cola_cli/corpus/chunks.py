@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from cola_cli.corpus.chats import Chat
 from cola_cli.corpus.documents import Range, changed, require_unchanged
 from cola_cli.corpus.files import CorpusFile
 from cola_cli.corpus.packing import is_validation
@@ -38,6 +39,7 @@ class Text(NamedTuple):
     text: str
     validation: bool
     place: str
+    chat: Chat
 
 
 @dataclass
@@ -100,8 +102,9 @@ def read_chunks(
                     plan.numbers[index] + len(chunk.documents),
                     found.text,
                     is_validation(found.digest, settings.validation_fraction, settings.seed),
-                    # only a long one may fail later and has to be named then
-                    "" if len(found.text) <= PIECE else found.place,
+                    # only a long one or a conversation may fail later and has to be named then
+                    found.place if found.chat or len(found.text) > PIECE else "",
+                    found.chat,
                 )
             )
         yield chunk

@@ -78,7 +78,7 @@ class Document:
 
 def read_documents(
     source: CorpusFile | Path,
-    text_field: str,
+    text_field: str | None,
     rule: DocumentRule,
     advance: Callable[[int], None] = lambda count: None,
     expected: dict[str, Any] | None = None,
@@ -88,8 +88,9 @@ def read_documents(
 
     An empty text stands for an empty file, an empty text and a null field.
 
-    `text_field` is the field or column of records, `a.b` the field b within the field a; `rule` cuts text
-    files at blank lines or takes them whole; `advance` is told the bytes of the file that were read.
+    `text_field` is the field or column of records, `a.b` the field b within the field a, None for whole lines
+    of JSON; `rule` cuts text files at blank lines or takes them whole; `advance` is told the bytes of the
+    file that were read.
     `expected` (bytes, modified, sha256) is what is known of the file. Raises InputError naming file and line
     or row, and ChangedFile after the last document when the file is not the expected one: by its digest if
     it was read whole, else by its size and time.
@@ -97,19 +98,24 @@ def read_documents(
     part = part or Range()
     file = source if isinstance(source, CorpusFile) else CorpusFile(str(source))
     kind = file_format(file)
+    if text_field is None and kind != ".jsonl":
+        raise InputError(
+            f"{file} is not a file of JSON lines.",
+            "Write each conversation as an object on a line of a .jsonl.",
+        )
     try:
         size, _ = file.state()
         if size == 0:
             yield Document("", "line 1")
             _require(file, expected, hashlib.sha256().hexdigest())
             return
-        if kind == ".parquet":
+        if kind == ".parquet" and text_field is not None:
             yield from _parquet(file, text_field, size, advance, expected, part)
             return
         digest = hashlib.sha256() if expected and part.whole else None
         with file.open(advance, digest, max(0, part.start - 1)) as raw:
             stream = unpacked(file, raw)
-            if kind == ".jsonl":
+            if kind == ".jsonl" or text_field is None:
                 yield from _records(file, stream, text_field, part)
             elif kind == ".csv":
                 yield from _table(file, stream, text_field)
@@ -225,7 +231,7 @@ def _paragraphs(file: CorpusFile, stream: BinaryIO, part: Range) -> Iterator[Doc
 
 
 def _records(
-    file: CorpusFile, stream: BinaryIO, text_field: str, part: Range
+    file: CorpusFile, stream: BinaryIO, text_field: str | None, part: Range
 ) -> Iterator[Document]:
     for number, line in _lines(file, stream, part):
         if part.ended:
@@ -245,6 +251,9 @@ def _records(
                 "Correct or remove that line.",
             ) from error
         place = f"line {number}"
+        if text_field is None:
+            yield Document(line, place)
+            continue
         _require_once(file, place, line, text_field)
         yield Document(_field(file, place, record, text_field), place)
 

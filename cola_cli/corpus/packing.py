@@ -18,10 +18,12 @@ class Row:
     """A packed sequence: its tokens, and the pieces of documents in it.
 
     segments: (document, offset, length) in tokens of the document, its end-of-text token included.
+    response: of a conversation, which of the tokens are answers.
     """
 
     tokens: list[int] = field(default_factory=list)
     segments: list[tuple[int, int, int]] = field(default_factory=list)
+    response: list[bool] = field(default_factory=list)
 
 
 def pack(
@@ -48,46 +50,50 @@ def pack(
         yield row
 
 
-def write_rows(path: Path, rows: Iterator[Row], seq_len: int, pad_id: int) -> tuple[int, int]:
+def write_rows(
+    path: Path, rows: Iterator[Row], seq_len: int, pad_id: int, chat: bool = False
+) -> tuple[int, int]:
     """Write rows as Parquet, a row group at a time; returns the numbers of rows and of tokens.
 
     Columns: tokens (`seq_len` int32, padded with `pad_id`), length (tokens before the padding), segments
-    (document, offset, length), as in `Row`.
+    (document, offset, length) and with `chat` response, as in `Row`.
     """
     import pyarrow.parquet as pq
 
     count = tokens = 0
     groups = iter(lambda: list(itertools.islice(rows, ROW_GROUP)), [])
     first = next(groups, [])
-    schema = _table(first, seq_len, pad_id).schema
+    schema = _table(first, seq_len, pad_id, chat).schema
     # an open file: pyarrow takes names for URIs and expands ~
     with path.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as out:
         for group in itertools.chain([first], groups):
-            out.write_table(_table(group, seq_len, pad_id), ROW_GROUP)
+            out.write_table(_table(group, seq_len, pad_id, chat), ROW_GROUP)
             count += len(group)
             tokens += sum(len(row.tokens) for row in group)
     return count, tokens
 
 
-def _table(rows: list[Row], seq_len: int, pad_id: int) -> Any:
+def _table(rows: list[Row], seq_len: int, pad_id: int, chat: bool) -> Any:
     import numpy as np
     import pyarrow as pa
 
     tokens = np.full((len(rows), seq_len), pad_id, dtype=np.int32)
-    for row, target in zip(rows, tokens, strict=True):
+    response = np.zeros((len(rows), seq_len), dtype=bool)
+    for row, target, own in zip(rows, tokens, response, strict=True):
         target[: len(row.tokens)] = row.tokens
+        own[: len(row.response)] = row.response
     segment = pa.struct([("document", pa.int64()), ("offset", pa.int32()), ("length", pa.int32())])
     names = ("document", "offset", "length")
     segments = [[dict(zip(names, s, strict=True)) for s in row.segments] for row in rows]
-    return pa.table(
-        {
-            "tokens": pa.ListArray.from_arrays(
-                np.arange(len(rows) + 1, dtype=np.int32) * seq_len, tokens.ravel()
-            ),
-            "length": pa.array([len(row.tokens) for row in rows], pa.int32()),
-            "segments": pa.array(segments, pa.list_(segment)),
-        }
-    )
+    starts = np.arange(len(rows) + 1, dtype=np.int32) * seq_len
+    columns = {
+        "tokens": pa.ListArray.from_arrays(starts, tokens.ravel()),
+        "length": pa.array([len(row.tokens) for row in rows], pa.int32()),
+        "segments": pa.array(segments, pa.list_(segment)),
+    }
+    if chat:
+        columns["response"] = pa.ListArray.from_arrays(starts, pa.array(response.ravel()))
+    return pa.table(columns)
 
 
 def document_digest(text: str) -> bytes:

@@ -34,13 +34,14 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """Some packed sequences; `mean` and `logvar` only from latents."""
+    """Some packed sequences; `mean` and `logvar` only from latents, `response` only of conversations."""
 
     rows: Integers  # (B,) numbers of the sequences in their split
     tokens: Integers  # (B, L)
     lengths: Integers  # (B,) tokens before the padding
     mean: NDArray[np.float16] | None = None  # (B, N, d)
     logvar: NDArray[np.float16] | None = None  # (B, N, d)
+    response: NDArray[np.bool_] | None = None  # (B, L) which tokens are answers
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,7 +52,7 @@ class Rows:
         return Rows(*taken)
 
     def _arrays(self) -> tuple[Any, ...]:
-        return self.rows, self.tokens, self.lengths, self.mean, self.logvar
+        return self.rows, self.tokens, self.lengths, self.mean, self.logvar, self.response
 
 
 def concatenate(pieces: list[Rows]) -> Rows:
@@ -240,14 +241,28 @@ def rows_of(table: pa.Table, first: int) -> Rows:
     count = len(table)
     if table.column("tokens").null_count or table.column("length").null_count:
         raise ValueError("it has rows without tokens")
-    tokens = table.column("tokens").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    tokens = _flat(table, "tokens").reshape(count, -1).astype(np.int64)
+    response = None
+    if "response" in table.column_names:
+        response = _flat(table, "response").reshape(tokens.shape)
+        if response.dtype != bool:
+            raise ValueError("column response holds something else than true and false")
     return Rows(
         np.arange(first, first + count),
-        tokens.reshape(count, -1).astype(np.int64),
+        tokens,
         table.column("length").to_numpy().astype(np.int64),
         _halves(table, "mean"),
         _halves(table, "logvar"),
+        response,
     )
+
+
+def _flat(table: pa.Table, name: str) -> NDArray[Any]:
+    """The values of a column of lists, one list after another."""
+    values: NDArray[Any] = (
+        table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    )
+    return values
 
 
 def _halves(table: pa.Table, name: str) -> NDArray[np.float16] | None:

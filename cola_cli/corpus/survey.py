@@ -22,6 +22,7 @@ from cola_cli.artifacts.duckdb_names import duckdb_list
 from cola_cli.artifacts.files import arrow_file, atomic_file
 from cola_cli.artifacts.manifest import SCRATCH
 from cola_cli.artifacts.reading import reason
+from cola_cli.corpus.chats import REMEDY, Chat, MalformedChat, Message, read_chat
 from cola_cli.corpus.documents import Range, read_documents
 from cola_cli.corpus.files import PACKED, CorpusFile, file_format
 from cola_cli.corpus.packing import DIGEST_BYTES, document_digest
@@ -60,6 +61,7 @@ class Found(NamedTuple):
     text: str
     digest: bytes
     place: str
+    chat: Chat = ()  # of which the text are the messages
 
 
 @dataclass
@@ -171,17 +173,30 @@ def texts(
 ) -> Iterator[Found]:
     """The documents of a file, or a range of it, with text in them.
 
-    Raises InputError as `read_documents` does.
+    Raises InputError as `read_documents` does, and for a malformed conversation.
     """
-    rule = settings.documents
-    documents = read_documents(file, settings.text_field, rule, expected=expected, part=part)
+
+    def normal(text: str) -> str:
+        return unicodedata.normalize("NFC", text) if settings.normalize == "nfc" else text
+
+    text_field = None if settings.chat else settings.text_field
+    documents = read_documents(file, text_field, settings.documents, expected=expected, part=part)
     for document in documents:
         tally.seen += 1
-        text = document.text
-        if settings.normalize == "nfc":
-            text = unicodedata.normalize("NFC", text)
+        place = f"{file}, {document.place}"
+        chat: Chat = ()
+        text = content = normal(document.text)
+        if settings.chat and text:
+            try:
+                chat = tuple(Message(role, normal(said)) for role, said in read_chat(document.text))
+            except MalformedChat as error:
+                if settings.malformed == "error":
+                    raise InputError(f"{place}: {error}.", REMEDY) from error
+                tally.rejects += 1
+                continue
+            text, content = "\n".join(said for _, said in chat), json.dumps(chat)
         if text.strip():
-            yield Found(text, document_digest(text), f"{file}, {document.place}")
+            yield Found(text, document_digest(content), place, chat)
         else:
             tally.rejects += 1
     tally.lines += part.lines
@@ -209,7 +224,7 @@ def survey(piece: Piece, settings: TokenizeSettings, directory: Path) -> None:
                     yield found.digest, len(found.text.encode()), len(found.text)
             except InputError:
                 if not part.whole:  # its lines have no numbers yet: the whole file tells them
-                    for _ in read_documents(file, settings.text_field, settings.documents):
+                    for _ in texts(file, Range(), settings, Tally(), None):
                         pass
                 raise
             if part.whole and tally.seen == before:  # a file of no documents is one reject

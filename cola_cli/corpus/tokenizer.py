@@ -8,7 +8,8 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,23 @@ class TextTokenizer:
     @property
     def special_tokens(self) -> list[str]:
         """The special tokens that the tokenizer came with."""
-        tokens = self._tokenizer.get_added_tokens_decoder().values()
-        return [t.content for t in tokens if t.special and t.content not in self.added]
+        return [*self._marks]
+
+    @property
+    def special_ids(self) -> Collection[int]:
+        """Their ids."""
+        return self._marks.values()
+
+    @property
+    def end_of_text(self) -> str:
+        """The name of the end-of-text token, if the tokenizer came with it as a special one."""
+        name = self.name_of(self.end_of_text_id)
+        return name if name in self._marks else ""
+
+    @cached_property
+    def _marks(self) -> dict[str, int]:
+        tokens = self._tokenizer.get_added_tokens_decoder().items()
+        return {t.content: n for n, t in tokens if t.special and t.content not in self.added}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added. Raises InputError for half of a surrogate pair."""
@@ -86,10 +102,7 @@ class TextTokenizer:
 
     def encode_marked(self, text: str) -> list[int]:
         """Token ids of a text in which names of special tokens stand for these, as templates have them."""
-        vocabulary = self._tokenizer.get_added_tokens_decoder()
-        names = {
-            t.content: token for token, t in vocabulary.items() if t.content in self.special_tokens
-        }
+        names = self._marks
         if not names:
             return self.encode(text)
         parts = re.split(

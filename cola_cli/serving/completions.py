@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cola_cli.api import LanguageModel
+from cola_cli.corpus.chats import ChatTemplate, MalformedChat, Message
 from cola_cli.errors import ColaError
 from cola_cli.flow.solvers import chosen_grid, evaluation_times
 from cola_cli.sampling.engine import Glimpse
 from cola_cli.sampling.requests import Generation, Request
-from cola_cli.serving.chat import ChatTemplate
+from cola_cli.serving.chat import stop_ids
 from cola_cli.serving.scheduler import Busy, Ticket
 from cola_cli.serving.schema import ChatRequest, CompletionRequest, Refused, Wanted
 from cola_cli.serving.watching import Watching
@@ -164,7 +165,7 @@ class Job:
         self.prompt_tokens = sum(map(len, prompts))
         self._loop, self._changed = loop, asyncio.Event()
         tokenizer = served.model.require_tokenizer()
-        options = settings.options((tokenizer.end_of_text_id,))
+        options = settings.options(stop_ids(served.model, served.template if self.chat else None))
         end = time.monotonic() + limits.seconds
         self.choices = []
         for index in range(len(prompts) * wanted.n):
@@ -289,7 +290,11 @@ def encoded(wanted: Wanted, served: Served, most: int) -> list[list[int]]:
                 f"{served.name} has no chat template. Use /v1/completions, or serve it with --chat-template.",
                 "model",
             )
-        found = [served.template.encode(wanted.messages, tokenizer)]
+        said = [Message(message.role, message.text) for message in wanted.messages]
+        try:
+            found = [served.template.encode(said, tokenizer)]
+        except MalformedChat as error:
+            raise Refused(400, f"The messages cannot be used: {error}.", "messages") from None
     else:
         assert isinstance(wanted, CompletionRequest)
         found = [tokenizer.encode(p) if isinstance(p, str) else p for p in wanted.prompts]

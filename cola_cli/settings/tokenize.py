@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from cola_cli.models.config import later
 from cola_cli.settings.fields import Settings, runtime, timeout_of_ranks
 
 
@@ -27,6 +28,17 @@ class TokenizeSettings(Settings):
     seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of the validation split.")
     end_of_text: str | None = Field(
         None, description="Token of a given tokenizer that ends documents. Unset: the usual names."
+    )
+    chat: bool = later(
+        False,
+        description="Records are conversations, one a sequence, of which models learn the answers.",
+    )
+    chat_template: str | None = later(
+        None,
+        description="Jinja template of conversations. Unset: the one beside the tokenizer, else a plain one.",
+    )
+    malformed: Literal["error", "skip"] = later(
+        "error", description="Conversations that cannot be used: an error, or left out and counted."
     )
     sample_bytes: int = Field(
         64 << 20, ge=1, description="Bytes of text that the tokenizer is trained on."

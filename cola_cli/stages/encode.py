@@ -101,7 +101,8 @@ def encode(
                 source = tokens if name == TOKENIZER else vae_artifact
                 writer.write(name, source.file(name).read_bytes())
             shape = latent_shape(tokens, vae.config)
-            return _statistics(writer.path, tokens, shape).model_dump(mode="json")
+            statistics = _statistics(writer.path, tokens, shape)
+            return statistics.model_dump(mode="json", exclude_none=True)
 
         return make_artifact(output, environment, run, shard, make, finish, begin, world)
 
@@ -297,6 +298,7 @@ def _statistics(path: Path, tokens: Tokens, shape: tuple[int, int]) -> LatentsSt
         vocab_size=packed.vocab_size,
         pad_id=packed.pad_id,
         end_of_text_id=packed.end_of_text_id,
+        chat_template=packed.chat_template,
     )
 
 

@@ -60,6 +60,8 @@ def import_checkpoint(
     }
     if model.context is not None:
         statistics["seq_len"] = model.context
+    if model.chat_template is not None:
+        statistics["chat_template"] = model.chat_template
     with output.writing() as writer:
         write_network(writer, "vae", vae.state_dict(), vae.config)
         write_network(writer, "prior", prior.state_dict(), prior.config)

@@ -29,9 +29,10 @@ from cola_cli.artifacts.lock import Claims, writer_lock
 from cola_cli.artifacts.manifest import Manifest, read_manifest
 from cola_cli.artifacts.parts import recorded_parts, write_part
 from cola_cli.corpus.additions import ancestors, grown
+from cola_cli.corpus.chats import REMEDY, MalformedChat, template_beside, template_of
 from cola_cli.corpus.chunks import Chunk, Text, read_chunks, training_sample
 from cola_cli.corpus.documents import ChangedFile
-from cola_cli.corpus.packing import pack, write_rows
+from cola_cli.corpus.packing import Row, pack, write_rows
 from cola_cli.corpus.parallel import run_all
 from cola_cli.corpus.sources import Corpus, find_corpus
 from cola_cli.corpus.survey import (
@@ -92,6 +93,12 @@ def tokenize(
     run = run or Run()
     report = run.reporter
     before = read_manifest(output) if add else None
+    if settings.chat:
+        template = settings.chat_template or template_beside(tokenizer)
+        settings = settings.model_copy(update={"chat_template": template})
+        template_of(template)
+    elif settings.chat_template is not None:
+        raise UsageError("--chat-template is for conversations.", "Give --chat too, or drop it.")
     chosen, given = _decisive(settings, tokenizer, before)
 
     def opened() -> tuple[Corpus, Output, Tokens | None]:
@@ -335,7 +342,7 @@ def _tokenize_chunk(
     tokenizer = _loaded(directory / TOKENIZER, settings.end_of_text, file.st_size, file.st_mtime_ns)
     for offset, split in enumerate(SPLITS):
         documents = [d for d in chunk.documents if d.validation == (split == "validation")]
-        lost = 0
+        lost, rejects = 0, 0
 
         def numbered(documents: list[Text] = documents) -> Iterator[tuple[int, Sequence[int]]]:
             nonlocal lost
@@ -350,9 +357,17 @@ def _tokenize_chunk(
                 yield document.number, tokens
 
         rows = pack(numbered(), settings.seq_len, tokenizer.end_of_text_id)
+        if settings.chat:
+            made = [(d, row) for d in documents if (row := _conversation(d, tokenizer, settings))]
+            rejects, documents = len(documents) - len(made), [d for d, _ in made]
+            rows = (row for _, row in made)
+            if not tokenizer.keeps_all_text:
+                lost = sum(tokenizer.lost(d.text, tokenizer.encode(d.text)) for d in documents)
         index = 2 * chunk.index + offset
         with write_part(directory, index, identity, chunk.first, shared=shared) as part:
-            part.rows, part.tokens = write_rows(part.path, rows, settings.seq_len, tokenizer.pad_id)
+            part.rows, part.tokens = write_rows(
+                part.path, rows, settings.seq_len, tokenizer.pad_id, settings.chat
+            )
             part.statistics = {
                 "split": split,
                 "documents": len(documents),
@@ -360,6 +375,26 @@ def _tokenize_chunk(
             }
             if lost:
                 part.statistics["lost_characters"] = lost
+            if rejects:
+                part.statistics["rejects"] = rejects
+
+
+def _conversation(
+    document: Text, tokenizer: TextTokenizer, settings: TokenizeSettings
+) -> Row | None:
+    """The sequence of a conversation, end-of-text last; None for one that is to be left out."""
+    try:
+        ids, own = template_of(settings.chat_template or "").answered(document.chat, tokenizer)
+        if ids[-1] != tokenizer.end_of_text_id:
+            ids, own = [*ids, tokenizer.end_of_text_id], [*own, False]
+        if len(ids) > settings.seq_len:
+            most = f"{settings.seq_len:,} of a sequence (--seq-len)"
+            raise MalformedChat(f"it has {len(ids):,} tokens, more than the {most}")
+    except MalformedChat as error:
+        if settings.malformed == "skip":
+            return None
+        raise InputError(f"{document.place}: {error}.", REMEDY) from error
+    return Row(ids, [(document.number, 0, len(ids))], own)
 
 
 @functools.lru_cache(maxsize=1)
@@ -383,21 +418,22 @@ def _statistics(
             rows=sum(record.rows for record, _ in own),
             tokens=sum(record.tokens for record, _ in own),
         )
-    if splits["train"].tokens < settings.seq_len:
+    if splits["train"].tokens < (1 if settings.chat else settings.seq_len):
         raise InputError(
             f"the corpus has {splits['train'].tokens} training tokens ({plan}),"
             f" less than one sequence of {settings.seq_len}.",
             "Give more text or a smaller --seq-len.",
         )
     tokens = sum(split.tokens for split in splits.values())
+    size = sum(split.bytes for split in splits.values())
     lost = sum(part.lost_characters for _, part in parts)
     return TokensStatistics(
-        documents=plan.documents,
-        bytes=plan.bytes,
+        documents=sum(split.documents for split in splits.values()),
+        bytes=size,
         tokens=tokens,
-        bytes_per_token=plan.bytes / tokens,
+        bytes_per_token=size / tokens,
         duplicates=plan.duplicates,
-        rejects=plan.rejects,
+        rejects=plan.rejects + sum(part.rejects for _, part in parts),
         seq_len=settings.seq_len,
         vocab_size=tokenizer.vocab_size,
         end_of_text_id=tokenizer.end_of_text_id,
@@ -406,6 +442,7 @@ def _statistics(
         lost_characters=lost or None,
         lost_share=lost / plan.characters if lost else None,
         left_out=left_out or None,
+        chat_template=settings.chat_template,
     )
 
 

@@ -333,7 +333,7 @@ def _statistics(family: Family, source: Source, cost: Cost) -> dict[str, Any]:
     if family.token_model is not None:
         sizes["core_parameters"] = cost.core_parameters
     found = source.statistics.model_dump(mode="json")
-    return sizes | {name: found[name] for name in family.kept}
+    return sizes | {name: found[name] for name in family.kept if found[name] is not None}
 
 
 def _metrics(path: Path) -> dict[str, Any]:

@@ -23,11 +23,13 @@ class ModelFolder(Protocol):
 
     artifact: None for a checkpoint in the authors' layout; that of a model over tokens is read by its family.
     context: tokens of a training sequence, None if unknown. sampling: settings stored with the model.
+    chat_template: of the conversations that it was trained on, if it was.
     """
 
     artifact: TrainedModel | None = None
     context: int | None = None
     sampling: dict[str, Any]
+    chat_template: str | None = None
 
     def tokenizer_file(self) -> Path | None:
         """The file of the tokenizer, if there is one."""
@@ -68,6 +70,7 @@ class _OurFolder(ModelFolder):
         self._artifact = artifact
         self.context = artifact.statistics.seq_len
         self.sampling = artifact.sampling
+        self.chat_template = artifact.statistics.chat_template
 
     def tokenizer_file(self) -> Path | None:
         return self._artifact.file(TOKENIZER) if self._artifact.has(TOKENIZER) else None

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from cola_cli.api import Baseline, Cola
+from cola_cli.corpus.chats import ChatTemplate
 from cola_cli.families import AUTOREGRESSIVE, LLADA
 from cola_cli.models.config import TransformerConfig
 from cola_cli.models.transformer import Transformer
 from cola_cli.serving.app import Access, App
-from cola_cli.serving.chat import ChatTemplate
 from cola_cli.serving.completions import Limits, Served
 from cola_cli.serving.scheduler import Scheduler
 from cola_cli.serving.server import address, listen, make_server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,13 @@ def rows(count: int = 3, seed: int = 0) -> Rows:
         random.standard_normal((count, LENGTH, CHANNELS)).astype(np.float16),
         (random.standard_normal((count, LENGTH, CHANNELS)) - 3).astype(np.float16),
     )
+
+
+def chats(seed: int = 0) -> Rows:
+    """The sequences of `rows` with answers in them, two in some blocks; the last one's are cut by padding."""
+    answers = ["..1.11.11...", ".....1111111", ".11111.11111"]
+    response = np.array([[mark == "1" for mark in row] for row in answers])
+    return dataclasses.replace(rows(seed=seed), response=response)
 
 
 def vae_objective(**changes: Any) -> TextVAEObjective:

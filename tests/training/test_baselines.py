@@ -17,7 +17,7 @@ from cola_cli.training import randomness
 from cola_cli.training.objectives.baselines import MaskedDiffusion, NextToken
 from cola_cli.training.objectives.objective import Objective
 from cola_cli.training.reader import make_step, scaled
-from tests.training.conftest import LENGTH, VOCABULARY, randomise, rows
+from tests.training.conftest import LENGTH, VOCABULARY, chats, randomise, rows
 
 
 def network(causal: bool, vocabulary: int = VOCABULARY) -> Transformer:
@@ -91,18 +91,28 @@ def assert_equal(model: Transformer, found: Tensor, expected: Tensor) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
 
 
-def test_the_next_token_loss_and_its_gradients_are_the_explicit_sums() -> None:
-    model, sequences = network(causal=True), rows()
+TEXT_AND_CHATS = pytest.mark.parametrize("sequences", [rows(), chats()], ids=["text", "chats"])
+
+
+def is_learnt(sequences: Rows, row: int, i: int) -> bool:
+    return sequences.response is None or bool(sequences.response[row, i])
+
+
+@TEXT_AND_CHATS
+def test_the_next_token_loss_and_its_gradients_are_the_explicit_sums(sequences: Rows) -> None:
+    model = network(causal=True)
     found = NextToken(model, LENGTH)(one_batch(NextToken(model, LENGTH), sequences))["loss"]
     terms = []
-    for tokens, length in zip(sequences.tokens.tolist(), sequences.lengths, strict=True):
+    for row, tokens in enumerate(sequences.tokens.tolist()):
         logits = logits_by_hand(model, tokens)
-        terms += [surprise(logits[i - 1], tokens[i]) for i in range(1, length)]
+        own = [i for i in range(1, sequences.lengths[row]) if is_learnt(sequences, row, i)]
+        terms += [surprise(logits[i - 1], tokens[i]) for i in own]
     assert_equal(model, found, torch.stack(terms).mean())
 
 
-def test_the_masked_diffusion_loss_and_its_gradients_are_the_explicit_sums() -> None:
-    model, sequences = network(causal=False), rows()
+@TEXT_AND_CHATS
+def test_the_masked_diffusion_loss_and_its_gradients_are_the_explicit_sums(sequences: Rows) -> None:
+    model, count = network(causal=False), 0
     objective = MaskedDiffusion(model, LENGTH, 1e-3)
     batch = one_batch(objective, sequences)
     found = objective(batch)["loss"]
@@ -112,10 +122,11 @@ def test_the_masked_diffusion_loss_and_its_gradients_are_the_explicit_sums() -> 
         t = 1e-3 + (1 - 1e-3) * randomness.uniform([random], 1)[0, 0]
         chances = randomness.uniform([random], LENGTH)[0]
         tokens = sequences.tokens[row].tolist()
-        hidden = [i for i in range(sequences.lengths[row]) if chances[i] < t]
+        own = [i for i in range(sequences.lengths[row]) if is_learnt(sequences, row, i)]
+        hidden, count = [i for i in own if chances[i] < t], count + len(own)
         logits = logits_by_hand(model, [mask if i in hidden else x for i, x in enumerate(tokens)])
         total = total + sum(surprise(logits[i], tokens[i]) for i in hidden) / float(t)
-    assert_equal(model, found, total / float(sequences.lengths.sum()))
+    assert_equal(model, found, total / count)
 
 
 def test_the_mean_masked_diffusion_loss_is_that_of_exact_enumeration() -> None:

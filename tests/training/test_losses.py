@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from cola_cli.corpus.sequences import Rows
 from cola_cli.training import randomness
 from cola_cli.training.objectives.objective import Batch
 from tests.oracles import plain_train
@@ -18,6 +22,7 @@ from tests.training.conftest import (
     PRIOR,
     VAE,
     batch_of,
+    chats,
     gradients,
     prior_objective,
     rows,
@@ -126,13 +131,14 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("data", [rows(), chats()], ids=["text", "chats"])
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_predicted_and_foretold_and_read_equals_brute_force(case: str) -> None:
+def test_what_is_predicted_and_foretold_and_read_equals_brute_force(case: str, data: Rows) -> None:
     chosen: dict[str, Any] = {"model": {}, "loss": {}} | CASES[case]
     chosen["data"] = {"partly_clean": 0.6} | chosen.get("data", {})
     objective = prior_objective(**chosen)
-    batch = batch_of(objective, rows())
-    theirs = brute_predictions(objective, batch)
+    batch = batch_of(objective, data)
+    theirs = brute_predictions(objective, batch, data)
     kinds = {"velocity": "flow", "latent": "flow", "tokens": "cross_entropy"}
     theirs["loss"] = theirs[kinds[objective.prior.config.prediction]]
     for name, weight in chosen["loss"].items():
@@ -143,9 +149,9 @@ def test_what_is_predicted_and_foretold_and_read_equals_brute_force(case: str) -
     assert_close(gradients(objective, ours["loss"]), gradients(objective, theirs["loss"]))
 
 
-def brute_predictions(objective: Any, batch: Batch) -> dict[str, Tensor]:
+def brute_predictions(objective: Any, batch: Batch, data: Rows) -> dict[str, Tensor]:
     """Every term of the loss that a prior has, sequence by sequence and place by place."""
-    prior, data = objective.prior, rows()
+    prior = objective.prior
     config, codes, w = prior.config, getattr(prior, "codes", None), weights_of(prior)
     z0 = batch["mean"] + (batch["logvar"] / 2).exp() * batch["noise"]
     block, clean = config.block_size, LENGTH - config.block_size
@@ -178,7 +184,7 @@ def brute_predictions(objective: Any, batch: Batch) -> dict[str, Tensor]:
             vae = objective._decoder[0]
             read = brute.decode(estimate, weights_of(vae), VAE)
         for j in range(length):
-            if not batch["clean"][i, j]:
+            if not batch["clean"][i, j] and batch["flow_weight"][i, j]:
                 if codes is not None:
                     found.setdefault("cross_entropy", []).append(-said[clean + j, tokens[j]])
                 if codes is None or config.residual:
@@ -186,9 +192,48 @@ def brute_predictions(objective: Any, batch: Batch) -> dict[str, Tensor]:
                 if read is not None:
                     found.setdefault("decoder", []).append(-read[j, tokens[j]])
             before = j - (1 if config.causal_history else block)
-            if objective.settings.loss.next_token and 0 <= before < clean:
+            asked = data.response is None or data.response[i, j]
+            if objective.settings.loss.next_token and 0 <= before < clean and asked:
                 found.setdefault("next_token", []).append(-said[before, tokens[j]])
     return {name: torch.stack(terms).mean() for name, terms in found.items()}
+
+
+def test_one_answer_of_a_block_is_learnt_and_what_is_before_it_is_known() -> None:
+    objective, data = prior_objective(data={"partly_clean": 0.0, "noisy_copies": 2}), chats()
+    block, seen = objective.prior.config.block_size, set()
+    assert data.response is not None
+    for step in range(20):
+        batch = batch_of(objective, data, step)
+        learnt, clean = batch["flow_weight"] > 0, batch["clean"]
+        for row, begin in itertools.product(range(6), range(0, LENGTH, block)):
+            places = range(begin, begin + block)
+            real = [data.response[row // 2, j] and j < data.lengths[row // 2] for j in places]
+            own = [j for j in places if learnt[row, j]]
+            assert bool(own) == any(real)
+            first = own[0] if own else begin + block
+            assert [bool(clean[row, j]) for j in places] == [j < first for j in places]
+            # the whole answer: from its first position to the last in the block
+            stop = next((j for j in places if j > first and not real[j - begin]), begin + block)
+            assert own == list(range(first, stop))
+            assert first in (begin, begin + block) or not real[first - 1 - begin]
+            seen.add((row // 2, first))
+    assert {(0, 4), (0, 7), (2, 4), (2, 7)} <= seen  # both answers of a block have their turns
+
+
+def test_nothing_is_learnt_of_a_conversation_without_an_answer() -> None:
+    silent = dataclasses.replace(chats(), response=np.zeros((3, LENGTH), bool))
+    for head in ("velocity", "tokens"):
+        objective = prior_objective(model={"prediction": head}, loss={"next_token": 0.7})
+        terms = objective(batch_of(objective, silent))
+        found = gradients(objective, terms["loss"])
+        assert max(float(gradient.abs().max()) for gradient in found.values()) == 0
+
+
+def test_the_vae_learns_all_of_a_conversation() -> None:
+    objective = vae_objective()
+    for data in (rows(), chats()):
+        weights = batch_of(objective, data)["token_weight"] > 0
+        assert weights.sum(1).tolist() == data.lengths.tolist()
 
 
 def test_noisy_copies_are_sequences_with_their_own_noise_and_times() -> None:

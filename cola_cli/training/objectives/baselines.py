@@ -26,13 +26,13 @@ class _OverTokens(Objective):
 
 
 class NextToken(_OverTokens):
-    """-E log p(x_i | x_1 ... x_{i-1}), over all tokens of a sequence but its first."""
+    """-E log p(x_i | x_1 ... x_{i-1}), over all tokens of a sequence but its first, or its answers."""
 
     def draw(
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
     ) -> list[Draws]:
         """Tokens, and a weight for each that is predicted."""
-        return [{"tokens": rows.tokens, "target_weight": objectives.token_weights(rows)[:, 1:]}]
+        return [{"tokens": rows.tokens, "target_weight": objectives.learnt_weights(rows)[:, 1:]}]
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
         """tokens (B, L), target_weight (B, L - 1) -> the loss, nats a token."""
@@ -47,7 +47,8 @@ class NextToken(_OverTokens):
 class MaskedDiffusion(_OverTokens):
     """E_t (1/t) sum_i 1[x_i masked] (-log p(x_i | x_t)), t uniform in (0, 1], tokens masked with chance t.
 
-    LLaDA's loss (Cola DLM paper, appendix on continuous latents), over the number of tokens.
+    LLaDA's loss (Cola DLM paper, appendix on continuous latents), over the number of tokens. Of
+    conversations only answers are masked.
     """
 
     def __init__(self, network: Transformer, length: int, least: float) -> None:
@@ -60,7 +61,7 @@ class MaskedDiffusion(_OverTokens):
         """Tokens, the masked copy, and 1/t at the masked places; t in [least, 1), one a sequence."""
         t = self.least + (1 - self.least) * randomness.uniform(randoms, 1)
         chances = randomness.uniform(randoms, rows.tokens.shape[1])
-        weight = objectives.token_weights(rows)
+        weight = objectives.learnt_weights(rows)
         masked = (chances < t) & (weight > 0)
         return [
             {

@@ -4,7 +4,8 @@
 
 A staggered prior has one t a position instead (`flow.path.position_times`). A prior with a token head learns
 p(token | z_t, history) by cross-entropy, L = L_CE, and its velocity follows from the mean code under p;
-the clean copy may learn to foretell the tokens after it, L = L_CE + lambda_next L_next.
+the clean copy may learn to foretell the tokens after it, L = L_CE + lambda_next L_next. Of conversations only
+positions of answers are learnt; one that stands for several tokens (a patch) is if the first of them is.
 
 Frozen: z_0 is a draw from the posterior in the latent shards, L = L_FM. Joint: z_0 comes from the VAE being
 trained, and L = lambda_VAE (reconstruction + beta E log q + lambda_mask L_mask) + lambda_fm L_FM
@@ -79,6 +80,23 @@ def draw_clean(
     parts = 1 + np.floor(randomness.uniform(randoms, blocks) * (block_size - 1)).astype(np.int64)
     clean = np.arange(block_size) < (parts * chosen)[:, :, None]  # (B, blocks, block_size)
     return clean.reshape(len(randoms), -1)
+
+
+def draw_answers(
+    randoms: Sequence[np.random.Generator], response: np.ndarray, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of positions of answers (B, N) bool: which are known, and which are learnt, each (B, N) bool.
+
+    As when sampling begins within a block: one of its answers is drawn, what is before that in the block is
+    known, and what is behind it is neither known nor learnt.
+    """
+    blocks = response.reshape(len(response), -1, block_size)
+    begins = blocks & ~np.pad(blocks, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
+    number = begins.cumsum(2)  # of the answer that began last, from 1 in each block
+    drawn = randomness.uniform(randoms, blocks.shape[1])[:, :, None] * number[:, :, -1:]
+    drawn = 1 + np.floor(drawn).astype(np.int64)
+    known, learnt = number < drawn, blocks & (number == drawn)
+    return known.reshape(response.shape), learnt.reshape(response.shape)
 
 
 def draw_levels(
@@ -177,7 +195,11 @@ class FlowMatching(Objective):
         blocks = copies * positions // block_size
         clean = draw_clean(randoms, blocks, block_size, settings.data.partly_clean)
         each_weight = objectives.position_weights(rows, self.patch_size)
-        weight = np.tile(each_weight, copies)
+        learnt_weight = objectives.learnt_weights(rows)[:, :: self.patch_size]
+        weight = np.tile(learnt_weight, copies)
+        if rows.response is not None:
+            known, learnt = draw_answers(randoms, weight > 0, block_size)
+            clean, weight = clean | known, weight * learnt
         t = draw_timesteps(randoms, blocks, settings.timesteps, channels, self.decided)
         t = t.astype(np.float32)
         drawn: Draws = {
@@ -219,7 +241,7 @@ class FlowMatching(Objective):
         if settings.loss.next_token and config.prediction == "tokens":
             ahead = 1 if config.causal_history else block_size
             next_ = slice(ahead, ahead + earlier_length(positions, block_size))
-            drawn |= {"next_tokens": rows.tokens[:, next_], "next_weight": each_weight[:, next_]}
+            drawn |= {"next_tokens": rows.tokens[:, next_], "next_weight": learnt_weight[:, next_]}
         if self._decoder:
             drawn["tokens"] = rows.tokens
         if settings.data.history_noise and not asked.validation:

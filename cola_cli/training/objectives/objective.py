@@ -1,7 +1,8 @@
 """Loss terms of the Cola DLM paper, and what the training loop asks of an objective.
 
 Every term is a weighted sum over positions. The loop scales the weights so that they add to one over the
-whole global batch, whatever the number of micro-batches and processes; padded positions weigh nothing.
+whole global batch, whatever the number of micro-batches and processes; padded positions weigh nothing, and
+priors and models over tokens learn only the answers of conversations.
 """
 
 from __future__ import annotations
@@ -63,6 +64,12 @@ def token_weights(rows: Rows) -> np.ndarray:
     """1 on the tokens of the text, 0 on the padding, (B, L) float32."""
     columns = np.arange(rows.tokens.shape[1])
     return (columns < rows.lengths[:, None]).astype(np.float32)
+
+
+def learnt_weights(rows: Rows) -> np.ndarray:
+    """1 on the tokens that are learnt, of conversations the answers alone, (B, L) float32."""
+    weights = token_weights(rows)
+    return weights if rows.response is None else weights * rows.response
 
 
 def position_weights(rows: Rows, patch_size: int) -> np.ndarray:

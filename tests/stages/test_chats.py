@@ -1,0 +1,107 @@
+"""Conversations through the stages: the mask goes into the latents, training goes on, answers end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cola_cli.api import load_any
+from cola_cli.artifacts.kinds import Latents, Tokens
+from cola_cli.corpus.sequences import Sequences
+from cola_cli.families import AUTOREGRESSIVE, LLADA, PRIOR, TEXT_VAE, Family
+from cola_cli.serving.chat import Conversation, template_for
+from cola_cli.settings.baseline import BaselineSettings
+from cola_cli.settings.encode import EncodeSettings
+from cola_cli.settings.sample import SampleSettings
+from cola_cli.settings.training import Optimizer
+from cola_cli.stages.encode import encode
+from cola_cli.stages.tokenize import tokenize
+from cola_cli.stages.train import train
+from tests.conftest import CPU, content
+from tests.corpus.test_chats import CHATML, SETTINGS, byte_tokenizer, turns, write
+from tests.stages.conftest import TRAIN, prior_settings, vae_settings
+from tests.stages.test_train_baseline import MODEL
+
+ANSWERS = {"Hi": "Ho", "Who?": "Tom", "Why?": "So."}
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens of conversations in ChatML, a VAE, and latents."""
+    folder = tmp_path_factory.mktemp("chats")
+    pairs = [*ANSWERS.items()]
+    records = [turns(*a, *b) for a in pairs for b in pairs]
+    write(folder / "chats.jsonl", *records)
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    settings = SETTINGS.model_copy(
+        update={
+            "chat_template": CHATML,
+            "seq_len": 160,
+            "part_bytes": 100,
+            "validation_fraction": 0.2,
+        }
+    )
+    given = settings, folder / "tokenizer.json"
+    tokenize([str(folder / "chats.jsonl")], folder / "tokens", *given)
+    train(TEXT_VAE, folder / "tokens", folder / "vae", vae_settings(steps=2), CPU)
+    encode(folder / "tokens", folder / "vae", folder / "latents", EncodeSettings(), CPU)
+    return folder
+
+
+def test_the_latents_have_the_mask_of_their_tokens(chats: Path) -> None:
+    tokens, latents = Tokens.open(chats / "tokens"), Latents.open(chats / "latents")
+    assert latents.statistics.chat_template == CHATML
+    one, other = (Sequences(source, "train").read(0, 6) for source in (tokens, latents))
+    assert one.response is not None
+    assert one.response.any()
+    assert other.response is not None
+    np.testing.assert_array_equal(one.response, other.response)
+    np.testing.assert_array_equal(one.take([3, 1]).response, one.response[[3, 1]])
+
+
+@pytest.mark.parametrize("family", [PRIOR, LLADA], ids=lambda family: family.command)
+def test_training_goes_on_to_the_bytes_of_one_that_was_not_interrupted(
+    chats: Path, tmp_path: Path, family: Family
+) -> None:
+    source = chats / family.reads
+    for name, steps in (("whole", 6), ("extended", 3), ("extended", 6)):
+        if family is PRIOR:
+            settings = prior_settings(steps=steps)
+        else:
+            settings = BaselineSettings.model_validate(
+                {"model": MODEL, "train": TRAIN | {"steps": steps}}
+            )
+        optim = Optimizer(lr=4e-3, warmup_steps=2, schedule="constant")
+        settings = settings.model_copy(update={"optim": optim})
+        train(
+            family, source, tmp_path / name, settings, CPU, extend=(name, steps) == ("extended", 6)
+        )
+    assert content(tmp_path / "whole") == content(tmp_path / "extended")
+
+
+def test_an_autoregressive_model_learns_where_answers_end_and_obeys(
+    chats: Path, tmp_path: Path
+) -> None:
+    settings = BaselineSettings.model_validate(
+        {
+            "model": MODEL,
+            "optim": {"lr": 1e-2, "warmup_steps": 10},
+            "train": TRAIN | {"steps": 160, "validate_every": 160, "batch_size": 8},
+        }
+    )
+    train(AUTOREGRESSIVE, chats / "tokens", tmp_path / "ar", settings, CPU)
+    model = load_any(tmp_path / "ar", "cpu")
+    template = template_for(model, None)
+    assert template is not None
+    conversation = Conversation(model, SampleSettings(max_new_tokens=16, temperature=0), template)
+    tokenizer = model.require_tokenizer()
+    assert conversation.options().stop_ids == (
+        tokenizer.end_of_text_id, tokenizer.encode_marked("<|im_end|>")[0],
+    )  # fmt: skip
+    for question, answer in ANSWERS.items():
+        request = conversation.ask(question)
+        *_, (_, found) = conversation.stream(request)
+        assert (conversation.text(request, found), found.finish) == (answer, "stop")
+        conversation.answer(request, found)
