@@ -354,7 +354,9 @@ class Cola(LanguageModel):
         """z (B, N, d) on the prior's scale -> logits (B, N * patch_size, vocab).
 
         Latents go to the decoder as they are, as in the released code: scaling is not undone.
+        Raises ValueError for another shape.
         """
+        self._require_latents(z=z)
         return self.vae.decode(z.to(self.device))
 
     @torch.inference_mode()
@@ -369,10 +371,8 @@ class Cola(LanguageModel):
             raise ValueError(
                 "a student with a chain draws tokens, and has no velocity; name its teacher"
             )
-        block, channels = self.prior.config.block_size, self.prior.config.latent_dim
-        for name, latents in {"z_t": z_t, "history": history}.items():
-            if latents is not None and (latents.dim() != 3 or latents.shape[2] != channels):
-                raise ValueError(f"{name} is {tuple(latents.shape)}, not (B, n, {channels})")
+        block = self.prior.config.block_size
+        self._require_latents(z_t=z_t, history=history)
         batch, count = z_t.shape[:2]
         if count % block or not count:
             raise ValueError(f"z_t has {count} latents, not a multiple of the block size {block}")
@@ -396,6 +396,12 @@ class Cola(LanguageModel):
             past + count, block, self.device, past if self.prior.config.causal_history else 0
         )
         return self.prior.velocity(z, times, self.prior.view(positions, attend))[:, past:]
+
+    def _require_latents(self, **given: Tensor | None) -> None:
+        channels = self.prior.config.latent_dim
+        for name, latents in given.items():
+            if latents is not None and (latents.dim() != 3 or latents.shape[2] != channels):
+                raise ValueError(f"{name} is {tuple(latents.shape)}, not (B, n, {channels})")
 
 
 class Baseline(LanguageModel):

@@ -220,6 +220,15 @@ def test_what_cannot_be_generated_is_named(
         golden.model().generate_ids(ids, **{"max_new_tokens": 4, "steps": 1} | options)
 
 
+@pytest.mark.parametrize("wrong", [[1, 2], b"the cat", 3])
+def test_a_prompt_that_is_not_a_text_is_named(speaking: Path, wrong: Any) -> None:
+    model = cola_cli.load(speaking)
+    said = f"a {type(wrong).__name__} is not a text"
+    for generate in (lambda: model.generate([wrong], 2), lambda: [*model.stream(wrong, 2)]):
+        with pytest.raises(TypeError, match=said):
+            generate()
+
+
 def test_velocities_outside_their_domain_are_refused() -> None:
     model = golden.model()
     for z, t, said in (
@@ -230,6 +239,8 @@ def test_velocities_outside_their_domain_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             model.velocity(z, t)
+    with pytest.raises(ValueError, match=r"\(B, n, 8\)"):
+        model.decode(torch.randn(1, 4, 7))
     with pytest.raises(ValueError, match="token 512"):
         model.encode(torch.full((1, 4), 512))
     head = {"prediction": "tokens", "vocab_size": 9, "passes": 2, "chain": 4}

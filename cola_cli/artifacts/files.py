@@ -61,6 +61,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # which a call on a descriptor does not know
+        raise
     finally:
         os.close(descriptor)
 
@@ -175,7 +178,10 @@ def refuse_link(path: Path) -> None:
 
 
 def writing_failed(path: Path, error: OSError) -> ColaError:
-    """The ColaError of a failed write, with a remedy."""
+    """The ColaError of a failed write, with a remedy. It names the file below `path` that the system does."""
+    for name in (error.filename2, error.filename):
+        if isinstance(name, str | Path) and Path(name).is_relative_to(path):
+            path = Path(name)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ColaError(
             f"the disk is full: {path} could not be written.",

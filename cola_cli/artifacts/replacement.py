@@ -6,9 +6,7 @@ renamed last. The directory says `incomplete` meanwhile, and whoever takes the l
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 from pathlib import Path
 
 from cola_cli.artifacts.artifact import METRICS
@@ -73,10 +71,10 @@ def remove(path: Path) -> None:
             f"{new} holds files that cola did not write.", "Move it away; nothing was touched."
         )
     try:
-        for entry in new.iterdir():
+        for entry in sorted(new.rglob("*"), reverse=True):  # what a folder holds before it
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != MANIFEST_NAME:
+                entry.rmdir()
+            elif entry != new / MANIFEST_NAME:
                 entry.unlink()
         (new / MANIFEST_NAME).unlink(missing_ok=True)  # last: it shows that the rest is ours
         new.rmdir()
@@ -105,9 +103,9 @@ def move_in(path: Path) -> Manifest:
             (path / name).unlink(missing_ok=True)
         folders = {above for name in leaving for above in Path(name).parents}
         for folder in sorted(folders, reverse=True):
-            if folder.parts:
-                with contextlib.suppress(OSError):  # it holds something else
-                    (path / folder).rmdir()
+            place = path / folder
+            if folder.parts and place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
         for record in manifest.files:
             if (new / record.path).exists():
                 make_directory((path / record.path).parent)

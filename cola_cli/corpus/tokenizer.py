@@ -95,7 +95,12 @@ class TextTokenizer:
         return {t.content: n for n, t in tokens if t.special and t.content not in self.added}
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, no special tokens added. Raises InputError for half of a surrogate pair."""
+        """Token ids of a text, no special tokens added. Raises InputError for half of a surrogate pair.
+
+        TypeError for what is not a text.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a {type(text).__name__} is not a text (str)")
         if not is_encodable(text):
             raise InputError(f"the text '{shown(text, 40)}' is not UTF-8.", "Give it in UTF-8.")
         return self._ids(text, self._tokenizer.encode(text, add_special_tokens=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 
 from cola_cli.artifacts import Artifact, Output
-from cola_cli.artifacts.files import TEMPORARY
+from cola_cli.artifacts.files import TEMPORARY, sync
 from cola_cli.artifacts.manifest import NEW, read_manifest
 from cola_cli.artifacts.verify import find_artifacts, verify
-from cola_cli.errors import OutputConflict
+from cola_cli.errors import ColaError, OutputConflict
 from cola_cli.stages.run import up_to_date
 from tests.artifacts.test_promises import identity, make
 
@@ -116,6 +117,63 @@ def test_a_kill_at_any_change_leaves_the_old_artifact_or_the_way_to_the_new_one(
         Artifact.open(path)
         after += 1
     assert after > 20
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, at: int) -> list[set[str]]:
+    """The `at`-th change of a directory is an error of the disk; then the paths it may be known by."""
+    changes, failed = 0, []
+
+    def of(change: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*paths: Any, **options: Any) -> Any:
+            nonlocal changes
+            changes += 1
+            if changes == at:
+                names = [os.fspath(path) for path in paths]
+                failed.append({TEMPORARY.sub("", name) for name in names})
+                raise OSError(errno.EIO, os.strerror(errno.EIO), names[0], None, *names[1:])
+            return change(*paths, **options)
+
+        return called
+
+    for name in ("unlink", "rmdir", "replace"):
+        monkeypatch.setattr(os, name, of(getattr(os, name)))
+    return failed
+
+
+def test_an_error_of_the_disk_at_any_change_names_the_file_and_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Output.open(tmp_path / "old", "tokens", identity()).writing() as writer:
+        writer.write("network/config.json", b"{}")
+        writer.finish()
+    shutil.copytree(tmp_path / "old", tmp_path / "wanted")
+    overwrite(tmp_path / "wanted", seq_len=128)
+    for at in range(1, 100):
+        path = tmp_path / f"at{at}"
+        shutil.copytree(tmp_path / "old", path)
+        with monkeypatch.context() as patch:
+            failed, said = failing(patch, at), ""
+            try:
+                overwrite(path, seq_len=128)
+            except ColaError as error:
+                said = error.problem
+        assert not said or any(name in said for name in failed[0]), said
+        if not failed:
+            break
+        overwrite(path, seq_len=128)
+        assert {p.relative_to(path) for p in path.rglob("*")} == {
+            p.relative_to(tmp_path / "wanted") for p in (tmp_path / "wanted").rglob("*")
+        }
+    assert at > 20
+
+
+def test_an_error_of_fsync_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=str(tmp_path)):
+        sync(tmp_path)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -160,7 +160,9 @@ def writers(stages: Stages, stage: str, points: list[Point]) -> Iterator[Case]:
 def _finished(trial: Trial) -> bool:
     """Whether the artifact is complete, so that a second run is up to date and needs no lock."""
     with contextlib.suppress(InputError):
-        return read_manifest(trial.output).status == "complete"
+        found = read_manifest(trial.output)
+        wanted = read_manifest(trial.quiet).fingerprint
+        return found.status == "complete" and found.fingerprint == wanted
     return False
 
 

@@ -76,6 +76,7 @@ class Campaign:
 
     def _trace(self, made: Stages, stage: str) -> dict[str, tuple[str, cutting.Disk]]:
         watched = fresh(self.home / "watched")
+        made.lay(stage, watched / FOLDER[stage])
         arguments = made.command(stage, watched / FOLDER[stage])
         outcome, disks = cutting.trace_disks(arguments, self.home / "log", watched)
         assert outcome.code == 0, outcome.stderr
@@ -91,7 +92,13 @@ class Campaign:
     def _cases(self, made: Stages, stage: str, disks: dict[str, tuple[str, cutting.Disk]]) -> None:
         points = self.points[stage]
         if stage in SAME_LOOP:
-            cases = [*breaking.kills(made, stage, points), *cutting.power_cuts(made, stage, disks)]
+            cases = [
+                *breaking.kills(made, stage, points),
+                *cutting.power_cuts(made, stage, disks),
+                *breaking.errors(made, stage, points),
+                *breaking.signals(made, stage, points),
+                *breaking.writers(made, stage, points),
+            ]
             self.cases += [case for case in cases if case.kind in SAME_LOOP[stage]]
             return
         watched = fresh(self.home / "watched")

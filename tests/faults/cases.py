@@ -75,6 +75,7 @@ class Trial:
 
     def begin(self) -> Trial:
         self.watched.mkdir()
+        self.stages.lay(self.stage, self.output)
         return self
 
     def lost(self, text: str, outcome: Outcome | None = None) -> None:

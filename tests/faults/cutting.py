@@ -24,13 +24,14 @@ Disk = dict[str, bytes | None]  # bytes by path, None for a folder
 
 
 class Synced:
-    """What has reached the disk, by inode."""
+    """What has reached the disk, by inode: at first all that is there."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._bytes: dict[int, bytes] = {}
         self._entries: dict[int, dict[str, tuple[int, bool]]] = {}
-        self.sync(root)
+        for path in (root, *root.rglob("*")):
+            self.sync(path)
 
     def sync(self, path: Path) -> None:
         """Take down an fsync of `path`."""
@@ -102,7 +103,8 @@ def power_cuts(stages: Stages, stage: str, disks: dict[str, tuple[str, Disk]]) -
 
 
 def _cut(stages: Stages, stage: str, disk: Disk, folder: Path) -> Verdict:
-    trial = Trial(stages, stage, folder).begin()
+    trial = Trial(stages, stage, folder)
+    trial.watched.mkdir()
     for name, data in sorted(disk.items()):
         path = trial.watched / name
         if data is None:

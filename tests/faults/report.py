@@ -31,15 +31,15 @@ INTRODUCTION = """\
 # Reliability
 
 `just crash` (`python -m tests.faults`) wrote this page: {cases} faults on {points:,} write points of
-seven stages, in {duration}. **Lost or silently wrong: {lost}.** {unclear}
+{stages} stages, in {duration}. **Lost or silently wrong: {lost}.** {unclear}
 
 ## How
 
 Every stage is run for real, with tiny settings and one thread. All training is one loop, so everything but
-a kill is tried in `train vae` and `train prior` alone, and `train ar` stands for both baselines. Where a
-stage writes is not listed by hand: the kernel holds the process at every system call that changes a file
-under the output's folder (seccomp user notification), whether Python, Arrow's C++ or the Rust of safetensors
-makes it.
+a kill is tried in `train vae` and `train prior` alone, and `train ar` stands for both baselines; `--extend`
+begins with the finished artifact of a shorter run. Where a stage writes is not listed by hand: the kernel
+holds the process at every system call that changes a file under the output's folder (seccomp user
+notification), whether Python, Arrow's C++ or the Rust of safetensors makes it.
 Each such call is a *write point*, and at each one the stage is
 
 - **killed** (SIGKILL) before the call, after it, and, for a write, with half of its bytes on disk;
@@ -74,6 +74,7 @@ def page(campaign: Campaign, results: list[Result], possible: int, duration: str
         if len(results) < possible
         else f"all {possible:,}",
         points=sum(map(len, campaign.points.values())),
+        stages=len(ORDER),
         duration=duration,
         lost=len(lost),
         unclear=f"Nothing lost, but not said as promised: {len(unclear)}.",

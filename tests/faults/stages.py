@@ -17,19 +17,24 @@ from cola_cli.training.metrics import TIMES
 
 ORDER = (
     "tokenize", "train vae", "encode", "train prior", "sample", "train prior, joint", "distill",
-    "train ar",
+    "train ar", "train vae --extend",
 )  # fmt: skip
 FOLDER = {
     "tokenize": "tokens", "train vae": "vae", "encode": "latents", "train prior": "prior",
     "sample": "samples", "train prior, joint": "joint", "distill": "student",
-    "train ar": "ar",
+    "train ar": "ar", "train vae --extend": "extended",
 }  # fmt: skip
+GOES_ON_FROM = {"train vae --extend": "vae"}  # what lies at the output of a stage before it
 # Of the stages that run the same loop as others, these kinds of fault alone.
 SAME_LOOP = {
     "train prior, joint": ("killed before", "killed after", "killed within", "power cuts"),
     "distill": ("killed before", "killed after", "killed within", "power cuts"),
     "train ar": ("killed before", "killed after", "killed within", "power cuts"),
-}
+    "train vae --extend": (
+        "killed before", "killed after", "killed within", "power cuts", "EIO", "ENOSPC", "signals",
+        "two writers",
+    ),
+}  # fmt: skip
 KIND = {folder: stage for stage, folder in FOLDER.items()}
 NETWORK = {"dim": 16, "heads": 2}
 VAE = {"ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 1, "latent_dim": 4}
@@ -70,7 +75,7 @@ class Stages:
         names = ("tokens", "vae", "latents", "prior", "corpus", "prompts")
         inputs: Any = {name: changes.get(name, self.input(name)) for name in names}
         settings = {name: value for name, value in changes.items() if name not in inputs}
-        sizes = {"train vae": VAE, "train ar": AR}.get(stage, PRIOR)
+        sizes = {"train vae": VAE, "train vae --extend": VAE, "train ar": AR}.get(stage, PRIOR)
         network = ["--device", "cpu", *_sets(model=NETWORK | sizes)]
         network += _sets(train=TRAIN | settings, optim={"lr": 4e-3, "warmup_steps": 2})
         arguments: dict[str, list[object]] = {
@@ -80,6 +85,9 @@ class Stages:
                 *_sets(**{"": {"part_bytes": 2000, "workers": 1} | settings}),
             ],
             "train vae": ["train", "vae", inputs["tokens"], *network],
+            "train vae --extend": [
+                "train", "vae", inputs["tokens"], *network, "--set", "train.steps=4", "--extend",
+            ],
             "encode": [
                 "encode", inputs["tokens"], "--vae", inputs["vae"], "--device", "cpu",
                 *_sets(**{"": settings}),
@@ -113,7 +121,14 @@ class Stages:
         if not self.input("corpus").exists():
             self.write_inputs()
         for stage in ORDER:
-            run(stage, self.command(stage, self.home / FOLDER[stage]))
+            output = self.home / FOLDER[stage]
+            self.lay(stage, output)
+            run(stage, self.command(stage, output))
+
+    def lay(self, stage: str, output: Path) -> None:
+        """Put what a stage goes on from at its output."""
+        if stage in GOES_ON_FROM:
+            shutil.copytree(self.home / GOES_ON_FROM[stage], output)
 
 
 def differences(made: Path, quiet: Path) -> tuple[list[str], int]:

@@ -46,6 +46,7 @@ def why_not() -> str:
 def disagreements(stages: Stages, stage: str, points: list[Point], folder: Path) -> list[str]:
     """Calls that strace counts otherwise than `points`, and files that are not the quiet run's."""
     watched = fresh(folder / "w")
+    stages.lay(stage, watched / FOLDER[stage])
     code = "from cola_cli.cli.main import main; main()"
     command = [sys.executable, "-c", code, *stages.command(stage, watched / FOLDER[stage])]
     log = fresh(folder / "strace") / "thread"
