@@ -147,8 +147,12 @@ def parts(hero: str, pick: Callable[[list[str]], str]) -> list[list[str]]:
 
 def story(source: random.Random) -> str:
     """One story, five to nine sentences."""
-    wordings = parts(source.choice(list(NAMES)), source.choice)
-    left_out = source.sample([1, 4, 5], source.randrange(3))
+    return told(parts(source.choice(list(NAMES)), source.choice), source, [1, 4, 5])
+
+
+def told(wordings: list[list[str]], source: random.Random, optional: list[int]) -> str:
+    """A wording of each part, at most two of the optional ones left out."""
+    left_out = source.sample(optional, source.randrange(3))
     return " ".join(
         source.choice(part) for number, part in enumerate(wordings) if number not in left_out
     )
