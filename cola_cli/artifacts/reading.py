@@ -7,6 +7,8 @@ import json
 import os
 import stat
 import tomllib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,11 +71,23 @@ def foreign_encoding(data: bytes) -> str | None:
     return None
 
 
-def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text. Raises ValueError unless it is valid, shallow, and fits into memory."""
+def parse_json(data: bytes | str, once: Callable[[str], bool] | None = None) -> Any:
+    """The value of a JSON text. Raises ValueError unless it is valid, shallow, and fits into memory.
+
+    once: whether an object that names this field twice is refused; else its last value counts.
+    """
     require_few_values(data)
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs) and once is not None:
+            for name, count in Counter(name for name, _ in pairs).items():
+                if count > 1 and once(name):
+                    raise ValueError(f"the field {name!r} occurs twice")
+        return found
+
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=members if once else None)
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
 

@@ -65,7 +65,7 @@ def _row(name: object, number: int, line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{name}, line {number} is not UTF-8.", conversion(line)) from error
     try:
-        row = parse_json(text)
+        row = parse_json(text, once=lambda name: True)
     except ValueError as error:
         raise InputError(
             f"{name}, line {number} is not valid JSON ({reason(error)}).", "Correct that line."

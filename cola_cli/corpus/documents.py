@@ -233,13 +233,18 @@ def _paragraphs(file: CorpusFile, stream: BinaryIO, part: Range) -> Iterator[Doc
 def _records(
     file: CorpusFile, stream: BinaryIO, text_field: str | None, part: Range
 ) -> Iterator[Document]:
+    names = None if text_field is None else {text_field, *text_field.split(".")}
+
+    def once(name: str) -> bool:  # the last of two would be kept silently
+        return names is None or name in names
+
     for number, line in _lines(file, stream, part):
         if part.ended:
             return
         if not line.strip():
             continue
         try:
-            record = parse_json(line)
+            record = parse_json(line, once)
         except ValueError as error:
             why = (
                 f"{error.msg}, column {error.colno}"
@@ -254,24 +259,7 @@ def _records(
         if text_field is None:
             yield Document(line, place)
             continue
-        _require_once(file, place, line, text_field)
         yield Document(_field(file, place, record, text_field), place)
-
-
-def _require_once(file: CorpusFile, place: str, line: str, text_field: str) -> None:
-    """Raise InputError for a record that names the field twice: JSON would keep the last one silently."""
-    name = text_field.rpartition(".")[2]
-    if line.count(f'"{name}"') < 2:
-        return
-
-    def require(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if sum(key == name for key, _ in pairs) > 1:
-            raise InputError(
-                f"{file}, {place} has the field {name!r} twice.", "Correct or remove that record."
-            )
-        return dict(pairs)
-
-    json.loads(line, object_pairs_hook=require)
 
 
 def _field(file: CorpusFile, place: str, record: Any, text_field: str) -> str:

@@ -99,3 +99,11 @@ def test_written_rows_are_read_again_and_a_part_that_is_cut_short_is_refused(
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InputError, match="truncated or damaged"):
         list(read_rows(path))
+
+
+def test_a_row_names_each_field_once(tmp_path: Path) -> None:
+    """The last of two prompts would be answered, and nothing said."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "prompt": "a"}\n{"prompt": "a", "prom\\u0070t": "b"}\n')
+    with pytest.raises(InputError, match=r"line 2 .*'prompt' occurs twice"):
+        list(read_rows(path))
