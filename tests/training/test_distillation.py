@@ -17,6 +17,8 @@ from cola_cli.sampling.requests import Request
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.prior import CleanData
 from cola_cli.settings.sample import SamplingOptions
+from cola_cli.training import randomness
+from cola_cli.training.objectives.chained import Chained
 from cola_cli.training.objectives.distillation import (
     Blocks,
     Distillation,
@@ -25,6 +27,7 @@ from cola_cli.training.objectives.distillation import (
     merged,
 )
 from tests.small_networks import BLOCK, small_networks
+from tests.training.conftest import chats
 
 VOCABULARY, LENGTH = 40, 12
 TEACHERS: dict[str, dict[str, Any]] = {
@@ -87,6 +90,27 @@ def test_the_teachers_way_is_that_of_the_sampler(name: str, guidance: float, pin
     for request, generation in engine.run(requests):
         expected = generation.latents[-1]
         torch.testing.assert_close(found[request.item], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chain", [0, 16])
+def test_of_conversations_a_student_learns_the_answers_alone(chain: int) -> None:
+    vae, _, made = objective("tokens", 2)
+    student: Distillation | Chained = made
+    if chain:
+        sizes = {"prediction": "tokens", "vocab_size": VOCABULARY, "passes": 1, "chain": chain}
+        _, prior = small_networks(3, VOCABULARY, **sizes)
+        student = Chained(prior, made.settings, LENGTH, vae.config)
+    data, learnt = chats(), np.zeros((3, LENGTH), bool)
+    assert data.response is not None
+    for step in range(20):
+        (drawn,) = student.draw(data, randomness.generators(0, 0, step, range(3)), step, False)
+        own = drawn["token_weight" if chain else "moving_weight"] > 0
+        assert (np.diff(drawn["clean"].reshape(-1, BLOCK).astype(int)) <= 0).all()  # known first
+        learnt |= own
+        before = ~data.response & (np.cumsum(data.response, 1) == 0)
+        assert drawn["clean"][before].all()
+    real = np.arange(LENGTH) < data.lengths[:, None]
+    np.testing.assert_array_equal(learnt, data.response & real)
 
 
 def test_blocks_begin_as_noise_except_where_they_are_known() -> None:

@@ -42,7 +42,7 @@ class Chained(Objective):
     ) -> list[Draws]:
         """Posterior, noise, tokens, which positions are known, and weights: of a group of each block."""
         config = self.student.config
-        drawn = draw_blocks(rows, randoms, config.block_size, self.settings.data)
+        drawn, weight = draw_blocks(rows, randoms, config.block_size, self.settings.data)
         clean = drawn["clean"]
         groups = np.arange(config.block_size) // config.group_size
         blocks = clean.shape[1] // config.block_size
@@ -53,7 +53,7 @@ class Chained(Objective):
             | {
                 "clean": clean | (groups < turns).reshape(clean.shape),
                 "tokens": rows.tokens,
-                "token_weight": objectives.token_weights(rows) * asked,
+                "token_weight": weight * asked,
             }
         ]
 

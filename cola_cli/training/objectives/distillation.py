@@ -30,8 +30,7 @@ from cola_cli.models.rotary import wide
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.prior import CleanData
 from cola_cli.training import randomness
-from cola_cli.training.objectives import objective as objectives
-from cola_cli.training.objectives.flow_matching import clean_latents, draw_clean
+from cola_cli.training.objectives.flow_matching import clean_latents, draw_known
 from cola_cli.training.objectives.objective import Batch, Draws, Objective
 
 TINY = 1e-6  # of a time
@@ -84,8 +83,8 @@ class Distillation(Objective):
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
     ) -> list[Draws]:
         """Posterior, noise, which positions are known, and weights."""
-        drawn = draw_blocks(rows, randoms, self.student.config.block_size, self.settings.data)
-        weight = objectives.position_weights(rows, self.patch_size)
+        block_size = self.student.config.block_size
+        drawn, weight = draw_blocks(rows, randoms, block_size, self.settings.data, self.patch_size)
         return [drawn | {"moving_weight": np.where(drawn["clean"], np.float32(0), weight)}]
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
@@ -169,19 +168,27 @@ class Distillation(Objective):
 
 
 def draw_blocks(
-    rows: Rows, randoms: Sequence[np.random.Generator], block_size: int, data: CleanData
-) -> Draws:
-    """Posterior, which positions are known, noise of the posterior and noise to begin from."""
+    rows: Rows,
+    randoms: Sequence[np.random.Generator],
+    block_size: int,
+    data: CleanData,
+    patch_size: int = 1,
+) -> tuple[Draws, np.ndarray]:
+    """Posterior, which positions are known, noise of the posterior and noise to begin from; and weights.
+
+    Weights (B, N) of the positions that are learnt are those of `draw_known`.
+    """
     assert rows.mean is not None
     assert rows.logvar is not None
     positions, channels = rows.mean.shape[1:]
+    clean, weight = draw_known(rows, randoms, block_size, patch_size, data.partly_clean)
     return {
         "mean": rows.mean,
         "logvar": rows.logvar,
-        "clean": draw_clean(randoms, positions // block_size, block_size, data.partly_clean),
+        "clean": clean,
         "noise": randomness.normal(randoms, positions, channels),
         "z1": randomness.normal(randoms, positions, channels),
-    }
+    }, weight
 
 
 def begun_blocks(

@@ -99,6 +99,23 @@ def draw_answers(
     return known.reshape(response.shape), learnt.reshape(response.shape)
 
 
+def draw_known(
+    rows: Rows,
+    randoms: Sequence[np.random.Generator],
+    block_size: int,
+    patch_size: int,
+    partly_clean: float,
+    copies: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which positions are known, (B, copies * N) bool, and the weights (as many) of those that are learnt."""
+    weight = np.tile(objectives.learnt_weights(rows)[:, ::patch_size], copies)
+    clean = draw_clean(randoms, weight.shape[1] // block_size, block_size, partly_clean)
+    if rows.response is not None:
+        known, learnt = draw_answers(randoms, weight > 0, block_size)
+        clean, weight = clean | known, weight * learnt
+    return clean, weight
+
+
 def draw_levels(
     randoms: Sequence[np.random.Generator], t: np.ndarray, stagger: float, block_size: int
 ) -> np.ndarray:
@@ -193,20 +210,15 @@ class FlowMatching(Objective):
         positions, channels = rows.mean.shape[1:]
         copies = settings.data.noisy_copies  # side by side here, rows of their own below
         blocks = copies * positions // block_size
-        clean = draw_clean(randoms, blocks, block_size, settings.data.partly_clean)
-        each_weight = objectives.position_weights(rows, self.patch_size)
-        learnt_weight = objectives.learnt_weights(rows)[:, :: self.patch_size]
-        weight = np.tile(learnt_weight, copies)
-        if rows.response is not None:
-            known, learnt = draw_answers(randoms, weight > 0, block_size)
-            clean, weight = clean | known, weight * learnt
+        part = settings.data.partly_clean
+        clean, weight = draw_known(rows, randoms, block_size, self.patch_size, part, copies)
         t = draw_timesteps(randoms, blocks, settings.timesteps, channels, self.decided)
         t = t.astype(np.float32)
         drawn: Draws = {
             "block_size": block_size,
             "mean": rows.mean,
             "logvar": rows.logvar,
-            "position_weight": each_weight,
+            "position_weight": objectives.position_weights(rows, self.patch_size),
             "noise": randomness.normal(randoms, positions, channels),
         }
         noisy: Draws = {
@@ -241,7 +253,8 @@ class FlowMatching(Objective):
         if settings.loss.next_token and config.prediction == "tokens":
             ahead = 1 if config.causal_history else block_size
             next_ = slice(ahead, ahead + earlier_length(positions, block_size))
-            drawn |= {"next_tokens": rows.tokens[:, next_], "next_weight": learnt_weight[:, next_]}
+            learnt = objectives.learnt_weights(rows)[:, :: self.patch_size]
+            drawn |= {"next_tokens": rows.tokens[:, next_], "next_weight": learnt[:, next_]}
         if self._decoder:
             drawn["tokens"] = rows.tokens
         if settings.data.history_noise and not asked.validation:
