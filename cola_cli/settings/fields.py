@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cola_cli.models.config import LATER
 
@@ -13,6 +13,14 @@ class Settings(BaseModel):
     """Base of every settings model: unknown names are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _fits(cls, value: Any) -> Any:
+        """Whole numbers go to libraries that hold them in 64 bits."""
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ValueError("it is not below 2 ** 63")
+        return value
 
 
 def runtime(default: Any, **field: Any) -> Any:

@@ -23,6 +23,7 @@ from cola_cli.machine.threads import (
 )
 from cola_cli.reporting import Silent
 from cola_cli.settings import result_settings
+from cola_cli.settings.training import Train
 from cola_cli.stages.extend import Beginning, beginning
 from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.stages.start import require_latent_space
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 Source = Packed[Any]
 NOWHERE = Place("cpu", False, 0.0)  # where only the model itself counts
+ROW_BYTES = 700  # of a row of a step: its generator
+TOKEN_BYTES = 8
 
 
 def data_of(source: Source) -> Data:
@@ -138,8 +141,8 @@ def train(
     cost = family.cost(config, data, settings)
     files = (METRICS, *network_files(*family.trained(settings)))
     with joined(run.device, settings.train.timeout) as world, ExitStack() as stack:
-        if world.device.type == "cpu":
-            _require_memory(training_plan(cost, settings.train, settings.optim, NOWHERE, 1))
+        plan = training_plan(cost, settings.train, settings.optim, NOWHERE, data.length)
+        _require_memory(plan, settings.train, world, data.length)
         shares = Shares.chosen(settings.train, threads.count, world.device.type, world.size, before)
         environment = describe_environment(threads) | {
             "device": str(world.device),
@@ -222,10 +225,20 @@ def _opened(
     return output, begin
 
 
-def _require_memory(plan: dict[str, Any]) -> None:
-    """Raise UsageError for a model that cannot fit: the system would kill this process, or others."""
-    needed, held = plan["state_bytes"], memory()
-    if held is not None and needed > held:
+def _require_memory(plan: dict[str, Any], train: Train, world: World, length: int) -> None:
+    """Raise UsageError for what cannot fit: the system would kill this process, or others."""
+    held = memory()
+    if held is None:
+        return
+    rows = train.batch_size / world.size
+    if (batch := rows * (ROW_BYTES + TOKEN_BYTES * length)) > held:
+        raise UsageError(
+            f"{rows:,.0f} sequences a step take {batch / 1e9:,.1f} GB before anything is computed; this"
+            f" machine has {held / 1e9:.1f} GB.",
+            "Lower train.batch_size.",
+        )
+    needed = plan["state_bytes"]
+    if world.device.type == "cpu" and needed > held:
         raise UsageError(
             f"training {plan['parameters']:,} parameters takes {needed / 1e9:.1f} GB for weights, gradients"
             f" and moments alone; this machine has {held / 1e9:.1f} GB.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +116,19 @@ def test_a_settings_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
         resolve(Example, "example", config=tmp_path / "c.toml")
     with pytest.raises(UsageError, match=r"missing\.toml cannot be read"):
         resolve(Example, "example", config=tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_whole_number_that_libraries_cannot_hold_is_named(table: str) -> None:
+    def whole(model: Any, above: str = "") -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+                yield from whole(field.annotation, f"{above}{name}.")
+            elif field.annotation in (int, int | None):
+                yield above + name
+
+    names = list(whole(TABLES[table]))
+    assert names
+    for name in names:
+        with pytest.raises(UsageError, match=name.rpartition(".")[2]):
+            resolve(TABLES[table], table, "tiny", flags={name: 1 << 63})

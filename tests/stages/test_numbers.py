@@ -160,6 +160,16 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_batch_that_no_memory_holds_is_refused_before_it_is_read(
+    made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "ar", made / "tokens", "-o", tmp_path / "out", "--device", "cpu"]
+    sizes = ["model.dim=32", "model.layers=1", "model.heads=2", f"train.batch_size={10**12}"]
+    assert cola(*command, *(word for size in sizes for word in ("--set", size))) == 2
+    assert "sequences a step take" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize(("column", "value"), [("mean", np.nan), ("logvar", np.inf)])
 def test_latents_that_are_not_finite_are_named_with_file_and_row(
