@@ -30,7 +30,9 @@ def push(path: Path, address: str, private: bool = False, license: str | None = 
     files = _released_files(path, folder) if folder.artifact is None else _files(folder.artifact)
     made: dict[str, bytes] = {"README.md": model_card(repo, folder, license).encode()}
     if (tokenizer := folder.tokenizer()) is not None:
-        made["tokenizer_config.json"] = tokenizer_config(tokenizer, folder.context)
+        made["tokenizer_config.json"] = tokenizer_config(
+            tokenizer, folder.context, folder.chat_template
+        )
     commit = hub.upload(address, files | made, f"{repo.partition('/')[2]}, by cola", private)
     return f"{hub.PREFIX}{repo}@{commit}"
 
@@ -58,7 +60,9 @@ def _released_files(path: Path, folder: ModelFolder) -> dict[str, Path | bytes]:
     return files | ({TOKENIZER: found} if (found := folder.tokenizer_file()) else {})
 
 
-def tokenizer_config(tokenizer: TextTokenizer, context: int | None) -> bytes:
+def tokenizer_config(
+    tokenizer: TextTokenizer, context: int | None, chat_template: str | None = None
+) -> bytes:
     """What transformers' AutoTokenizer reads beside `tokenizer.json`."""
     names = {
         role: tokenizer.name_of(token)
@@ -70,6 +74,8 @@ def tokenizer_config(tokenizer: TextTokenizer, context: int | None) -> bytes:
     about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     if context is not None:
         about["model_max_length"] = context
+    if chat_template is not None:
+        about["chat_template"] = chat_template
     return json.dumps(about | {"clean_up_tokenization_spaces": False}, indent=2).encode()
 
 

@@ -189,6 +189,25 @@ def test_answers_with_their_ends_are_what_is_learnt() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=False) == expected
 
 
+@pytest.mark.parametrize("source", [CHATML, PLAIN])
+def test_a_prompt_is_what_transformers_makes_of_it(source: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours, chat = (
+        TextTokenizer(byte_tokenizer()),
+        [Message("system", "s"), *said("one", "two", "é?")],
+    )
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer())
+    for turns in (chat[:2], chat):
+        messages = [turn._asdict() for turn in turns]
+        ids = theirs.apply_chat_template(
+            messages, chat_template=source, add_generation_prompt=True, return_dict=False
+        )
+        found = template_of(source).encode(turns, ours)
+        if source == PLAIN:  # end-of-text is ours
+            found = [token for token in found if token != ours.end_of_text_id]
+        assert found == ids
+
+
 def test_templates_name_the_end_of_text_and_may_rewrite_earlier_turns() -> None:
     tokenizer = TextTokenizer(byte_tokenizer())
     named = "{% for m in messages %}{{ m.content ~ (eos_token if loop.index is even) }}{% endfor %}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.settings.training import Optimizer
 from cola_cli.stages.encode import encode
+from cola_cli.stages.publish import tokenizer_config
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train import train
 from tests.conftest import CPU, content
@@ -95,6 +97,8 @@ def test_an_autoregressive_model_learns_where_answers_end_and_obeys(
     model = load_any(tmp_path / "ar", "cpu")
     template = template_for(model, None)
     assert template is not None
+    config = tokenizer_config(model.require_tokenizer(), model.context, model.chat_template)
+    assert json.loads(config)["chat_template"] == CHATML  # of a model that is pushed
     conversation = Conversation(model, SampleSettings(max_new_tokens=16, temperature=0), template)
     tokenizer = model.require_tokenizer()
     assert conversation.options().stop_ids == (
