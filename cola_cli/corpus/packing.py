@@ -14,7 +14,7 @@ ROW_GROUP = 1024  # rows; a training reader takes one group at a time
 
 
 @dataclass
-class Row:
+class PackedRow:
     """A packed sequence: its tokens, and the pieces of documents in it.
 
     segments: (document, offset, length) in tokens of the document, its end-of-text token included.
@@ -28,12 +28,12 @@ class Row:
 
 def pack(
     documents: Iterable[tuple[int, Sequence[int]]], seq_len: int, end_of_text: int
-) -> Iterator[Row]:
+) -> Iterator[PackedRow]:
     """Rows of `seq_len` tokens from (document number, token ids), each document closed by end-of-text.
 
     Only the last row may be shorter.
     """
-    row = Row()
+    row = PackedRow()
     for number, ids in documents:
         offset, whole = 0, len(ids) + 1
         while offset < whole:
@@ -45,18 +45,18 @@ def pack(
             offset += length
             if len(row.tokens) == seq_len:
                 yield row
-                row = Row()
+                row = PackedRow()
     if row.tokens:
         yield row
 
 
 def write_rows(
-    path: Path, rows: Iterator[Row], seq_len: int, pad_id: int, chat: bool = False
+    path: Path, rows: Iterator[PackedRow], seq_len: int, pad_id: int, chat: bool = False
 ) -> tuple[int, int]:
     """Write rows as Parquet, a row group at a time; returns the numbers of rows and of tokens.
 
     Columns: tokens (`seq_len` int32, padded with `pad_id`), length (tokens before the padding), segments
-    (document, offset, length) and with `chat` response, as in `Row`.
+    (document, offset, length) and with `chat` response, as in `PackedRow`.
     """
     import pyarrow.parquet as pq
 
@@ -73,7 +73,7 @@ def write_rows(
     return count, tokens
 
 
-def _table(rows: list[Row], seq_len: int, pad_id: int, chat: bool) -> Any:
+def _table(rows: list[PackedRow], seq_len: int, pad_id: int, chat: bool) -> Any:
     import numpy as np
     import pyarrow as pa
 

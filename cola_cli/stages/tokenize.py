@@ -32,7 +32,7 @@ from cola_cli.corpus.additions import ancestors, grown
 from cola_cli.corpus.chats import REMEDY, MalformedChat, template_beside, template_of
 from cola_cli.corpus.chunks import Chunk, Text, read_chunks, training_sample
 from cola_cli.corpus.documents import ChangedFile
-from cola_cli.corpus.packing import Row, pack, write_rows
+from cola_cli.corpus.packing import PackedRow, pack, write_rows
 from cola_cli.corpus.parallel import run_all
 from cola_cli.corpus.sources import Corpus, find_corpus
 from cola_cli.corpus.survey import (
@@ -381,7 +381,7 @@ def _tokenize_chunk(
 
 def _conversation(
     document: Text, tokenizer: TextTokenizer, settings: TokenizeSettings
-) -> Row | None:
+) -> PackedRow | None:
     """The sequence of a conversation, end-of-text last; None for one that is to be left out."""
     try:
         ids, own = template_of(settings.chat_template or "").answered(document.chat, tokenizer)
@@ -394,7 +394,7 @@ def _conversation(
         if settings.malformed == "skip":
             return None
         raise InputError(f"{document.place}: {error}.", REMEDY) from error
-    return Row(ids, [(document.number, 0, len(ids))], own)
+    return PackedRow(ids, [(document.number, 0, len(ids))], own)
 
 
 @functools.lru_cache(maxsize=1)
