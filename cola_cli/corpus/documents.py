@@ -11,7 +11,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -80,7 +80,6 @@ def read_documents(
     source: CorpusFile | Path,
     text_field: str | None,
     rule: DocumentRule,
-    advance: Callable[[int], None] = lambda count: None,
     expected: dict[str, Any] | None = None,
     part: Range | None = None,
 ) -> Iterator[Document]:
@@ -89,8 +88,7 @@ def read_documents(
     An empty text stands for an empty file, an empty text and a null field.
 
     `text_field` is the field or column of records, `a.b` the field b within the field a, None for whole lines
-    of JSON; `rule` cuts text files at blank lines or takes them whole; `advance` is told the bytes of the
-    file that were read.
+    of JSON; `rule` cuts text files at blank lines or takes them whole.
     `expected` (bytes, modified, sha256) is what is known of the file. Raises InputError naming file and line
     or row, and ChangedFile after the last document when the file is not the expected one: by its digest if
     it was read whole, else by its size and time.
@@ -110,10 +108,10 @@ def read_documents(
             _require(file, expected, hashlib.sha256().hexdigest())
             return
         if kind == ".parquet" and text_field is not None:
-            yield from _parquet(file, text_field, size, advance, expected, part)
+            yield from _parquet(file, text_field, expected, part)
             return
         digest = hashlib.sha256() if expected and part.whole else None
-        with file.open(advance, digest, max(0, part.start - 1)) as raw:
+        with file.open(digest, max(0, part.start - 1)) as raw:
             stream = unpacked(file, raw)
             if kind == ".jsonl" or text_field is None:
                 yield from _records(file, stream, text_field, part)
@@ -361,12 +359,7 @@ def _table(file: CorpusFile, stream: BinaryIO, text_field: str) -> Iterator[Docu
 
 
 def _parquet(
-    file: CorpusFile,
-    text_field: str,
-    size: int,
-    advance: Callable[[int], None],
-    expected: dict[str, Any] | None,
-    part: Range,
+    file: CorpusFile, text_field: str, expected: dict[str, Any] | None, part: Range
 ) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -378,15 +371,13 @@ def _parquet(
             sizes = [table.metadata.row_group(n).num_rows for n in range(table.num_row_groups)]
             groups = [n for n in range(len(sizes))[part.start : part.stop] if sizes[n]]
             at_a_time = _rows_at_a_time(file, table.metadata, ".".join(path), groups)
-            row, rows = sum(sizes[: part.start]), max(1, table.metadata.num_rows)
+            row = sum(sizes[: part.start])
             batches = table.iter_batches(at_a_time, row_groups=groups, columns=[".".join(path)])
             for batch in batches if groups else ():
-                before = row
                 for value in batch.column(0).to_pylist():
                     place = f"row {row}"
                     yield Document(_field(file, place, {path[0]: value}, text_field), place)
                     row += 1
-                advance(size * row // rows - size * before // rows)
             if expected and file.filesystem is None and part.whole:
                 raw.seek(0)
                 _require(file, expected, sha256_stream(raw))

@@ -9,7 +9,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -52,15 +52,10 @@ class CorpusFile:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name)
         return info.size, info.mtime_ns if info.mtime else None
 
-    def open(
-        self,
-        advance: Callable[[int], None] = lambda count: None,
-        digest: Any = None,
-        start: int = 0,
-    ) -> BinaryIO:
+    def open(self, digest: Any = None, start: int = 0) -> BinaryIO:
         """Its bytes as they lie there, to the last; `start`, of a file on disk, is the first.
 
-        `advance` is told how many were read, `digest` (of hashlib) is updated with them.
+        `digest` (of hashlib) is updated with what was read.
         """
         raw: Any
         if self.filesystem is None:
@@ -68,7 +63,7 @@ class CorpusFile:
             raw.seek(start)
         else:
             raw = self.filesystem.open_input_stream(self.path, compression=None)
-        return io.BufferedReader(_Counted(raw, advance, digest), READ_BYTES)
+        return io.BufferedReader(_Digested(raw, digest), READ_BYTES)
 
     def open_parquet(self) -> Any:
         """A file that pyarrow reads Parquet from: it takes names for URIs and expands ~."""
@@ -82,12 +77,11 @@ class CorpusFile:
             return sha256_stream(stream)
 
 
-class _Counted(io.RawIOBase):
-    """A stream that tells how much was read of it."""
+class _Digested(io.RawIOBase):
+    """A stream that updates a digest with what was read of it."""
 
-    def __init__(self, raw: Any, advance: Callable[[int], None], digest: Any) -> None:
+    def __init__(self, raw: Any, digest: Any) -> None:
         self._raw = raw
-        self._advance = advance
         self._digest = digest
 
     def readable(self) -> bool:
@@ -95,7 +89,6 @@ class _Counted(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count: int = self._raw.readinto(buffer)
-        self._advance(count)
         if self._digest is not None:
             self._digest.update(memoryview(buffer)[:count])
         return count

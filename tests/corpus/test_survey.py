@@ -104,15 +104,15 @@ def test_shards_in_any_order_read_the_corpus_once_and_make_what_one_run_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus")
-    read, into = 0, files._Counted.readinto
+    read, into = 0, files._Digested.readinto
 
-    def counted(self: files._Counted, buffer: object) -> int:
+    def counted(self: files._Digested, buffer: object) -> int:
         nonlocal read
         count = into(self, buffer)
         read += count
         return count
 
-    monkeypatch.setattr(files._Counted, "readinto", counted)
+    monkeypatch.setattr(files._Digested, "readinto", counted)
     monkeypatch.setattr(files, "READ_BYTES", 256)
     whole = tokenize([str(corpus)], tmp_path / "whole", SMALL).statistics
     alone, read = read, 0
