@@ -130,8 +130,9 @@ class Output:
         lock = contextlib.nullcontext() if held else writer_lock(self.path)
         with lock, telling_what_is_saved(self.place):
             # Another process may have finished between our first look and the lock.
-            self._previous = self._look()
-            if self._chosen_place() != self.place:
+            seen, self._previous = self._previous, self._look()
+            another = self._overwrite and _described(seen) != _described(self._previous)
+            if another or self._chosen_place() != self.place:
                 raise OutputConflict(
                     f"{self.path} was changed by another process meanwhile.",
                     "Run the command again.",
@@ -319,6 +320,10 @@ def _previous_manifest(path: Path) -> Manifest | None:
             "Choose another output directory; nothing was touched.",
         )
     return None
+
+
+def _described(manifest: Manifest | None) -> tuple[str, str] | None:
+    return (manifest.fingerprint, manifest.status) if manifest else None
 
 
 def _begun(path: Path) -> bool:

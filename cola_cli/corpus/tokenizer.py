@@ -335,8 +335,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
         raise UsageError(
             f"a vocabulary of {vocab_size} is too small.", f"Give --vocab-size {least} or more."
         )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer, splitter = Tokenizer(models.BPE()), Tokenizer(models.BPE())
+    for one in (tokenizer, splitter):
+        one.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -344,7 +345,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pieces = (piece for text in texts for piece in cut(tokenizer, text))
+    # the library locks the tokenizer that it trains, so that cutting needs another
+    pieces = (piece for text in texts for piece in cut(splitter, text))
     tokenizer.train_from_iterator(pieces, trainer)
     return TextTokenizer(tokenizer)
 

@@ -192,6 +192,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
         assert list(writer.parts) == [0]
         writer.finish()
     # another command does not go on with it
+    again = Output.open(tmp_path / "tokens", "tokens", new, overwrite=True)
     with contextlib.suppress(Killed), again.writing() as writer:
         writer.write("notes", b"n")
         raise Killed
@@ -200,6 +201,17 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
         assert not (writer.path / "notes").exists()
         writer.finish()
     assert content(tmp_path / "tokens").keys() == {"manifest.json"}
+
+
+def test_what_another_process_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    make(path)
+    late = Output.open(path, "tokens", identity(seq_len=128), overwrite=True)
+    overwrite(path, seq_len=128)
+    before = content(path)
+    with pytest.raises(OutputConflict, match="changed by another process"), late.writing():
+        pass
+    assert content(path) == before
 
 
 def test_a_run_that_fails_at_once_leaves_no_trace(tmp_path: Path) -> None:

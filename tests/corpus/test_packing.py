@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,19 @@ def test_a_tokenizer_that_panics_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer"):
         load_tokenizer(path)
+
+
+LONG = """
+from cola_cli.corpus.tokenizer import PIECE, train_tokenizer
+text = "the cat sat on the mat " * (3 * PIECE // 23)
+made = train_tokenizer([text], 300)
+assert len(made.encode("the cat")) < 4
+"""
+
+
+def test_a_tokenizer_is_trained_on_a_text_of_several_pieces() -> None:
+    # in a process of its own: the library waits for itself without end when asked while it trains
+    subprocess.run([sys.executable, "-c", LONG], check=True, timeout=600)
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
