@@ -72,7 +72,9 @@ def pull(
     Example: cola pull hf:ByteDance-Seed/Cola-DLM
     """
     from cola_cli.artifacts.origin import published
+    from cola_cli.weights.folder import require_folder
 
+    require_folder(model)
     address = published(model)
     run.say([str(model)], {"path": str(model), "address": address})
 

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 def on_disk(text: str) -> Path:
-    """A path to write to, taken literally. Raises BadParameter for a URL."""
+    """A path to write to, taken literally. Raises BadParameter for a URL or a name on the hub."""
+    if re.match(r"hf:[^/]", text):
+        raise typer.BadParameter(f"{text} is a name on the hub; `cola push` publishes a model.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise typer.BadParameter(f"{text} is a URL; cola writes to directories only.")
     try:

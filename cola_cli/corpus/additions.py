@@ -11,7 +11,10 @@ from cola_cli.corpus.files import URL, CorpusFile, find_files
 from cola_cli.corpus.sources import ADDED, Corpus, describe
 from cola_cli.errors import InputError, OutputConflict
 
-AGAIN = "Restore it, or tokenize the corpus again with --overwrite."
+AGAIN = (
+    "Restore it, go to the folder in which the names of the earlier files begin, or tokenize what there is"
+    " into another output."
+)
 
 
 def grown(names: list[str], output: Path, manifest: Manifest) -> Corpus:
@@ -61,7 +64,7 @@ def ancestors(identity: Identity) -> list[str]:
 def _earlier(name: str, output: Path) -> CorpusFile:
     """A file of which tokens were made."""
     if not URL.match(name) and not Path(name).is_file():
-        raise InputError(f"{name}, of which {output} was made, is gone.", AGAIN)
+        raise InputError(f"there is no {name}, of which {output} was made.", AGAIN)
     return find_files([name], output)[0]
 
 

@@ -231,11 +231,9 @@ def _paragraphs(file: CorpusFile, stream: BinaryIO, part: Range) -> Iterator[Doc
 def _records(
     file: CorpusFile, stream: BinaryIO, text_field: str | None, part: Range
 ) -> Iterator[Document]:
-    names = None if text_field is None else {text_field, *text_field.split(".")}
-
-    def once(name: str) -> bool:  # the last of two would be kept silently
-        return names is None or name in names
-
+    once = None  # a chat is parsed by who takes it
+    if text_field is not None:  # the last of two would be kept silently
+        once = {text_field, *text_field.split(".")}.__contains__
     for number, line in _lines(file, stream, part):
         if part.ended:
             return

@@ -107,7 +107,7 @@ def _why_not(old: Manifest, new: Identity, saved: bool) -> str:
     if not is_longer(old.identity, new):
         return "; ".join(old.identity.differences(new))
     if not saved:
-        return "it was made without train.keep_state"
+        return "it holds no state (made without train.keep_state, or dropped by a repair)"
     return "it is unfinished, and its learning rate falls towards another end; finish it first"
 
 

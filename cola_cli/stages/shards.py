@@ -44,7 +44,7 @@ def refuse_overwriting(overwrite: bool) -> None:
     if overwrite:
         raise UsageError(
             "--overwrite cannot be combined with shards: one would remove another's parts.",
-            "Remove the output directory first.",
+            "Choose another output directory.",
         )
 
 

@@ -15,6 +15,7 @@ from cola_cli.artifacts.manifest import NEW, Identity, Manifest, read_manifest
 from cola_cli.artifacts.parts import PARTS
 from cola_cli.artifacts.replacement import replacement
 from cola_cli.artifacts.verify import find_artifacts
+from cola_cli.corpus.additions import ancestors
 from cola_cli.errors import ColaError
 from cola_cli.families import FAMILIES, trainings
 from cola_cli.stages.extend import is_longer
@@ -116,7 +117,11 @@ def _state(surveyed: _Surveyed, directory: Path) -> State:
     said = ""
     if new is not None:
         said = f"{unfinished}, {_progress(surveyed, directory / NEW, new)}"
-        how = "--extend" if is_longer(manifest.identity, new.identity) else "--overwrite"
+        how = "--overwrite"
+        if is_longer(manifest.identity, new.identity):
+            how = "--extend"
+        elif manifest.fingerprint in ancestors(new.identity):
+            how = "--add"
         step = "" if holder else f"{_again(surveyed, directory, new.identity)} {how}"
     return State(str(directory), manifest.kind, state, progress, named, step, said)
 

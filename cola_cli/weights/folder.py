@@ -60,7 +60,10 @@ def require_folder(path: Path) -> None:
     """Raise InputError unless `path` is a directory."""
     if not path.is_dir():
         wrong = "is not a directory" if path.exists() else "does not exist"
-        raise InputError(f"{path} {wrong}.", "Name a prior artifact or a checkpoint folder.")
+        raise InputError(
+            f"{path} {wrong}.",
+            "Name a prior artifact, a checkpoint folder, or hf:org/name for a model on the hub.",
+        )
 
 
 class _OurFolder(ModelFolder):

@@ -21,6 +21,7 @@ from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.run import Outcome
+from cola_cli.stages.status import survey
 from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train import train
 from tests.artifacts.test_replacement import Killed, killing
@@ -107,8 +108,9 @@ def test_what_was_there_must_be_there_and_as_it_was(texts: Path, tmp_path: Path)
     with pytest.raises(OutputConflict, match=r"b\.txt has changed"):
         grow(texts)
     (texts / "b.txt").unlink()
-    with pytest.raises(InputError, match=r"b\.txt, of which .* is gone"):
+    with pytest.raises(InputError, match=r"there is no .*b\.txt, of which") as gone:
         grow(texts)
+    assert "--overwrite" not in str(gone.value.remedy)  # it would be made of less text
     (texts / "b.txt").write_text(kept)  # at another time: its content counts
     other = SETTINGS.model_copy(update={"seq_len": 64})
     with pytest.raises(OutputConflict, match="seq_len: 32 -> 64"):
@@ -121,6 +123,17 @@ def test_what_was_there_must_be_there_and_as_it_was(texts: Path, tmp_path: Path)
         tokenize([str(texts)], tmp_path / "none", SETTINGS, add=True)
     assert content(tmp_path / "tokens") == before
     assert grow(texts).changed
+
+
+def test_the_way_on_from_an_addition_that_failed_is_to_add(texts: Path, tmp_path: Path) -> None:
+    bad = texts / "bad.txt"
+    bad.write_bytes(b"new\xff")
+    with pytest.raises(InputError, match="not UTF-8"):
+        grow(texts)
+    (state,) = survey(tmp_path / "tokens")
+    assert state.next == f"cola tokenize ... -o {tmp_path}/tokens --add"
+    bad.unlink()
+    assert not grow(texts).changed
 
 
 def test_only_the_new_parts_are_encoded(

@@ -115,6 +115,10 @@ def test_what_cannot_be_fetched_is_said(
     assert said in error
 
 
+def test_only_what_is_there_is_pulled(cola: Command) -> None:
+    assert "hf:org/name for a model on the hub" in cola("pull", REPO, expect=4).stderr
+
+
 def test_a_published_model_is_the_same_when_it_is_fetched(
     hub: Hub, cola: Command, tmp_path: Path
 ) -> None:
