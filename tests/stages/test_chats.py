@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cola_cli.api import load_any
+from cola_cli.api import LanguageModel, load_any
 from cola_cli.artifacts.kinds import Latents, Tokens
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.families import AUTOREGRESSIVE, LLADA, PRIOR, TEXT_VAE, Family
 from cola_cli.serving.chat import Conversation, template_for
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.encode import EncodeSettings
+from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.settings.training import Optimizer
+from cola_cli.settings.vae import VAESettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.publish import tokenizer_config
 from cola_cli.stages.tokenize import tokenize
@@ -40,7 +42,7 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = SETTINGS.model_copy(
         update={
             "chat_template": CHATML,
-            "seq_len": 160,
+            "seq_len": 64,
             "part_bytes": 100,
             "validation_fraction": 0.2,
         }
@@ -83,6 +85,23 @@ def test_training_goes_on_to_the_bytes_of_one_that_was_not_interrupted(
     assert content(tmp_path / "whole") == content(tmp_path / "extended")
 
 
+def assert_answers(model: LanguageModel) -> None:
+    """It answers each question of a conversation, and ends each answer."""
+    template = template_for(model, None)
+    assert template is not None
+    settings = SampleSettings(max_new_tokens=16, temperature=0, guidance=1)
+    conversation = Conversation(model, settings, template)
+    tokenizer = model.require_tokenizer()
+    assert conversation.options().stop_ids == (
+        tokenizer.end_of_text_id, tokenizer.encode_marked("<|im_end|>")[0],
+    )  # fmt: skip
+    for question, answer in [*ANSWERS.items()][:2]:
+        request = conversation.ask(question)
+        *_, (_, found) = conversation.stream(request)
+        assert (conversation.text(request, found), found.finish) == (answer, "stop")
+        conversation.answer(request, found)
+
+
 def test_an_autoregressive_model_learns_where_answers_end_and_obeys(
     chats: Path, tmp_path: Path
 ) -> None:
@@ -95,17 +114,30 @@ def test_an_autoregressive_model_learns_where_answers_end_and_obeys(
     )
     train(AUTOREGRESSIVE, chats / "tokens", tmp_path / "ar", settings, CPU)
     model = load_any(tmp_path / "ar", "cpu")
-    template = template_for(model, None)
-    assert template is not None
     config = tokenizer_config(model.require_tokenizer(), model.context, model.chat_template)
     assert json.loads(config)["chat_template"] == CHATML  # of a model that is pushed
-    conversation = Conversation(model, SampleSettings(max_new_tokens=16, temperature=0), template)
-    tokenizer = model.require_tokenizer()
-    assert conversation.options().stop_ids == (
-        tokenizer.end_of_text_id, tokenizer.encode_marked("<|im_end|>")[0],
-    )  # fmt: skip
-    for question, answer in ANSWERS.items():
-        request = conversation.ask(question)
-        *_, (_, found) = conversation.stream(request)
-        assert (conversation.text(request, found), found.finish) == (answer, "stop")
-        conversation.answer(request, found)
+    assert_answers(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", ["tokens", "velocity"])
+def test_a_prior_learns_where_answers_begin_and_end_and_obeys(
+    chats: Path, tmp_path: Path, prediction: str
+) -> None:
+    vae = vae_settings(steps=300, validate_every=300, checkpoint_every=300).model_dump(
+        exclude_unset=True
+    )
+    vae |= {"loss": {"posterior": "fixed", "log_snr": 4.0}, "mask": {"weight": 0}}
+    train(TEXT_VAE, chats / "tokens", tmp_path / "vae", VAESettings.model_validate(vae), CPU)
+    encode(chats / "tokens", tmp_path / "vae", tmp_path / "latents", EncodeSettings(), CPU)
+    prior = prior_settings(steps=500, batch_size=8, validate_every=500, checkpoint_every=500)
+    model = prior.model_dump(exclude_unset=True)
+    model["model"] |= {
+        "dim": 64,
+        "heads": 2,
+        "head_dim": 32,
+        "rope_dim": 24,
+        "prediction": prediction,
+    }
+    train(PRIOR, tmp_path / "latents", tmp_path / "prior", PriorSettings.model_validate(model), CPU)
+    assert_answers(load_any(tmp_path / "prior", "cpu"))
