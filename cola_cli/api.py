@@ -344,8 +344,10 @@ class Cola(LanguageModel):
         """ids (B, L) int64 -> mean and log-variance (B, N, d), N = L / patch_size, as the VAE gives them.
 
         The prior works on (mean - shifting_factor) * scaling_factor: see `vae.to_prior`.
-        Raises ValueError when L is not a multiple of patch_size, or for ids out of range.
+        Raises ValueError for another shape, when L is not a multiple of patch_size, or for ids out of range.
         """
+        if ids.dim() != 2 or not ids.numel() or ids.is_floating_point():
+            raise ValueError(f"ids is {tuple(ids.shape)} of {ids.dtype}, not (B, L) of integers")
         self.require_ids(ids.flatten().tolist(), "ids")
         return self.vae.encode(ids.to(self.device))
 

@@ -243,6 +243,9 @@ def test_velocities_outside_their_domain_are_refused() -> None:
         model.decode(torch.randn(1, 4, 7))
     with pytest.raises(ValueError, match="token 512"):
         model.encode(torch.full((1, 4), 512))
+    for wrong in (torch.zeros(4).long(), torch.zeros(1, 0).long(), torch.zeros(1, 4)):
+        with pytest.raises(ValueError, match=r"not \(B, L\) of integers"):
+            model.encode(wrong)
     head = {"prediction": "tokens", "vocab_size": 9, "passes": 2, "chain": 4}
     vae, student = small_networks(0, 9, **head)
     with pytest.raises(ValueError, match="a student with a chain"):
@@ -258,3 +261,14 @@ def test_weights_that_are_not_numbers_are_named(speaking: Path, temperature: flo
     model = cola_cli.load(speaking)
     with pytest.raises(UsageError, match="overflow"):
         model.generate(["the cat"], 20, steps=1, temperature=1.0, repetition_penalty=1e-44)
+
+
+@pytest.mark.parametrize("output", ["", "s3://bucket/tokens", "hf:org/name"])
+def test_stages_write_to_directories_only(
+    tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("some text")
+    with pytest.raises(UsageError):
+        cola_cli.tokenize("a.txt", output, settings={"vocab_size": 258, "seq_len": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

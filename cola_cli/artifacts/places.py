@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,26 @@ from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.errors import OutputConflict, UsageError
 
 Key = tuple[int, int]  # device and inode
+
+
+def local(text: str) -> Path:
+    """The path that a text names, to be written to, taken literally.
+
+    Raises UsageError for an empty text, a URL, a name on the hub, and what no file system can write.
+    """
+    if not text:
+        raise UsageError("the output has no name.", "Is a variable in the command empty?")
+    if re.match(r"hf:[^/]", text):
+        raise UsageError(f"{text} is a name on the hub.", "`cola push` publishes a model.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise UsageError(f"{text} is a URL.", "cola writes to directories only.")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{text!a} is not a name that this system can write.", "Choose another."
+        ) from None
+    return Path(text)
 
 
 def require_apart(output: Path, reads: Iterable[Path]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,16 +32,14 @@ if TYPE_CHECKING:
 
 
 def on_disk(text: str) -> Path:
-    """A path to write to, taken literally. Raises BadParameter for a URL or a name on the hub."""
-    if re.match(r"hf:[^/]", text):
-        raise typer.BadParameter(f"{text} is a name on the hub; `cola push` publishes a model.")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise typer.BadParameter(f"{text} is a URL; cola writes to directories only.")
+    """A path to write to. Raises BadParameter for what cannot be one, see `local`."""
+    from cola_cli.artifacts.places import local
+    from cola_cli.errors import UsageError
+
     try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        raise typer.BadParameter(f"{text!a} is not a name that this system can write.") from None
-    return Path(text)
+        return local(text)
+    except UsageError as error:
+        raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
 
 
 def output_option(help: str, *names: str) -> Any:

@@ -151,6 +151,11 @@ def find_files(
     unknown kind, and a file name that is not UTF-8.
     """
     left_out = LeftOut() if left_out is None else left_out
+    if not names or "" in names:  # of an empty text, Path would make the current folder
+        raise InputError(
+            "a name of the corpus is empty." if names else "the corpus names no files.",
+            "Is a variable in the command empty? Write . for this folder.",
+        )
     own = os.path.realpath(output) if output is not None else ""
     found: dict[CorpusFile, None] = {}
     for name in names:

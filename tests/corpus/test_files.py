@@ -111,3 +111,13 @@ def test_tokens_of_a_url_are_those_of_the_same_files_on_disk(cola: Run, tmp_path
     ]
     source = json.loads((tmp_path / "url/parts/00000.json").read_text())["source"]
     assert source == f"{url}/a.txt, line 1"
+
+
+@pytest.mark.parametrize("names", [[], [""], ["texts", ""]])
+def test_a_name_that_is_empty_is_not_the_current_folder(
+    names: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"is empty|names no files"):
+        find_files(names)
+    assert len(find_files(["."])) == len(NAMES)
