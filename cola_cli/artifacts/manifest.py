@@ -7,7 +7,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cola_cli.artifacts.files import sha256_bytes, write_atomic
 from cola_cli.artifacts.reading import parse_record, read_regular, reason
@@ -58,6 +58,35 @@ def require_shallow(tree: dict[str, Any]) -> dict[str, Any]:
 
 RelativePath = Annotated[str, AfterValidator(_inside_the_artifact)]
 Tree = Annotated[dict[str, Any], AfterValidator(require_shallow)]
+
+
+class _Source(BaseModel):
+    """What is known of a file of a corpus."""
+
+    bytes: int
+    modified: int | None
+    sha256: Digest
+    added: int = 1
+
+
+class _Read(BaseModel):
+    """What later runs read of an environment; the rest is for people."""
+
+    threads: int = Field(1, ge=1, le=4096)
+    share_tokens: int = Field(0, ge=0, le=COUNT_LIMIT)
+    fetched: list[str] = []
+    corpus: dict[str, _Source] = {}
+
+
+def _require_readable(tree: dict[str, Any]) -> dict[str, Any]:
+    try:
+        _Read.model_validate(tree, strict=True)
+    except ValidationError as error:
+        raise ValueError(reason(error)) from None
+    return tree
+
+
+Environment = Annotated[Tree, AfterValidator(_require_readable)]
 Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT)]
 
 
@@ -136,7 +165,7 @@ class Manifest(_Record):
     fingerprint: Digest
     settings: Tree = {}
     statistics: Tree = {}
-    environment: Tree = {}
+    environment: Environment = {}
     files: list[FileRecord] = []
     cola_version: str = ""
     seconds: float = 0.0

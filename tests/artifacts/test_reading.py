@@ -12,6 +12,7 @@ import pytest
 import zstandard
 from pydantic import BaseModel, ConfigDict
 
+from cola_cli.artifacts.manifest import Identity, Manifest, read_manifest, write_manifest
 from cola_cli.artifacts.reading import read_record
 from cola_cli.artifacts.rows import LINE_LIMIT, read_rows, write_rows
 from cola_cli.errors import DamagedArtifact, InputError
@@ -107,3 +108,23 @@ def test_a_row_names_each_field_once(tmp_path: Path) -> None:
     path.write_text('{"id": 1, "prompt": "a"}\n{"prompt": "a", "prom\\u0070t": "b"}\n')
     with pytest.raises(InputError, match=r"line 2 .*'prompt' occurs twice"):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"threads": "many"}, {"threads": 10**9}, {"share_tokens": "x"}, {"corpus": {"a.txt": {}}}],
+)
+def test_what_later_runs_read_of_an_environment_has_its_types(
+    tmp_path: Path, environment: dict[str, object]
+) -> None:
+    """Manifests that others wrote have right digests too."""
+    identity = Identity(stage="tokenize", settings={}, inputs={})
+    manifest = Manifest(
+        kind="tokens", status="complete", identity=identity, fingerprint=identity.fingerprint
+    )
+    forged = manifest.model_copy(update={"environment": environment})
+    write_manifest(tmp_path, forged)
+    with pytest.raises(DamagedArtifact, match="environment"):
+        read_manifest(tmp_path)
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path).environment == {}
