@@ -105,10 +105,10 @@ class Output:
         return True
 
     def tidy(self) -> None:
-        """Remove what is left of a move that was killed at its very end, unless somebody writes there."""
+        """Remove what is left of a move that was cut off at its very end, unless somebody writes there."""
         if (self.path / NEW).is_dir():
             with contextlib.suppress(ColaError), locked(self.path):
-                if not (self.path / NEW / MANIFEST_NAME).exists():
+                if not (self.path / NEW / MANIFEST_NAME).exists() or replacement.moved(self.path):
                     replacement.remove(self.path)
 
     @property

@@ -51,6 +51,14 @@ def moving(path: Path) -> bool:
     return new is not None and new.status == "complete" and (path / NEW / REPLACED).exists()
 
 
+def moved(path: Path) -> bool:
+    """Whether the new artifact has the place of the old one; a power cut may leave it beside as well."""
+    there = read_manifest(path)
+    return (
+        moving(path) and there.status == "complete" and begun(path, there.fingerprint) is not None
+    )
+
+
 def continued(path: Path, fingerprint: str) -> Manifest | None:
     """The unfinished new artifact of that identity; one of another identity is removed."""
     new = begun(path, fingerprint)

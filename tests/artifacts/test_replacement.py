@@ -203,6 +203,17 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert content(tmp_path / "tokens").keys() == {"manifest.json"}
 
 
+def test_what_a_power_cut_left_beside_the_moved_artifact_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    overwrite(path, seq_len=128)
+    before = content(path)
+    shutil.copytree(path, tmp_path / "copy")
+    shutil.copytree(tmp_path / "copy", path / NEW)
+    (path / NEW / "replaced.json").write_text("[]\n")
+    assert not up_to_date(Output.open(path, "tokens", identity(seq_len=128))).changed
+    assert content(path) == before
+
+
 def test_what_another_process_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     make(path)

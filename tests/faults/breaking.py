@@ -187,9 +187,9 @@ def _second(
     if here is None:
         trial.lost("it did not come there", first.end())
         return trial.verdict
-    before = _settled(trial.watched)
+    before, finished = _settled(trial.watched), _finished(trial)
     second = run(trial.command(), trial.log)
-    if locked and not _finished(trial):
+    if locked and not finished:
         if second.code != CONFLICT:
             trial.lost("the second was not turned away", second)
         elif named and f"process {first.process} " not in second.stderr:
@@ -199,7 +199,7 @@ def _second(
         trial.untouched(before)
     elif second.code != DONE:
         trial.lost("the second failed, though the first had no lock or was done", second)
-    else:
+    elif not finished:  # else the first may still have what it replaced to remove
         trial.compare()
     outcome = first.end()
     if outcome.code != DONE and (locked or outcome.code != CONFLICT):
