@@ -34,6 +34,8 @@ DOCUMENT_LIMIT = 128 << 20  # bytes of one document, record or line
 PARQUET_ROWS = 256
 PAGE_LIMIT = 1 << 30  # bytes, unpacked, of one page, and of the rows that are held at once
 
+LINE_FEEDS = r"Write line feeds, for example with: tr '\r' '\n'."
+
 DocumentRule = Literal["blank-line", "file"]
 
 
@@ -212,6 +214,10 @@ def _paragraphs(file: CorpusFile, stream: BinaryIO, part: Range) -> Iterator[Doc
         if passed:
             passed = bool(line.strip())
         elif line.strip():
+            if "\r\r" in line.rstrip("\r\n"):  # blank lines, which would part documents
+                raise InputError(
+                    f"{file}, line {number} holds lines that end in CR alone.", LINE_FEEDS
+                )
             start = start or number
             pieces.write(line)
             if pieces.tell() > DOCUMENT_LIMIT:
@@ -352,7 +358,9 @@ def _table(file: CorpusFile, stream: BinaryIO, text_field: str) -> Iterator[Docu
         )
         raise InputError(
             f"{file}, {lines_read}: not valid CSV ({reason(error)}).",
-            "Correct the quotes there: a quote within a quoted field is written twice.",
+            LINE_FEEDS
+            if "new-line character" in str(error)
+            else "Correct the quotes there: a quote within a quoted field is written twice.",
         ) from error
 
 

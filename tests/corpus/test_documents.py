@@ -107,6 +107,8 @@ def _cut(name: str) -> Callable[[Path], Path]:
             "line 1 .*the field 'text' occurs twice",
         ),
         (_bad("a.jsonl", b'{"te\\u0078t": "a", "text": "b"}\n'), "the field 'text' occurs twice"),
+        (_bad("a.txt", b"one\r\rtwo\r"), r"line 1 holds lines that end in CR alone"),
+        (_bad("a.csv", b"id,text\r1,a\r"), "line 1: not valid CSV"),
         (_bad("a.csv", b"id,text\n1,a\n2,b,c\n"), "line 3 has 3 fields, but the header has 2"),
         (_bad("a.csv", b"id,text\n1\n"), "line 2 has 1 fields, but the header has 2"),
         (_bad("a.csv", b'id,text\n1,"a\n2,b\n3,c\n'), "lines 2 to 4: not valid CSV"),
@@ -187,3 +189,16 @@ def test_unknown_names_and_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.docx").touch()
     with pytest.raises(InputError, match=r"a\.docx is not of a known kind"):
         find_files([str(tmp_path / "a.docx")])
+
+
+def test_carriage_returns_within_lines_and_before_line_feeds_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"10 %\r20 %\r\r\n\r\r\nnext\r\n")
+    assert [one.text for one in read_documents(path, "text", "blank-line")] == [
+        "10 %\r20 %",
+        "next",
+    ]
+    path.with_suffix(".csv").write_bytes(b"id,text\r1,a\r")
+    with pytest.raises(InputError) as caught:
+        list(read_documents(path.with_suffix(".csv"), "text", "blank-line"))
+    assert "line feeds" in str(caught.value.remedy)
