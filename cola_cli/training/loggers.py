@@ -91,7 +91,7 @@ def find_loggers(given: Sequence[str]) -> dict[str, MakeLogger]:
 
     Raises UsageError for an unknown name, or for one whose package is not installed.
     """
-    return {name: _maker(name) for text in given for name in text.split(",")}
+    return {name: _maker(name) for text in given for name in text.rstrip(",").split(",")}
 
 
 def _maker(name: str) -> MakeLogger:

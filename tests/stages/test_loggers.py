@@ -82,6 +82,8 @@ def test_a_logger_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
 
 def test_names_are_known_before_anything_is_trained() -> None:
     assert find_loggers(["tensorboard", "tensorboard,"]).keys() == {"tensorboard"}
+    with pytest.raises(UsageError, match="no logger ''"):
+        find_loggers([""])
     with pytest.raises(UsageError, match="no logger 'tensorbord'") as caught:
         find_loggers(["tensorbord"])
     assert caught.value.remedy == "Did you mean tensorboard?"
