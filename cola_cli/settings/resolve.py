@@ -207,7 +207,9 @@ def _validate(
             problem = f"{sources}: {problem}"
         if given:
             value, source = values[given[0]]
-            problem = (
-                f"{source}: setting {given[0]} = {shown(repr(value))} is not possible ({why})."
-            )
+            try:
+                written = shown(repr(value))
+            except ValueError:  # TOML has hexadecimal numbers that Python does not write in decimal
+                written = "a number of thousands of digits"
+            problem = f"{source}: setting {given[0]} = {written} is not possible ({why})."
         raise UsageError(problem, "Give another value.") from error

@@ -87,6 +87,8 @@ def require_fit(
 def require_finite(tensors: dict[str, Tensor], where: Path, remedy: str) -> None:
     """Raise DamagedArtifact naming the first tensor that holds infinity or NaN."""
     for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.element_size() == 1:
+            continue  # torch cannot tell of eight bits; `require_fit` refuses them
         if not tensor.isfinite().all():
             raise DamagedArtifact(f"{where}: the weights {name} hold infinity or NaN.", remedy)
 

@@ -132,3 +132,9 @@ def test_a_whole_number_that_libraries_cannot_hold_is_named(table: str) -> None:
     for name in names:
         with pytest.raises(UsageError, match=name.rpartition(".")[2]):
             resolve(TABLES[table], table, "tiny", flags={name: 1 << 63})
+
+
+def test_a_number_that_python_does_not_write_is_told(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(f"[tokenize]\nseed = 0x{'f' * 5000}\n")
+    with pytest.raises(UsageError, match="seed = a number of thousands of digits is not possible"):
+        resolve(TABLES["tokenize"], "tokenize", config=tmp_path / "c.toml")

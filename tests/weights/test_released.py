@@ -17,7 +17,7 @@ from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.weights.released import prior_to_released, vae_to_released
-from cola_cli.weights.tensors import read_tensors
+from cola_cli.weights.tensors import read_tensors, require_fit
 from tests import golden
 from tests.conftest import Run
 
@@ -280,3 +280,11 @@ def test_text_needs_a_tokenizer(cola: Run, checkpoint: Path) -> None:
     assert "Traceback" not in result.stderr
     with pytest.raises(ColaError, match=r"no tokenizer\.json"):
         cola_cli.load(checkpoint).generate(["a"])
+
+
+def test_weights_of_eight_bits_are_refused_by_name(tmp_path: Path) -> None:
+    weights = {"a": torch.ones(2).to(torch.float8_e4m3fn)}
+    save_file(weights, tmp_path / "model.safetensors")
+    held = read_tensors(tmp_path)
+    with pytest.raises(InputError, match=r"the tensor a is torch\.float8_e4m3fn"):
+        require_fit(held, {"a": torch.ones(2)}, tmp_path, "")
