@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from cola_cli.errors import ColaError, Interrupted, UsageError
 from cola_cli.machine.launcher import launched
 from cola_cli.machine.peers import Peers
+
+SETTLING_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -137,4 +140,7 @@ def joined(device: str, timeout: float) -> Iterator[World]:
     finally:
         peers.stop()  # also after what is not an Exception
         if dist.is_initialized():
+            # Gloo's threads need the GIL to drop what they reduced last. Who frees a group holds it and
+            # waits for them without end (seen with torch 2.13), so they get it before.
+            time.sleep(SETTLING_SECONDS)
             dist.destroy_process_group()
