@@ -334,16 +334,17 @@ def student_of(teacher: Artifact) -> Family:
                 "Encode tokens of another --seq-len.",
             )
         guided = settings.teacher.guidance != 1.0
-        chained = shape.prediction == "tokens" and shape.block_size % settings.passes == 0
-        if chained and guided and settings.passes == 1:
+        in_groups = shape.prediction == "tokens" and shape.block_size % settings.passes == 0
+        if in_groups and guided and settings.passes == 1:
             raise UsageError(
                 "a student of one pass with a token head learns from text, so it cannot have guidance"
                 f" {settings.teacher.guidance:g} built in.",
                 "Set teacher.guidance=1, or ask for more passes.",
             )
-        chained = chained and not guided
         made_for = {"passes": settings.passes}
-        if chained:  # which decides a token in one pass, so no estimate goes from pass to pass
+        if (
+            in_groups and not guided
+        ):  # a chain, which decides a token in one pass, so no estimate goes from pass to pass
             made_for |= {"chain": CHAIN * shape.dim, "self_conditioning": False}
         return shape.model_copy(update=made_for)
 

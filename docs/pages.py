@@ -6,11 +6,11 @@ The README is the first page; commands come from the command line itself, settin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+BAR = r"\|"  # within a cell of a table
 
 
 def commands() -> str:
@@ -30,20 +30,18 @@ def settings() -> str:
     from cola_cli.settings.describe import about, sections, shown
     from cola_cli.settings.tables import TABLES
 
-    return "\n".join(["# Settings", *_rows(TABLES, about, sections, shown)])
-
-
-def _rows(tables: Any, about: Any, sections: Any, shown: Any) -> Iterator[str]:
-    for table, model in tables.items():
-        yield f"\n## {table}\n\n{about(model)}\n"
+    lines = ["# Settings"]
+    for table, model in TABLES.items():
+        lines.append(f"\n## {table}\n\n{about(model)}\n")
         for section, (what, own) in sections(table).items():
             if section:
-                yield f"\n### {table}.{section}\n\n{what}\n"
-            yield "| setting | default | presets | what it is |\n|---|---|---|---|"
+                lines.append(f"\n### {table}.{section}\n\n{what}\n")
+            lines.append("| setting | default | presets | what it is |\n|---|---|---|---|")
             for one in own:
                 presets = (f"{name} {shown(value)}" for name, value in one.presets.items())
                 cells = [f"`{one.name}`", shown(one.default), ", ".join(presets), one.about]
-                yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+                lines.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
+    return "\n".join(lines)
 
 
 def pages() -> dict[str, str]:

@@ -121,9 +121,8 @@ class Trajectory:
                 "Choose euler or midpoint.",
             )
         if options.settle and (config.prediction != "tokens" or config.chain):
-            what = "a student decides a token in one pass"
-            if not config.chain:
-                what = f"a prior that predicts {config.prediction} has none"
+            none = f"a prior that predicts {config.prediction} has none"
+            what = "a student decides a token in one pass" if config.chain else none
             raise UsageError(
                 f"settle looks at the tokens of a token head from pass to pass; {what}.",
                 "Leave settle at 0.",

@@ -145,9 +145,8 @@ def tokenize(
             try:
                 _make_parts(done, place.place, place.identity, found, settings, report, own)
             except (ColaError, OSError):
-                if (
-                    own == WHOLE or read_manifest(output).status != "complete"
-                ):  # by others meanwhile
+                # else other shards have completed it meanwhile
+                if own == WHOLE or read_manifest(output).status != "complete":
                     raise
 
         def finish(writer: Writer) -> dict[str, Any]:

@@ -14,14 +14,8 @@ from typing import Any
 import pytest
 
 from cola_cli.artifacts.verify import verify
-from cola_cli.families import PRIOR, TEXT_VAE
-from cola_cli.settings.encode import EncodeSettings
-from cola_cli.stages.encode import encode
-from cola_cli.stages.train import train
-from tests.conftest import CPU
-from tests.pipelines.conftest import cola_script
+from tests.pipelines.conftest import cola_script, small_prior
 from tests.pipelines.test_torchrun import PIPELINES
-from tests.stages.conftest import make_tokens, prior_settings, vae_settings
 
 
 @pytest.fixture
@@ -66,11 +60,7 @@ def test_chats_and_prompts_are_drawn_from_the_seed() -> None:
 
 @pytest.mark.slow
 def test_a_prior_and_its_baseline_learn_from_conversations_and_are_judged(tmp_path: Path) -> None:
-    vae, latents, model, run = (tmp_path / name for name in ("vae", "latents", "model", "run"))
-    tokens = make_tokens(tmp_path)
-    train(TEXT_VAE, tokens, vae, vae_settings(steps=2), CPU)
-    encode(tokens, vae, latents, EncodeSettings(), CPU)
-    train(PRIOR, latents, model, prior_settings(steps=2), CPU)
+    model, run = small_prior(tmp_path), tmp_path / "run"
     sizes = {"STEPS": "2", "COUNT": "40", "PROMPTS": "2", "NEW": "8", "SEQ_LEN": "1024"}
     environment = (
         os.environ

@@ -10,23 +10,14 @@ import pytest
 
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.verify import verify
-from cola_cli.families import PRIOR, TEXT_VAE
-from cola_cli.settings.encode import EncodeSettings
-from cola_cli.stages.encode import encode
-from cola_cli.stages.train import train
-from tests.conftest import CPU
-from tests.pipelines.conftest import cola_script
+from tests.pipelines.conftest import cola_script, small_prior
 from tests.pipelines.test_torchrun import PIPELINES
-from tests.stages.conftest import made_up_text, make_tokens, prior_settings, vae_settings
+from tests.stages.conftest import made_up_text
 
 
 @pytest.mark.slow
 def test_a_prior_goes_on_with_other_text_and_then_for_more_steps(tmp_path: Path) -> None:
-    vae, latents, model, run = (tmp_path / name for name in ("vae", "latents", "model", "run"))
-    tokens = make_tokens(tmp_path)
-    train(TEXT_VAE, tokens, vae, vae_settings(steps=2), CPU)
-    encode(tokens, vae, latents, EncodeSettings(), CPU)
-    train(PRIOR, latents, model, prior_settings(steps=2), CPU)
+    model, run = small_prior(tmp_path), tmp_path / "run"
     (tmp_path / "corpus.txt").write_text(made_up_text(300, seed=7))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Anna sees"}\n')
     command = cola_script(tmp_path)
