@@ -7,6 +7,7 @@ directory of the artifact and the first step, and returns a Logger.
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +41,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         place = artifact.parent / "tensorboard" / artifact.name
+        _wait_for_a_later_second(place)
         self._writer = SummaryWriter(place, purge_step=first)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -53,6 +55,16 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
+
+
+def _wait_for_a_later_second(place: Path) -> None:
+    """Return when no event file of `place` bears the present second.
+
+    TensorBoard reads event files in the order of their names, which begin with the second of their
+    making; within one second the number of the process would decide.
+    """
+    while list(place.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.05)
 
 
 class Loggers:

@@ -12,7 +12,7 @@ import pytest
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.errors import UsageError
 from cola_cli.reporting import Silent
-from cola_cli.training.loggers import Loggers, find_loggers
+from cola_cli.training.loggers import Loggers, TensorBoard, find_loggers
 from cola_cli.training.metrics import Metrics
 from tests.conftest import Run, cola_command
 
@@ -65,6 +65,17 @@ def test_a_run_that_was_interrupted_is_one_curve(made: Path, cola: Run, tmp_path
     assert scalars(tmp_path / "tensorboard/plain")["training/loss"] == column(
         tmp_path / "plain", "loss"
     )
+
+
+def test_runs_of_one_second_are_read_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for process, step in ((99999, 1), (11111, 2)):  # the later one has the name that sorts first
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        logger = TensorBoard(tmp_path / "ar", step)
+        logger.log(step, {"loss": float(step)})
+        logger.close()
+    assert scalars(tmp_path / "tensorboard/ar")["training/loss"] == [(1, 1.0), (2, 2.0)]
 
 
 def test_a_logger_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
