@@ -100,3 +100,7 @@ bench-neighbour *arguments:
 # the layout of latent parts against others that Parquet offers
 bench-latents *arguments:
     {{python}} tests/bench/latents.py {{arguments}}
+
+# what latents of fewer bits cost a prior, and their size: just bench-stored LATENTS
+bench-stored *arguments:
+    {{python}} tests/bench/stored.py {{arguments}}

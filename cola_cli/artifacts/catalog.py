@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 from cola_cli.artifacts.duckdb_names import duckdb_list
 from cola_cli.artifacts.manifest import Manifest, flatten, read_manifest
 from cola_cli.artifacts.origin import stays_home
-from cola_cli.artifacts.reading import reason
+from cola_cli.artifacts.reading import reason, shown
+from cola_cli.artifacts.tensors import FORMS, Form
 from cola_cli.errors import DamagedArtifact, InputError, UsageError
 
 VIEWS = (
@@ -36,19 +38,13 @@ def open_catalog(artifacts: list[Path]) -> duckdb.DuckDBPyConnection:
     already: `tokens.parts`, `vae.metrics`, `prior.manifest`
     (name, value), `vae.files`, `tokens.records` (statistics of the parts). The schemas are on the
     search path in the order named, so that `parts` alone means the first artifact that has parts.
-    Latents are stored as blobs of half-precision numbers: `latents.posterior` is the view of the parts
-    that shows mean and logvar as FLOAT[d][N], and `half_list(blob)` makes one flat list of a blob.
+    Latents are stored as blobs: `latents.posterior` is the view of the parts that shows mean and logvar as
+    FLOAT[d][N], and `half_list(blob)` makes one flat list of a blob of half-precision numbers.
     """
     connection = duckdb.connect(":memory:")
     connection.execute("SET autoinstall_known_extensions = false")
     connection.create_function(
         "half_list", _half_list, [duckdb.sqltype("BLOB")], duckdb.sqltype("FLOAT[]")
-    )
-    connection.create_function(
-        "half_rows",
-        _half_rows,
-        [duckdb.sqltype("BLOB"), duckdb.sqltype("BIGINT")],
-        duckdb.sqltype("FLOAT[][]"),
     )
     schemas: list[str] = []
     for path in artifacts:
@@ -112,11 +108,19 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
                 f"See whether it is damaged: cola verify {path}",
             ) from error
     if shape := latent_shape(manifest):
-        channels = shape[1]
+        tensors = []
+        for column, form in latent_forms(manifest).items():
+            function = f"{schema}_{column}"
+            connection.create_function(
+                function,
+                functools.partial(_rows, form, shape),
+                [duckdb.sqltype("BLOB")],
+                duckdb.sqltype("FLOAT[][]"),
+            )
+            tensors.append(f'"{function}"({column}) AS {column}')
         connection.execute(
-            f'CREATE VIEW "{schema}".posterior AS SELECT * REPLACE'
-            f" (half_rows(mean, {channels}) AS mean, half_rows(logvar, {channels}) AS logvar)"
-            f' FROM "{schema}".parts'
+            f'CREATE VIEW "{schema}".posterior AS'
+            f' SELECT * REPLACE ({", ".join(tensors)}) FROM "{schema}".parts'
         )
 
 
@@ -127,6 +131,17 @@ def latent_shape(manifest: Manifest) -> tuple[int, int] | None:
         case [int(positions), int(channels)] if positions > 0 and channels > 0:
             return positions, channels
     return None
+
+
+def latent_forms(manifest: Manifest) -> dict[str, Form]:
+    """How the parts of a latents artifact hold means and log-variances."""
+    stored = str(manifest.identity.settings.get("stored", "float16"))
+    if stored not in FORMS:
+        raise InputError(
+            f"the latents are stored as {shown(stored)}, which this cola does not know.",
+            "Install a newer cola.",
+        )
+    return FORMS[stored]
 
 
 def _add_table(
@@ -142,5 +157,5 @@ def _half_list(blob: bytes) -> list[float]:
     return np.frombuffer(blob, dtype=np.float16).astype(np.float32).tolist()
 
 
-def _half_rows(blob: bytes, channels: int) -> list[list[float]]:
-    return np.frombuffer(blob, dtype=np.float16).astype(np.float32).reshape(-1, channels).tolist()
+def _rows(form: Form, shape: tuple[int, int], blob: bytes) -> list[list[float]]:
+    return form.tensor(blob, shape).astype(np.float32).tolist()

@@ -173,8 +173,13 @@ class LatentsPart(TokensPart):
 
 
 class LatentsRow(TokensRow):
-    mean: bytes = Field(description="(N, d) float16, mean of the posterior q(z_0 | x).")
-    logvar: bytes = Field(description="(N, d) float16, its log-variance.")
+    mean: bytes = Field(
+        description="(N, d) float16, mean of the posterior q(z_0 | x). With `stored` int8 or mean: d"
+        " float16 lowest values, d float16 steps, (N, d) uint8 steps above the lowest."
+    )
+    logvar: bytes = Field(
+        description="(N, d) float16, its log-variance. int8: as the mean; mean: (d,) float16, for all N."
+    )
 
 
 class Latents(Packed[LatentsStatistics]):

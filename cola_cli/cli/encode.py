@@ -22,7 +22,7 @@ def encode(
     ],
     run: Invocation,
 ) -> None:
-    """Write the posterior of every sequence: mean and log-variance, in half precision.
+    """Write the posterior of every sequence: mean and log-variance, in half precision or fewer bits.
 
     Example: cola encode runs/demo/tokens --vae runs/demo/vae -o runs/demo/latents
     """
@@ -31,7 +31,7 @@ def encode(
 
     settings, output = run.settings(), run.output
     if run.dry_run:
-        run.show_plan(settings, plan_encode(tokens, vae))
+        run.show_plan(settings, plan_encode(tokens, vae, settings))
         return
     outcome = stage(tokens, vae, output, settings, run, run.shard)
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from cola_cli.artifacts.checks import RESTORE
 from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import Packed
-from cola_cli.artifacts.reading import parse_json, reason
+from cola_cli.artifacts.reading import parse_json, reason, shown
+from cola_cli.artifacts.tensors import FORMS
 from cola_cli.corpus.parquet_footer import column_chunks, require_group
 from cola_cli.errors import DamagedArtifact, InputError
 
@@ -28,6 +29,7 @@ CHUNK = 1024  # rows that stay together until the window is permuted
 DOCUMENT_ROWS = 256  # sequences read at a time for their documents
 LARGEST_LOGVAR = 0x558B  # the half 88.6875, the last whose exponential float32 can hold
 SHAPE = b"cola.shape"  # schema metadata of latent parts: JSON [N, d]
+FORM = b"cola.form"  # and the name of the form, if it is not float16
 
 Integers = NDArray[np.int64]
 
@@ -251,8 +253,8 @@ def rows_of(table: pa.Table, first: int) -> Rows:
         np.arange(first, first + count),
         tokens,
         table.column("length").to_numpy().astype(np.int64),
-        _halves(table, "mean"),
-        _halves(table, "logvar"),
+        _tensors(table, "mean"),
+        _tensors(table, "logvar"),
         response,
     )
 
@@ -265,16 +267,24 @@ def _flat(table: pa.Table, name: str) -> NDArray[Any]:
     return values
 
 
-def _halves(table: pa.Table, name: str) -> NDArray[np.float16] | None:
+def _tensors(table: pa.Table, name: str) -> NDArray[np.float16] | None:
     if name not in table.column_names:
         return None
     if table.column(name).null_count:
         raise ValueError(f"column {name} has empty rows")
-    shape = parse_json(table.schema.metadata[SHAPE])
+    metadata = table.schema.metadata
+    positions, channels = parse_json(metadata[SHAPE])
+    stored = metadata.get(FORM, b"float16").decode()
+    if stored not in FORMS:
+        raise ValueError(f"its latents have the unknown form {shown(stored)!r}")
+    form = FORMS[stored][name]
     column = table.column(name).combine_chunks()
     width = column.type.byte_width
+    if width != form.width(positions, channels):
+        raise ValueError(f"column {name} has {width} bytes a row, not those of its shape and form")
     data = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
-    return data.view(np.float16).reshape(len(column), *shape)
+    found: NDArray[np.float16] = form.decode(data.reshape(-1, width), positions, channels)
+    return found
 
 
 def split_documents(source: Sequences, end_of_text: int) -> Iterator[list[int]]:

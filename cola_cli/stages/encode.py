@@ -20,6 +20,7 @@ from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
 from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.parts import recorded_parts, write_part
+from cola_cli.artifacts.tensors import FORMS
 from cola_cli.corpus.additions import ancestors
 from cola_cli.errors import InputError
 from cola_cli.machine import interruption
@@ -157,18 +158,20 @@ def _encode_part(
     reporter: Reporter,
     shared: bool,
 ) -> None:
-    from cola_cli.corpus.sequences import SHAPE, require_sound, rows_of
+    from cola_cli.corpus.sequences import FORM, SHAPE, require_sound, rows_of
 
     path = tokens.part_file(part.index)
     source = arrow_file(path)
     file = pq.ParquetFile(source)
     first = 0
     shape = latent_shape(tokens, vae.config)
-    half_tensor = pa.binary(2 * math.prod(shape))
+    forms = FORMS[settings.stored]
     schema = file.schema_arrow
-    for name in ("mean", "logvar"):
-        schema = schema.append(pa.field(name, half_tensor))
+    for name, form in forms.items():
+        schema = schema.append(pa.field(name, pa.binary(form.width(*shape))))
     metadata = (schema.metadata or {}) | {SHAPE: json.dumps(shape).encode()}
+    if settings.stored != "float16":
+        metadata[FORM] = settings.stored.encode()
     schema = schema.with_metadata(metadata)
     sums = Sums(shape[1])
     with (
@@ -188,11 +191,12 @@ def _encode_part(
             mean, logvar = _posterior(rows, vae, settings, device)
             _require_finite(mean, logvar, path, first)
             filled = -(-rows.lengths // vae.config.patch_size)  # positions that hold any text
+            found = zip(forms.values(), (mean, logvar), strict=True)
+            blobs = [(form, form.encode(values)) for form, values in found]
+            mean, logvar = (form.decode(blob, *shape) for form, blob in blobs)  # as it is read back
             sums.add(mean, logvar, np.arange(mean.shape[1]) < filled[:, None])
             first += len(group)
-            columns = [*group.columns]
-            for values in (mean, logvar):
-                columns.append(half_tensors(values, half_tensor))
+            columns = [*group.columns, *(blob_column(blob) for _, blob in blobs)]
             to.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
             reporter.advance(len(group))
         out.rows, out.tokens = part.rows, part.tokens
@@ -244,10 +248,10 @@ def _require_finite(mean: np.ndarray, logvar: np.ndarray, path: Path, first: int
         )
 
 
-def half_tensors(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """A column of half-precision tensors (B, ...), each one blob of its bytes."""
-    data = pa.py_buffer(np.ascontiguousarray(values))
-    return pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, data])
+def blob_column(blobs: np.ndarray) -> pa.Array:
+    """A column of rows of bytes (B, bytes)."""
+    data = pa.py_buffer(np.ascontiguousarray(blobs))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(blobs.shape[1]), len(blobs), [None, data])
 
 
 class Sums:
@@ -302,7 +306,7 @@ def _statistics(path: Path, tokens: Tokens, shape: tuple[int, int]) -> LatentsSt
     )
 
 
-def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
+def plan_encode(tokens_path: Path, vae_path: Path, settings: EncodeSettings) -> dict[str, Any]:
     """The cost of encoding. Touches nothing."""
     from cola_cli.cost import training as flops
     from cola_cli.weights.configs import vae_config
@@ -312,10 +316,10 @@ def plan_encode(tokens_path: Path, vae_path: Path) -> dict[str, Any]:
     config = vae_config(vae_artifact)
     length = tokens.statistics.seq_len
     rows = sum(part.rows for part in tokens.parts)
-    positions = rows * length // config.patch_size
+    forms = FORMS[settings.stored].values()
     return {
         "sequences": rows,
         "parts": len(tokens.parts),
         "flops": flops.text_vae_encoding(config, rows, length),
-        "latent_bytes": positions * config.latent_dim * 4,
+        "latent_bytes": rows * sum(form.width(*latent_shape(tokens, config)) for form in forms),
     }

@@ -6,11 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 
-from cola_cli.artifacts.catalog import latent_shape, open_catalog
+from cola_cli.artifacts.catalog import latent_forms, latent_shape, open_catalog
+from cola_cli.artifacts.checks import RESTORE
 from cola_cli.artifacts.kinds import TOKENIZER
 from cola_cli.artifacts.manifest import Manifest, read_manifest
+from cola_cli.artifacts.reading import reason
+from cola_cli.artifacts.tensors import FORMS
+from cola_cli.errors import DamagedArtifact
 
 SHOWN_TOKENS = 48
 
@@ -31,12 +36,19 @@ def inspect_artifact(path: Path, rows: int) -> Inspection:
     connection = open_catalog([path])
     if ("parts",) not in connection.execute("SHOW TABLES").fetchall():
         return Inspection(manifest)
+    columns = [(row[0], row[1]) for row in connection.execute("DESCRIBE parts").fetchall()]
     shape = latent_shape(manifest)
-    half = f"HALF[{shape[1]}][{shape[0]}]" if shape else ""
-    described = connection.execute("DESCRIBE parts").fetchall()
-    columns = [(row[0], half if half and row[1] == "BLOB" else row[1]) for row in described]
-    count = connection.execute("SELECT count(*) FROM parts").fetchone()
-    examples = _decoded_rows(connection, path, rows)
+    if shape:
+        forms = latent_forms(manifest)
+        types = {n: form.described.format(N=shape[0], d=shape[1]) for n, form in forms.items()}
+        columns = [(name, types.get(name, kind)) for name, kind in columns]
+    try:
+        count = connection.execute("SELECT count(*) FROM parts").fetchone()
+        examples = _decoded_rows(connection, "posterior" if shape else "parts", path, rows)
+    except duckdb.Error as error:
+        raise DamagedArtifact(
+            f"the parts of {path} cannot be read ({reason(error)}).", RESTORE
+        ) from error
     return Inspection(manifest, count[0] if count else 0, columns, examples)
 
 
@@ -58,9 +70,9 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
-def _decoded_rows(connection: Any, artifact: Path, rows: int) -> list[dict[str, Any]]:
+def _decoded_rows(connection: Any, table: str, artifact: Path, rows: int) -> list[dict[str, Any]]:
     """The first rows, token ids decoded to text and tensors summarised."""
-    result = connection.execute(f"SELECT * FROM parts LIMIT {rows}")
+    result = connection.execute(f"SELECT * FROM {table} LIMIT {rows}")
     columns = [column[0] for column in result.description]
     decode = None
     if (artifact / TOKENIZER).exists():
@@ -78,8 +90,10 @@ def _decoded_rows(connection: Any, artifact: Path, rows: int) -> list[dict[str, 
                     example["text"] = f"(no text: {shown[:8]} ...)"
                 else:
                     example["text"] = decode(shown, skip_special_tokens=False)
-            elif isinstance(cell, bytes):
-                values = np.frombuffer(cell, dtype=np.float16).astype(np.float64)
+            elif isinstance(cell, bytes):  # of latents whose shape is not known yet
+                example[name] = {"bytes": len(cell)}
+            elif table == "posterior" and name in FORMS["float16"]:
+                values = np.array(cell)
                 with np.errstate(invalid="ignore"):  # infinite ones are shown as they are
                     example[name] = {
                         "mean": float(values.mean()),

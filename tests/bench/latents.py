@@ -28,9 +28,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cola_cli.artifacts.kinds import Latents
+from cola_cli.artifacts.tensors import HALVES
 from cola_cli.corpus.sequences import Sequences
 from cola_cli.settings.encode import EncodeSettings
-from cola_cli.stages.encode import half_tensors
+from cola_cli.stages.encode import blob_column
 
 Halves = NDArray[np.float16]
 SHAPE = (128, 16)
@@ -39,7 +40,7 @@ OURS = "fixed-size binary, zstd"
 
 
 def blobs(values: Halves) -> pa.Array:
-    return half_tensors(values, pa.binary(values[0].nbytes))
+    return blob_column(HALVES.encode(values))
 
 
 def lists(values: Halves) -> pa.Array:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cola_cli.artifacts.kinds import Latents, Tokens
-from cola_cli.corpus.sequences import SHAPE, Sequences
+from cola_cli.corpus.sequences import FORM, SHAPE, Sequences
 from cola_cli.errors import DamagedArtifact, InputError
-from cola_cli.families import TEXT_VAE
+from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.stages.encode import encode
 from cola_cli.stages.train import train
 from cola_cli.weights.artifact import load_vae
 from tests.conftest import CPU, Run, content
-from tests.stages.conftest import SEQ_LEN, make_tokens, vae_settings
+from tests.stages.conftest import SEQ_LEN, make_tokens, prior_settings, vae_settings
 from tests.stages.killing import assert_same_manifest, kill_until_done
 
 
@@ -64,7 +66,10 @@ def test_latents_are_the_encoders_posterior_row_for_row(made: Path) -> None:
 
 
 def test_the_manifest_has_the_statistics_of_the_channels(made: Path) -> None:
-    latents = Latents.open(made / "latents")
+    require_statistics(Latents.open(made / "latents"))
+
+
+def require_statistics(latents: Latents) -> None:
     means, variances = [], []
     for split in ("train", "validation"):
         for rows in Sequences(latents, split).batches(64):
@@ -109,6 +114,84 @@ def test_latents_are_numbers_in_sql_and_have_their_shape_in_inspect(made: Path, 
     assert "<|endoftext|>" in first["text"]
     assert first["length"] == stored.lengths[0]
     assert first["mean"]["deviation"] == pytest.approx(stored.mean[0].astype(np.float64).std())
+
+
+@pytest.mark.parametrize("stored", ["int8", "mean"])
+def test_latents_of_fewer_bits_are_read_as_any_others(
+    made: Path, tmp_path: Path, cola: Run, stored: str
+) -> None:
+    out, d = tmp_path / "out", 8
+    command = ["encode", made / "tokens", "--vae", made / "vae", "--device", "cpu"]
+    cola(*command, "-o", out, "--set", f"stored={stored}", "--quiet")
+    fewer, exact = Latents.open(out), Latents.open(made / "latents")
+    assert fewer.manifest.identity.settings == exact.manifest.identity.settings | {"stored": stored}
+    columns = pq.read_table(fewer.part_file(0), columns=["mean", "logvar"])
+    widths = {"int8": [(SEQ_LEN + 4) * d] * 2, "mean": [(SEQ_LEN + 4) * d, 2 * d]}[stored]
+    assert [column.type.byte_width for column in columns.columns] == widths
+    read = Sequences(fewer, fewer.parts[0].statistics["split"]).read(0, 5)
+    original = Sequences(exact, fewer.parts[0].statistics["split"]).read(0, 5)
+    np.testing.assert_array_equal(read.tokens, original.tokens)
+    for row in range(5):  # by the documented layout
+        blob = columns["mean"][row].as_py()
+        low, step = np.frombuffer(blob[: 4 * d], np.float16).reshape(2, d).astype(np.float64)
+        levels = np.frombuffer(blob[4 * d :], np.uint8).reshape(SEQ_LEN, d)
+        np.testing.assert_allclose(read.mean[row], low + step * levels, rtol=1e-3, atol=1e-3)
+        span = original.mean[row].max(0) - original.mean[row].min(0)
+        assert (np.abs(read.mean[row] - original.mean[row]) <= 0.6 * span / 255 + 1e-3).all()
+    if stored == "mean":
+        variance = np.exp(original.logvar.astype(np.float64)).mean(1, keepdims=True)
+        expected = np.broadcast_to(np.log(variance), original.logvar.shape)
+        np.testing.assert_allclose(read.logvar, expected, atol=1e-3)
+    query = "select mean, logvar from posterior limit 5"
+    rows = json.loads(cola("sql", query, out, "--json").stdout)["rows"]
+    np.testing.assert_array_equal([row[0] for row in rows], read.mean.astype(np.float32))
+    np.testing.assert_array_equal([row[1] for row in rows], read.logvar.astype(np.float32))
+    seen = json.loads(cola("inspect", out, "--json").stdout)
+    kind = f"HALF[{d}]" if stored == "mean" else f"BYTE[{d}][{SEQ_LEN}] and scale"
+    assert {"column": "logvar", "type": kind} in seen["schema"]
+    assert seen["examples"][0]["mean"]["deviation"] == pytest.approx(
+        read.mean[0].astype(float).std()
+    )
+    require_statistics(fewer)
+    cola("verify", out)
+    cola(*command, "-o", out, "--quiet", expect=3)
+    train(PRIOR, out, tmp_path / "prior", prior_settings(steps=2), CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda t: t.replace_schema_metadata(t.schema.metadata | {FORM: b"int9"}),
+            "unknown form 'int9'",
+        ),
+        (
+            lambda t: t.replace_schema_metadata({SHAPE: t.schema.metadata[SHAPE]}),
+            "bytes a row, not those of",
+        ),
+        (lambda t: with_infinite_scale(t), r"row 2 has values in mean that are not finite"),
+    ],
+)
+def test_damaged_latents_of_fewer_bits_are_named(
+    made: Path, tmp_path: Path, change: Callable[[pa.Table], pa.Table], problem: str
+) -> None:
+    settings = EncodeSettings(stored="int8")
+    encode(made / "tokens", made / "vae", tmp_path / "out", settings, CPU)
+    latents = Latents.open(tmp_path / "out")
+    path = latents.part_file(0)
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(DamagedArtifact, match=problem) as error:
+        Sequences(latents, latents.parts[0].statistics["split"]).read(0, 5)
+    assert str(path) in str(error.value)
+
+
+def with_infinite_scale(table: pa.Table) -> pa.Table:
+    blobs = table.column("mean").to_pylist()
+    blobs[2] = np.float16(np.inf).tobytes() + blobs[2][2:]
+    place = table.schema.get_field_index("mean")
+    return table.set_column(
+        place, table.schema.field("mean"), pa.array(blobs, table.schema.field("mean").type)
+    )
 
 
 def test_shards_made_apart_and_merged_equal_one_run(made: Path, tmp_path: Path, cola: Run) -> None:
