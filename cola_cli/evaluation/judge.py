@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -159,22 +159,36 @@ def perplexity(
         pieces += windows(before, judge.tokenizer.encode(passage.text), judge.context)
     total, count = 0.0, 0
     reporter.start("judge", len(pieces), "windows")
-    for batch in _batches(pieces):
-        longest = max(len(ids) for ids, _ in batch)
-        # a causal model's tokens do not see the padding on their right
-        filled = [ids + [0] * (longest - len(ids)) for ids, _ in batch]
-        rows = torch.tensor(filled, device=judge.device)
-        logits = judge(rows[:, :-1])
-        for row, line, (ids, scored) in zip(rows, logits, batch, strict=True):
-            places = slice(len(ids) - scored, len(ids))
-            kept = line[places.start - 1 : places.stop - 1].float()
-            total += float(
-                F.cross_entropy(kept, row[places], reduction="none").cpu().double().sum()
-            )
-            count += scored
-        reporter.advance(len(batch))
+    for _, values, _ in log_probabilities(judge, pieces, judge.device):
+        total -= float(values.sum())
+        count += len(values)
+        reporter.advance(1)
     reporter.stop()
     return (math.exp(min(700.0, total / count)) if count else None), count
+
+
+@torch.inference_mode()
+def log_probabilities(
+    network: Callable[[Tensor], Tensor],
+    pieces: Sequence[tuple[list[int], int]],
+    device: torch.device,
+) -> Iterator[tuple[int, Tensor, bool]]:
+    """Of each piece (ids, number of last ids) its place, log p of these ids, and if each is the likeliest.
+
+    network: a causal one, ids (B, L) to logits (B, L, V) of the tokens that follow. log p (number,) float64
+    on the CPU, in nats; the pieces come in another order.
+    """
+    for batch in _batches(pieces):
+        longest = max(len(pieces[place][0]) for place in batch)
+        # a causal model's tokens do not see the padding on their right
+        filled = [pieces[place][0] + [0] * (longest - len(pieces[place][0])) for place in batch]
+        rows = torch.tensor(filled, device=device)
+        for place, row, line in zip(batch, rows, network(rows[:, :-1]), strict=True):
+            ids, scored = pieces[place]
+            judged = row[len(ids) - scored : len(ids)]
+            kept = line[len(ids) - scored - 1 : len(ids) - 1].float()
+            values = -F.cross_entropy(kept, judged, reduction="none").cpu().double()
+            yield place, values, bool((kept.argmax(-1) == judged).all())
 
 
 def windows(
@@ -194,14 +208,14 @@ def windows(
         at = stop
 
 
-def _batches(pieces: list[tuple[list[int], int]]) -> Iterator[list[tuple[list[int], int]]]:
-    """Batches of pieces of similar length."""
-    batch: list[tuple[list[int], int]] = []
-    for piece in sorted(pieces, key=lambda piece: -len(piece[0])):
-        if batch and (len(batch) + 1) * len(batch[0][0]) > BATCH_TOKENS:
+def _batches(pieces: Sequence[tuple[list[int], int]]) -> Iterator[list[int]]:
+    """Places of pieces of similar length, a batch at a time."""
+    batch: list[int] = []
+    for place in sorted(range(len(pieces)), key=lambda place: -len(pieces[place][0])):
+        if batch and (len(batch) + 1) * len(pieces[batch[0]][0]) > BATCH_TOKENS:
             yield batch
             batch = []
-        batch.append(piece)
+        batch.append(place)
     if batch:
         yield batch
 

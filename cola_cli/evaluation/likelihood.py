@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from cola_cli.api import Cola
-from cola_cli.errors import InputError
+from cola_cli.errors import InputError, UsageError
 from cola_cli.flow import gaussian
 from cola_cli.flow.likelihood import Divergence, diffusion_weight, elbo, iwae, log_density
 from cola_cli.flow.path import position_speeds, position_times
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import Posterior
+from cola_cli.models.transformer import Transformer
 
 # At most, of the draws that are computed together.
 POSITIONS = 1 << 14
@@ -64,6 +65,27 @@ class Likelihood:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def require_bound(model: Cola, divergence: Divergence = "hutchinson") -> None:
+    """Raise InputError or UsageError for a model that has no bound, or none with this divergence."""
+    config = model.prior.config
+    if config.passes:
+        raise InputError(
+            f"{model.path} is distilled for few passes: its steps are not those of a flow, and have no"
+            " likelihood.",
+            "Name its teacher.",
+        )
+    if config.residual:
+        raise UsageError(
+            "the bound of a prior that predicts tokens knows no residual beside their codes.",
+            "Train a prior without model.residual.",
+        )
+    if divergence == "exact" and not config.has_density:
+        raise UsageError(
+            f"this prior predicts {config.prediction}: its latents have no density, and so no divergence.",
+            "Leave out --divergence; elbo is a bound on the probability of the tokens.",
+        )
+
+
 def prior_log_density(
     model: Cola, z0: Tensor, steps: int, divergence: Divergence, generator: torch.Generator
 ) -> Tensor:
@@ -88,6 +110,37 @@ def prior_log_density(
 
     probe = torch.randn(z0.shape, generator=generator).to(device)
     return log_density(velocity, z0, steps, divergence, probe, block)
+
+
+@torch.inference_mode()
+def masked_bound(
+    network: Transformer, prefix: list[int], response: list[int], draws: int, seed: int
+) -> float:
+    """An estimate without bias of a bound on log p(response | prefix) of a masked-diffusion model, in nats.
+
+    A number l of 1 to L tokens of the response is masked at random, and L / l times the log-probabilities of
+    these is what a draw gives: the log-likelihood of filling in the response in a random order (LLaDA paper,
+    arXiv 2502.09992, equation 6). The numbers of masks are spread evenly over the draws.
+    """
+    generator, length = torch.Generator().manual_seed(seed), len(response)
+    even = (torch.arange(draws) / draws + torch.rand((), generator=generator)) % 1
+    counts = (1 + (even * length).long()).clamp(max=length)
+    order = torch.rand(draws, length, generator=generator).argsort(-1).argsort(-1)
+    masked = (order < counts[:, None]).to(network.token_out.weight.device)
+    tokens = torch.tensor([*prefix, *response], device=masked.device).expand(draws, -1)
+    total = torch.zeros(draws, dtype=torch.float64)
+    size = max(
+        1,
+        min(POSITIONS // tokens.shape[1], LOGITS // (tokens.shape[1] * network.config.vocab_size)),
+    )
+    for rows in torch.arange(draws).split(size):
+        ids, own = tokens[rows].clone(), masked[rows]
+        answer = ids[:, len(prefix) :].clone()
+        ids[:, len(prefix) :][own] = network.config.mask_token_id
+        logits = network(ids)[:, len(prefix) :].float().log_softmax(-1)
+        chosen = logits.gather(-1, answer.unsqueeze(-1)).squeeze(-1)
+        total[rows] = chosen.where(own, 0.0).double().sum(-1).cpu()
+    return float((total * length / counts).mean())
 
 
 @torch.no_grad()

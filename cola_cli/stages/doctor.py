@@ -55,7 +55,7 @@ def _packages() -> Iterator[Check]:
     groups: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires(PACKAGE) or []:
         name, _, marker = requirement.partition(";")
-        found = re.search(r"extra == ['\"](\w+)['\"]", marker)
+        found = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
         package = re.match(r"[\w.-]+", name)
         if package and package[0] != PACKAGE:
             groups.setdefault(found[1] if found else "", []).append(package[0])

@@ -10,7 +10,8 @@ from typing import Any
 from cola_cli.api import Cola
 from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import find_files
-from cola_cli.errors import InputError, UsageError
+from cola_cli.errors import InputError
+from cola_cli.evaluation.likelihood import likelihood, require_bound, response_score
 from cola_cli.flow.likelihood import Divergence
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings.sample import SampleSettings
@@ -32,11 +33,7 @@ def open_scorer(path: Path, device: str) -> Cola:
             f"{path} is a baseline, and has no posterior, prior and decoder to score with.",
             "Name a prior artifact or a checkpoint folder.",
         )
-    if model.prior.config.passes:
-        raise InputError(
-            f"{path} is distilled for few passes: its steps are not those of a flow, and have no likelihood.",
-            "Name its teacher.",
-        )
+    require_bound(model)
     return model
 
 
@@ -81,17 +78,7 @@ def likelihoods(
     prefix: score each text as what follows this. options: draws, steps and seed of `likelihood`. Raises
     UsageError when an exact divergence is asked of a model without a density.
     """
-    config = model.prior.config
-    if config.residual:
-        raise UsageError(
-            "the bound of a prior that predicts tokens knows no residual beside their codes.",
-            "Train a prior without model.residual.",
-        )
-    if divergence == "exact" and not config.has_density:
-        raise UsageError(
-            f"this prior predicts {config.prediction}: its latents have no density, and so no divergence.",
-            "Leave out --divergence; elbo is a bound on the probability of the tokens.",
-        )
+    require_bound(model, divergence)
     texts = list(texts)
     found = []
     reporter.start("score", len(texts), "texts")
@@ -105,7 +92,7 @@ def likelihoods(
         "elbo": sum(row["elbo"] for row in found),
         "iwae": sum(row["iwae"] for row in found) if exact else None,
     }
-    if not exact and config.has_density:
+    if not exact and model.prior.config.has_density:
         reporter.note(
             "elbo is an estimate without bias; for iwae, a bound, give --divergence exact"
         )
@@ -121,8 +108,6 @@ def _text_likelihood(
     IWAE is None unless the divergence is exact. Raises InputError, naming the text by its `place`, when it is
     longer than the model's context, or its likelihood is not a finite number.
     """
-    from cola_cli.evaluation.likelihood import likelihood, response_score
-
     tokenizer = model.require_tokenizer()
     ids = tokenizer.encode(text)
     before = tokenizer.encode(prefix) if prefix is not None else []
