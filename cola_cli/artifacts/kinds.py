@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cola_cli.artifacts.artifact import METRICS, Artifact
 from cola_cli.artifacts.checks import RESTORE
@@ -21,7 +21,7 @@ from cola_cli.errors import DamagedArtifact
 TOKENIZER = "tokenizer.json"
 
 Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=1 << 24)]
 RecordT = TypeVar("RecordT", bound="Record")
 
 
@@ -163,6 +163,13 @@ class LatentsStatistics(Record):
     pad_id: Count
     end_of_text_id: Count
     chat_template: str | None = Field(default=None, description="As in the tokens.")
+
+    @model_validator(mode="after")
+    def _numbers_are_of_channels(self) -> LatentsStatistics:
+        for name in ("channel_mean", "channel_variance", "posterior_variance"):
+            if (found := len(getattr(self, name))) != self.latent_shape[1]:
+                raise ValueError(f"{name} has {found} numbers for {self.latent_shape[1]} channels")
+        return self
 
 
 class LatentsPart(TokensPart):

@@ -10,6 +10,7 @@ makes the command `encode` with the argument `tokens`, `--batch-size`, the named
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand
+from typer.models import ParameterInfo
 
 from cola_cli.cli.console import Table, errors_shown, print_json, reporter, table
 from cola_cli.machine import interruption
@@ -40,6 +42,13 @@ def on_disk(text: str) -> Path:
         return local(text)
     except UsageError as error:
         raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
+
+
+def path(text: str) -> Path:
+    """A path to read. Raises BadParameter for an empty text, of which Path would make the current folder."""
+    if text == "":
+        raise typer.BadParameter("it has no name. Is a variable in the command empty?")
+    return Path(text)
 
 
 def output_option(help: str, *names: str) -> Any:
@@ -353,10 +362,23 @@ def _whole(
 
     declared = {name: (parameter.annotation, parameter.default) for name, parameter in own.items()}
     declared |= {flag: (annotation, None) for flag, (_, annotation) in flags.items()} | shared
+    declared = {name: (_read_by_name(kind), default) for name, (kind, default) in declared.items()}
     call.__signature__ = parameters(declared)  # type: ignore[attr-defined]
     call.__annotations__ = {name: annotation for name, (annotation, _) in declared.items()}
     call.__name__, call.__doc__ = body.__name__, body.__doc__
     return _guarded(call)
+
+
+def _read_by_name(annotation: Any) -> Any:
+    """The declaration of a parameter, with `path` as the parser if it is a path or several."""
+    if "Path" not in str(annotation):
+        return annotation
+    kind, *about = get_args(annotation)
+    about = [copy.copy(one) for one in about]
+    for one in about:
+        if isinstance(one, ParameterInfo) and one.parser is None:
+            one.parser = path
+    return Annotated[kind, *about]
 
 
 def parameters(declared: Mapping[str, tuple[Any, Any]]) -> inspect.Signature:

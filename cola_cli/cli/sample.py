@@ -105,7 +105,9 @@ def _prompts(given: list[str] | None, file: str | None) -> Iterator[Prompt]:
         return iter(given_prompts(given))
     if file == "-":
         return not_empty(parse_prompts(sys.stdin.buffer, "standard input"))
-    found = not_empty(read_prompts(Path(file or "")))
+    if not file:
+        raise UsageError("--prompts names no file.", "Is a variable in the command empty?")
+    found = not_empty(read_prompts(Path(file)))
     return itertools.chain([next(found)], found)
 
 

@@ -79,7 +79,6 @@ class Sequences:
         self._parts = artifact.split_parts(split)
         self._starts = np.cumsum([0, *(part.rows for part in self._parts)])
         self.count = int(self._starts[-1])
-        self._vocabulary = int(artifact.statistics.vocab_size)
         if not self.count:
             raise InputError(
                 f"{artifact.path} has no {split} sequences.",
@@ -131,7 +130,7 @@ class Sequences:
                 f"{path} is not a part of packed sequences ({reason(error)}).",
                 RESTORE,
             ) from error
-        require_sound(rows, path, start, self._vocabulary)
+        require_sound(rows, path, start, self.artifact.statistics)
         return rows
 
 
@@ -212,12 +211,18 @@ def _groups(file: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int
     return chosen, skipped
 
 
-def require_sound(rows: Rows, path: Path, first: int, vocabulary: int) -> None:
+def require_sound(rows: Rows, path: Path, first: int, promised: Any) -> None:
     """Raise DamagedArtifact for token ids and lengths out of range, and latents that are not finite.
 
-    path, first: the part that the sequences come from, and the row of the first of them in it.
+    path, first: the part that the sequences come from, and the row of the first of them in it. promised:
+    the statistics of their artifact.
     """
-    ids, lengths = rows.tokens, rows.lengths
+    ids, lengths, vocabulary = rows.tokens, rows.lengths, promised.vocab_size
+    if (length := ids.shape[1]) != promised.seq_len:
+        raise DamagedArtifact(
+            f"{path} has sequences of {length} tokens, but seq_len of its artifact is {promised.seq_len}.",
+            RESTORE,
+        )
     faults = [
         (((ids < 0) | (ids >= vocabulary)).any(1), f"token ids outside 0 ... {vocabulary - 1}"),
         ((lengths < 0) | (lengths > ids.shape[1]), "a length outside the sequence"),

@@ -47,7 +47,11 @@ def _metrics_row(one: Shown, found: dict[str, Any]) -> list[str]:
     rank = number(found.get("validation_effective_rank"), 3)
     if rank == DASH and (spectrum := _spectrum(found)):
         rank = f"at most {number(entropy_rank(spectrum), 3)}"
-    channels = found.get("latent_shape", [None, one.settings.get("model.latent_dim")])[1]
+    match found.get("latent_shape"):
+        case [_, channels]:
+            pass
+        case _:
+            channels = one.settings.get("model.latent_dim")
     noise = one.settings.get("validation_noise")
     noisy = found.get("validation_accuracy_noisy")
     return [

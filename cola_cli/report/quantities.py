@@ -9,12 +9,12 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DASH = "\N{EN DASH}"
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def number(value: object, digits: int = 4) -> str:
     """Up to `digits` significant digits, thousands separated, powers of ten where zeros would pile up.
 
-    A dash for None.
+    A dash for what is not a number, such as a statistic that is missing.
     """
-    if value is None:
+    if not isinstance(value, int | float):
         return DASH
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
@@ -33,9 +33,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return text.replace("-", MINUS)
 
 
-def percent(share: float | None, decimals: int = 1) -> str:
-    """0.123 -> 12.3 %; a dash for None."""
-    return DASH if share is None else f"{100 * share:.{decimals}f}\N{NARROW NO-BREAK SPACE}%"
+def percent(share: object, decimals: int = 1) -> str:
+    """0.123 -> 12.3 %; a dash for what is not a number."""
+    if not isinstance(share, int | float):
+        return DASH
+    return f"{100 * share:.{decimals}f}\N{NARROW NO-BREAK SPACE}%"
 
 
 def size(count: int) -> str:

@@ -187,7 +187,7 @@ def _encode_part(
     ):
         for group in file.iter_batches(batch_size=settings.rows_per_group):
             rows = rows_of(pa.Table.from_batches([group]), 0)
-            require_sound(rows, path, first, tokens.statistics.vocab_size)
+            require_sound(rows, path, first, tokens.statistics)
             mean, logvar = _posterior(rows, vae, settings, device)
             _require_finite(mean, logvar, path, first)
             filled = -(-rows.lengths // vae.config.patch_size)  # positions that hold any text

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from cola_cli.artifacts import Artifact, Identity, Output, Writer
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, committed, files_of, remove_all
+from cola_cli.artifacts.checks import RESTORE
 from cola_cli.artifacts.kinds import PACKED, TOKENIZER, Latents, Packed
 from cola_cli.artifacts.reading import reason
 from cola_cli.cost.training import Cost, Place, training_plan
-from cola_cli.errors import Diverged, InputError, UsageError
+from cola_cli.errors import DamagedArtifact, Diverged, InputError, UsageError
 from cola_cli.families import Data, Family
 from cola_cli.machine.threads import (
     choose_threads,
@@ -47,10 +48,21 @@ TOKEN_BYTES = 8
 
 
 def data_of(source: Source) -> Data:
-    """What the shape and the cost of a model need to know of the artifact that it is trained on."""
+    """What the shape and the cost of a model need to know of the artifact that it is trained on.
+
+    Raises DamagedArtifact for latents that are not of the shape of their Text VAE's.
+    """
     statistics = source.statistics
-    vae = vae_config(source) if isinstance(source, Latents) else None
-    return Data(statistics.seq_len, statistics.vocab_size, vae)
+    if not isinstance(source, Latents):
+        return Data(statistics.seq_len, statistics.vocab_size)
+    data = Data(statistics.seq_len, statistics.vocab_size, vae := vae_config(source))
+    if (found := statistics.latent_shape) != (data.positions, vae.latent_dim):
+        raise DamagedArtifact(
+            f"{source.path}: latent_shape {found} is not that of its Text VAE,"
+            f" {(data.positions, vae.latent_dim)}.",
+            RESTORE,
+        )
+    return data
 
 
 def model_config(family: Family, data: Data, settings: Any) -> Any:

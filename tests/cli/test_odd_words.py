@@ -7,8 +7,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from tests.cli.odd_words import LINES, commands, prepare
 from tests.conftest import Run, cola_command, drawn_seed
@@ -43,6 +45,8 @@ FOUND = (
     ("export prior -o out --max-shard-gib inf", 2, "--max-shard-gib inf"),
     ("export prior -o out --max-shard-gib nan", 2, "--max-shard-gib nan"),
     ("train vae tokens -o out --preset tiny --threads 18446744073709551616", 2, "--threads"),
+    ("sample prior --prompts '' -n 4", 2, "--prompts names no file"),
+    ("verify --repair ''", 2, "it has no name"),
     ("sample prior --prompt Anna -n 18446744073709551616", 2, "max_new_tokens"),
 )
 
@@ -75,3 +79,24 @@ def test_streams_and_surroundings_that_are_odd_are_no_fault(folder: Path, name: 
         assert result.returncode in (0, 2, 3, 4, 5), (redirections, result.stderr)
         assert "a fault in cola" not in result.stderr
         assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", commands())
+def test_an_empty_word_is_not_the_current_folder(name: str) -> None:
+    """Path makes `.` of it, and a variable that is not set is a common mistake."""
+    command, line = commands()[name], shlex.split(LINES.get(name, "demo"))
+    context = command.make_context("cola", [], resilient_parsing=True)
+    names = [one.opts[-1] for one in command.get_params(context)]
+    options = [name for name in names if name[0] == "-" and name != "--help"]
+    variants = [[*line[:place], "", *line[place + 1 :]] for place in range(len(line))]
+    variants += [[*line, option, ""] for option in options]
+    refused: Any = (
+        typer.BadParameter.__base__
+    )  # what parsing raises, of which typer exports only some
+    for words in variants:
+        try:
+            read = command.make_context("cola", words).params
+        except refused:
+            continue
+        for value in read.values():
+            assert Path() not in (value if isinstance(value, list) else [value]), words

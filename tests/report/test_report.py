@@ -462,6 +462,13 @@ def test_what_is_damaged_is_named_and_the_rest_shown(run: Path, tmp_path: Path) 
     assert str(tmp_path) not in found
 
 
+def test_statistics_of_another_type_are_dashes(tmp_path: Path) -> None:
+    odd = {"latent_shape": [32], "log_snr": "x", "validation_accuracy": "x", "validation_loss": []}
+    for kind in ("vae", "latents", "prior"):
+        artifact(tmp_path / kind, kind, statistics=odd, metrics=PRIOR_METRICS)
+    assert "\N{EN DASH}" in Page(report_page([tmp_path])).words
+
+
 def test_the_page_names_no_place_on_the_machine(run: Path, text: str) -> None:
     assert str(run.parent) not in text
 

@@ -88,6 +88,17 @@ def test_an_impossible_value_names_setting_value_and_source() -> None:
         resolve(Example, "example", assignments=["train.steps=many"])
 
 
+@pytest.mark.parametrize(
+    ("table", "assignment"),
+    [("vae", "train.steps=true"), ("vae", "model.dim=true"), ("prior", "optim.lr=false"),
+     ("sample", "grid=[true, 0]"), ("prior", "data.block_curriculum=[[2, true]]"),
+     ("vae", "optim.name=true")],
+)  # fmt: skip
+def test_true_is_not_a_number(table: str, assignment: str) -> None:
+    with pytest.raises(UsageError, match=r"true and false are not numbers"):
+        resolve(TABLES[table], table, assignments=[assignment])
+
+
 def test_an_impossible_combination_or_entry_names_its_table_or_setting() -> None:
     with pytest.raises(UsageError, match=r"--set: prior\.model: rope_dim 13 must be even"):
         resolve(TABLES["prior"], "prior", assignments=["model.rope_dim=13"])

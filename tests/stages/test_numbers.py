@@ -310,3 +310,49 @@ def test_heads_that_cannot_be_rotated_are_errors_of_settings(
     assert cola(*command, *flags) == 2
     assert "dim" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def with_statistics(artifact: Path, **changed: object) -> None:
+    """Put other statistics into a manifest, with its digest right."""
+    manifest = read_manifest(artifact)
+    statistics = manifest.statistics | changed
+    write_manifest(artifact, manifest.model_copy(update={"statistics": statistics}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("latents", {"channel_mean": []}),
+        ("latents", {"channel_variance": [1.0] * 9}),
+        ("latents", {"posterior_variance": [1.0] * 7}),
+        ("latents", {"latent_shape": [32, 4], "channel_mean": [0.0] * 4,
+                     "channel_variance": [1.0] * 4, "posterior_variance": [1.0] * 4}),
+        ("latents", {"latent_shape": [16, 8]}),
+        ("latents", {"seq_len": 16, "latent_shape": [16, 8]}),
+        ("tokens", {"seq_len": 16}),
+        ("tokens", {"seq_len": 33}),
+        ("tokens", {"seq_len": 10**12}),
+    ],
+)  # fmt: skip
+def test_statistics_that_are_not_those_of_the_rows_are_named(
+    made: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    changed: dict[str, object],
+) -> None:
+    artifact = copied(made, name, tmp_path)
+    with_statistics(artifact, **changed)
+    commands = {
+        "latents": [["train", "prior", artifact, *assignments(prior_settings(**SMALL))]],
+        "tokens": [
+            ["train", "vae", artifact, *assignments(vae_settings(**SMALL))],
+            ["train", "ar", artifact, *baseline_flags()],
+            ["encode", artifact, "--vae", made / "vae"],
+        ],
+    }
+    for command in commands[name]:
+        assert cola(*command, "-o", tmp_path / "out", "--device", "cpu") == 5
+        told = capfd.readouterr().err
+        assert str(artifact) in told
+        assert next(iter(changed)) in told or "Text VAE" in told, told
