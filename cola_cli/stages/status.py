@@ -58,18 +58,19 @@ class State:
 
 @dataclass(frozen=True)
 class _Surveyed:
-    """Manifests by directory, and directories by fingerprint."""
+    """Manifests by directory, directories by fingerprint, and by the one before text was added."""
 
     manifests: dict[Path, Manifest]
     found: dict[str, Path]
+    grown: dict[str, Path]
 
 
 def survey(path: Path) -> list[State]:
     """The state of every artifact at or below `path`.
 
-    `stale` means that an input was found beside it whose fingerprint is no longer the recorded one, or that
-    an input of it is stale; `abandoned` that it is unfinished and nobody writes to it. What is made from
-    others in the same directory comes after them.
+    `stale` means that an input was found beside it whose fingerprint is no longer the recorded one, that an
+    input of it is stale, or that latents lack text that was added to their tokens; `abandoned` that it is
+    unfinished and nobody writes to it. What is made from others in the same directory comes after them.
     """
     manifests: dict[Path, Manifest] = {}
     damaged: dict[Path, str] = {}
@@ -78,7 +79,8 @@ def survey(path: Path) -> list[State]:
             manifests[directory] = read_manifest(directory)
         except ColaError as error:
             damaged[directory] = error.problem
-    surveyed = _Surveyed(manifests, {m.fingerprint: d for d, m in manifests.items()})
+    found = {m.fingerprint: d for d, m in manifests.items()}
+    surveyed = _Surveyed(manifests, found, _grown(manifests, found))
     order = sorted(manifests, key=lambda d: (d.parent, _generation(surveyed, d), d))
     states = [_state(surveyed, directory) for directory in order]
     states += [
@@ -86,6 +88,19 @@ def survey(path: Path) -> list[State]:
         for d, problem in damaged.items()
     ]
     return states
+
+
+def _grown(manifests: dict[Path, Manifest], found: dict[str, Path]) -> dict[str, Path]:
+    """Tokens to which text was added, and their latents, by the fingerprints that they had before."""
+    grown: dict[str, Path] = {}
+    for directory, manifest in manifests.items():
+        identity = manifest.identity
+        grown |= dict.fromkeys(ancestors(identity), directory)
+        if tokens := found.get(identity.inputs.get("tokens", "")):
+            for before in ancestors(manifests[tokens].identity):
+                inputs = identity.inputs | {"tokens": before}
+                grown[identity.model_copy(update={"inputs": inputs}).fingerprint] = directory
+    return grown
 
 
 def next_step(directory: Path) -> str:
@@ -96,17 +111,23 @@ def next_step(directory: Path) -> str:
 
 def _state(surveyed: _Surveyed, directory: Path) -> State:
     manifest = surveyed.manifests[directory]
-    inputs = {name: surveyed.found.get(f) for name, f in manifest.identity.inputs.items()}
+    inputs = _inputs(surveyed, manifest.identity)
     named = [f"{name} {found or '(elsewhere)'}" for name, found in inputs.items()]
     holder = holder_of(directory)
     unfinished = f"{RUNNING} ({holder})" if holder else ABANDONED
     stale = _stale(surveyed, directory)
+    # the next run makes the latents of what was added, and keeps the others
+    lacks = manifest.kind == "latents" and manifest.identity.inputs.get("tokens") in surveyed.grown
     if manifest.status == "complete":
-        state = f"stale ({', '.join(stale)} changed)" if stale else "complete"
+        state = "complete"
         size = sum(record.bytes for record in manifest.files)
         progress = f"{size:,} bytes"
         if stale:
+            state = f"stale ({', '.join(stale)} changed)"
             step = _again(surveyed, directory, manifest.identity) + " --overwrite"
+        elif lacks:
+            state = "stale (tokens grew)"
+            step = _again(surveyed, directory, manifest.identity)
         else:
             step = _filled(_next(manifest.kind), inputs | {"path": directory})
     else:
@@ -117,13 +138,19 @@ def _state(surveyed: _Surveyed, directory: Path) -> State:
     said = ""
     if new is not None:
         said = f"{unfinished}, {_progress(surveyed, directory / NEW, new)}"
-        how = "--overwrite"
+        how = "" if lacks else "--overwrite"
         if is_longer(manifest.identity, new.identity):
             how = "--extend"
         elif manifest.fingerprint in ancestors(new.identity):
             how = "--add"
-        step = "" if holder else f"{_again(surveyed, directory, new.identity)} {how}"
+        step = "" if holder else f"{_again(surveyed, directory, new.identity)} {how}".rstrip()
     return State(str(directory), manifest.kind, state, progress, named, step, said)
+
+
+def _inputs(surveyed: _Surveyed, identity: Identity) -> dict[str, Path | None]:
+    """Where the inputs of an artifact are, perhaps with more text by now."""
+    places = surveyed.grown | surveyed.found
+    return {name: places.get(fingerprint) for name, fingerprint in identity.inputs.items()}
 
 
 def _next(kind: str) -> str:
@@ -141,7 +168,8 @@ def _stale(surveyed: _Surveyed, directory: Path) -> list[str]:
     for name, fingerprint in manifest.identity.inputs.items():
         found = surveyed.found.get(fingerprint)
         # an artifact's fingerprint covers its inputs, so nothing is its own ancestor
-        if (found is None and name in kinds) or (found is not None and _stale(surveyed, found)):
+        lost = found is None and fingerprint not in surveyed.grown
+        if (lost and name in kinds) or (found is not None and _stale(surveyed, found)):
             stale.append(name)
     return stale
 
@@ -155,7 +183,7 @@ def _generation(surveyed: _Surveyed, directory: Path) -> int:
 
 def _again(surveyed: _Surveyed, directory: Path, identity: Identity) -> str:
     """The command that makes an artifact (again); its settings are in the manifest."""
-    inputs = {name: surveyed.found.get(f) for name, f in identity.inputs.items()}
+    inputs = _inputs(surveyed, identity)
     trained = {family.stage: family.arguments for family in trainings()}
     arguments = " ".join(f"{{{kind}}}" for kind in trained.get(identity.stage, ())) or "..."
     command = AGAIN.get(identity.stage, f"cola {identity.stage} {arguments}")

@@ -44,7 +44,10 @@ from cola_cli.machine.processes import ALONE, World
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
 SHARDING = "DCP_SHARDING_INFO"  # of torch, in the header of a shard: JSON by tensor
-REMEDY = "Remove that checkpoint's directory to go on from the one before it."
+REMEDY = (
+    "Remove that checkpoint's directory to go on from the one before it; in a finished artifact, drop it by"
+    " `cola verify --repair`, and begin another run with --from."
+)
 # Raised by the code below for a header or record of another shape.
 _FOREIGN = (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 

@@ -12,11 +12,11 @@ import pytest
 
 from cola_cli.artifacts import Artifact
 from cola_cli.artifacts.kinds import Latents, Tokens
-from cola_cli.artifacts.manifest import read_manifest
+from cola_cli.artifacts.manifest import NEW, read_manifest
 from cola_cli.artifacts.verify import verify
 from cola_cli.corpus.tokenizer import load_tokenizer
 from cola_cli.errors import InputError, OutputConflict, UsageError
-from cola_cli.families import TEXT_VAE
+from cola_cli.families import PRIOR, TEXT_VAE
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.tokenize import TokenizeSettings
 from cola_cli.stages.encode import encode
@@ -26,7 +26,7 @@ from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train import train
 from tests.artifacts.test_replacement import Killed, killing
 from tests.conftest import CPU, content
-from tests.stages.conftest import made_up_text, vae_settings
+from tests.stages.conftest import made_up_text, prior_settings, vae_settings
 
 # the last part of what is tokenized first is not full
 SETTINGS = TokenizeSettings(
@@ -142,11 +142,16 @@ def test_only_the_new_parts_are_encoded(
     tokens, vae, latents = (tmp_path / name for name in ("tokens", "vae", "latents"))
     train(TEXT_VAE, tokens, vae, vae_settings(steps=2), CPU)
     encode(tokens, vae, latents, EncodeSettings(), CPU)
+    train(PRIOR, latents, tmp_path / "prior", prior_settings(steps=2), CPU)
     before = parts(latents)
     (texts / "a.txt").write_text(made_up_text(150, 3))
     grow(texts)
     (texts / "d.txt").write_text(made_up_text(100, 4))
     grow(texts)
+    states = {Path(state.path).name: state for state in survey(tmp_path)}
+    assert states["vae"].state == "complete"  # it was trained on text that is still there
+    assert states["latents"].state == "stale (tokens grew)"
+    assert states["latents"].next == f"cola encode {tokens} --vae {vae} -o {latents}"
     made = []
     work = encode.__globals__["_encode_part"]
 
@@ -158,6 +163,7 @@ def test_only_the_new_parts_are_encoded(
     encode(tokens, vae, latents, EncodeSettings(), CPU)
     assert len(made) == len(Tokens.open(tokens).parts) - len(before)
     assert before.items() < parts(latents).items()
+    assert {state.state for state in survey(tmp_path)} == {"complete"}
     encode(tokens, vae, tmp_path / "fresh", EncodeSettings(), CPU)
     assert content(tmp_path / "fresh") == content(latents)
     assert Latents.open(latents).statistics == Latents.open(tmp_path / "fresh").statistics
@@ -196,6 +202,9 @@ def test_a_kill_at_any_change_leaves_the_old_artifact_or_the_way_to_the_new_one(
                 ended = True
             except Killed:
                 pass
+        if stage == "encode" and (place / NEW / "manifest.json").exists():
+            (state,) = (one for one in survey(tmp_path) if one.path == str(place))
+            assert state.next == f"cola encode {tokens} --vae {vae} -o {latents}"
         if read_manifest(place).fingerprint == read_manifest(tmp_path / "old").fingerprint:
             Artifact.open(place)
             assert old.items() <= content(place).items()

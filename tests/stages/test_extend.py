@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cola_cli.artifacts import Artifact
+from cola_cli.artifacts import Artifact, Identity, Output
 from cola_cli.artifacts.manifest import NEW, read_manifest
 from cola_cli.artifacts.verify import repair, verify
 from cola_cli.errors import Interrupted, OutputConflict
@@ -189,9 +189,27 @@ def test_a_longer_run_is_told_of_extend_and_what_cannot_be_extended_of_other_way
     assert content(old) == before
     state = old / "checkpoints/step-00000006/tensors.safetensors"
     state.write_bytes(state.read_bytes()[:-1] + b"?")
-    assert str(state) in told(*command, "--set", "train.steps=8", "--extend", expect=5)
+    damaged = told(*command, "--set", "train.steps=8", "--extend", expect=5)
+    assert str(state) in damaged
+    assert "cola verify --repair" in damaged
     assert Artifact.open(old).manifest.statistics["steps"] == 6  # the old one stands
     assert not (old / NEW).exists()
+
+
+def test_where_no_run_is_nothing_is_extended_and_nothing_begun(
+    told: Callable[..., str], made: Path, tmp_path: Path
+) -> None:
+    command = ["train", "ar", made / "tokens", "-o", tmp_path / "ar", "--device", "cpu", "--extend"]
+    command += assignments(of(baseline_settings(), 6))
+    assert "holds no run to extend" in told(*command, expect=2)
+    assert not (tmp_path / "ar").exists()
+    output = Output.open(
+        tmp_path / "ar", "autoregressive", Identity(stage="a", settings={}, inputs={})
+    )
+    with pytest.raises(Interrupted), output.writing():
+        raise Interrupted(15)  # before anything was saved
+    assert "holds no run to extend" in told(*command, expect=2)
+    train(AUTOREGRESSIVE, made / "tokens", tmp_path / "ar", of(baseline_settings(), 6), CPU)
 
 
 def test_without_a_state_it_cannot_be_extended(made: Path, tmp_path: Path) -> None:
@@ -249,12 +267,12 @@ def test_a_damaged_network_is_written_again_from_the_state(made: Path, tmp_path:
 def test_a_kill_at_any_change_leaves_the_short_run_or_the_way_to_the_long_one(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def grow(path: Path, steps: int) -> None:
+    def grow(path: Path, steps: int, extend: bool = True) -> None:
         settings = of(baseline_settings(checkpoint_every=1, validate_every=2, batch_size=1), steps)
-        train(AUTOREGRESSIVE, made / "tokens", path, settings, CPU, None, True)
+        train(AUTOREGRESSIVE, made / "tokens", path, settings, CPU, None, extend)
 
-    grow(tmp_path / "short", 2)
-    grow(tmp_path / "wanted", 4)
+    grow(tmp_path / "short", 2, extend=False)
+    grow(tmp_path / "wanted", 4, extend=False)
     short = content(tmp_path / "short")
     after, ended, halves = 0, False, 0
     while not ended:
