@@ -359,9 +359,11 @@ def _find_duplicates(directory: Path, surveyed: list[Path], path: Path, threads:
             "temp_directory": duckdb_list([directory / "spilled"])[1:-1],
             "preserve_insertion_order": "false",
             "autoinstall_known_extensions": "false",
-            "enable_progress_bar": "false",  # it would print to stdout
         }.items():
             connection.execute(f"SET {setting} = {value}")
+        shown = connection.execute("SELECT current_setting('enable_progress_bar')").fetchone()
+        if shown and shown[0]:  # it would print to stdout; in a notebook it is off, and cannot be set
+            connection.execute("SET enable_progress_bar = false")
         found = connection.execute(
             f"""
             WITH documents AS (SELECT high, low, position FROM read_parquet({duckdb_list(surveyed)}))
