@@ -361,8 +361,9 @@ def _find_duplicates(directory: Path, surveyed: list[Path], path: Path, threads:
             "autoinstall_known_extensions": "false",
         }.items():
             connection.execute(f"SET {setting} = {value}")
-        shown = connection.execute("SELECT current_setting('enable_progress_bar')").fetchone()
-        if shown and shown[0]:  # it would print to stdout; in a notebook it is off, and cannot be set
+        # on, it would print to stdout; in a notebook it is off, and cannot be set
+        (progress,) = connection.execute("SELECT current_setting('enable_progress_bar')").fetchall()
+        if progress[0]:
             connection.execute("SET enable_progress_bar = false")
         found = connection.execute(
             f"""
