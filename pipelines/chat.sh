@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A small prior learns to obey: instructions for stories with their answers, in tokens of its tokenizer and latents of its VAE.
 # The matched autoregressive model learns from the same rows. Both answer instructions that they have not seen; a rule judges.
+# TASK=questions: instead of stories, questions on sentences of the Bible that bible.sh fetches.
 # Stop it and run it again: it goes on. Run it with more STEPS: it goes on from its last step.
 #
 #   bash pipelines/chat.sh [RUN] [MODEL]      runs/chat and the model that ships by default; STEPS=3000, COUNT=20000, RATE=1e-3
@@ -15,8 +16,10 @@ python=${PYTHON:-$root/.venv/bin/python}
 [ -n "${COLA:-}" ] || bash "$root/pipelines/setup.sh"
 mkdir -p "$run"
 
-make() { # FILE WHAT COUNT SEED: by pipelines/instructions.py
-    [ -f "$run/$1" ] || { "$python" "$root/pipelines/instructions.py" "${@:2}" > "$run/$1.new" && mv "$run/$1.new" "$run/$1"; }
+task=$root/pipelines/${TASK:-instructions}.py
+[ "${TASK:-}" != questions ] || bash "$root/pipelines/bible.sh"
+make() { # FILE WHAT COUNT SEED: by the script of the task
+    [ -f "$run/$1" ] || { "$python" "$task" "${@:2}" > "$run/$1.new" && mv "$run/$1.new" "$run/$1"; }
 }
 make chats.jsonl chats "${COUNT:-20000}" 1
 make prompts.jsonl prompts "${PROMPTS:-200}" 2
@@ -31,5 +34,5 @@ train+=(--set "optim.lr=${RATE:-1e-3}" --set optim.warmup_steps=50 --set optim.s
 "$cola" train ar "$run/tokens" -o "$run/ar" --match "$run/prior" "${train[@]}"
 for kind in prior ar; do
     "$cola" sample "$run/$kind" --prompts "$run/prompts.jsonl" -o "$run/$kind-answers-${STEPS:-3000}" --max-new-tokens "${NEW:-160}"
-    echo "$kind: $("$python" "$root/pipelines/instructions.py" judge "$run/$kind-answers-${STEPS:-3000}")"
+    echo "$kind: $("$python" "$task" judge "$run/$kind-answers-${STEPS:-3000}")"
 done

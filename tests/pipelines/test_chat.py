@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cola_cli.artifacts.verify import verify
+from cola_cli.corpus.chats import PLAIN, ChatTemplate, Message
 from tests.pipelines.conftest import cola_script, small_prior
 from tests.pipelines.test_torchrun import PIPELINES
 
@@ -56,6 +57,49 @@ def test_chats_and_prompts_are_drawn_from_the_seed() -> None:
     assert [f"User:\n{chat['prompt']}\n\nAssistant:\n" for chat in chats[:20]] == [
         row["prompt"] for row in prompts
     ]
+
+
+TEXT = """Moses said to Aaron that it was late. He went away. Nahor became the father of Terah.
+
+In the {n} year Asa the son
+of Abijah reigned there. He said to Moses, “No.” Saul said to Saul; Dan said to Gad, and Gad said to Dan."""
+KNOWN = {
+    "Moses said to Aaron that it was late. Who spoke?": "Moses",
+    "Moses said to Aaron that it was late. Who was spoken to?": "Aaron",
+    "Nahor became the father of Terah. Who became a father?": "Nahor",
+    "Nahor became the father of Terah. Who was the child?": "Terah",
+}
+
+
+def test_questions_on_a_text_have_the_answers_of_their_rule(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(PIPELINES)
+    import questions  # type: ignore[import-not-found, unused-ignore]
+
+    for n in range(60):
+        (tmp_path / f"{n:04}.txt").write_text(TEXT.format(n=n))
+    learnt, held_out = (dict(questions.exchanges(tmp_path, chosen)) for chosen in (False, True))
+    assert not learnt.keys() & held_out.keys()
+    assert 2 <= len(held_out) <= 30
+    expected = KNOWN | {
+        f"In the {n} year Asa the son of Abijah reigned there. Who is the {who}?": name
+        for n in range(60)
+        for who, name in (("son", "Asa"), ("father", "Abijah"))
+    }
+    assert learnt | held_out == expected
+    template = ChatTemplate(PLAIN)
+    rows = [
+        {"prompt": template.render([Message("user", asked)]), "text": name, "finish": "stop"}
+        for asked, name in expected.items()
+    ]
+    assert questions.judge(rows) == {"right": 1, "ended": 1, "named": 1}
+    swapped = [row | {"text": rows[n ^ 1]["text"]} for n, row in enumerate(rows)]
+    assert questions.judge(swapped) == {"right": 0, "ended": 1, "named": 1}
+    cut = [row | {"finish": "length"} for row in rows]
+    assert questions.judge(cut) == {"right": 0, "ended": 0, "named": 1}
+    longer = [row | {"text": f"{row['text']} and"} for row in rows]
+    assert questions.judge(longer) == {"right": 0, "ended": 1, "named": 0}
 
 
 @pytest.mark.slow
