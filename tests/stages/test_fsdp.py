@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from cola_cli.families import PRIOR
+from cola_cli.families import PRIOR, TEXT_VAE
+from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.prior import PriorSettings
+from cola_cli.stages.encode import encode
+from cola_cli.stages.tokenize import tokenize
 from cola_cli.stages.train import train
 from tests.conftest import CPU, content
+from tests.corpus.test_chats import SETTINGS, turns, write
 from tests.stages.conftest import (
     OPTIM,
     TRAIN,
@@ -29,7 +33,8 @@ TRANSFORMER = {"dim": 32, "ffn_dim": 64, "heads": 2, "head_dim": 16, "layers": 2
 FULL = (0.9, 4)  # decay of the average, steps between validations
 OTHERS = [(0.9, 1), (0.9, 10), (0.0, 4)]  # of the kinds in MATRIX
 MATRIX = ("frozen", "joint", "ar")
-KINDS = (*MATRIX, "vae", "tokens", "distill", "chained")
+CHATS = ("chats", "chats-ar", "chats-llada")  # answers of conversations packed apart
+KINDS = (*MATRIX, "vae", "tokens", "distill", "chained", "lora", *CHATS)
 # Of the prior that predicts tokens: all that its loss can have.
 HEAD = {
     "model.prediction": "tokens", "model.stagger": 1.0, "model.causal_history": True,
@@ -48,6 +53,13 @@ def run(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings[table][leaf] = value
     settings["sampling"] = {"steps": 4, "guidance": 2.0}
     train(PRIOR, folder / "latents", folder / "teacher", PriorSettings(**settings), CPU)
+    write(folder / "chats.jsonl", *(turns(f"Say {n}", f"{n}") for n in range(80)))
+    packing = {"seq_len": 96, "separate": 8, "validation_fraction": 0.2}
+    chosen = SETTINGS.model_copy(update=packing)
+    tokenize([str(folder / "chats.jsonl")], folder / "chat-tokens", chosen)
+    train(TEXT_VAE, folder / "chat-tokens", folder / "chat-vae", vae_settings(steps=2), CPU)
+    chat = folder / "chat-tokens", folder / "chat-vae", folder / "chat-latents"
+    encode(*chat, EncodeSettings(), CPU)
     return folder
 
 
@@ -56,9 +68,10 @@ def arguments(made: Path, kind: str, ema: float, validate_every: int) -> list[st
     changes = RUN | {"ema_decay": ema, "validate_every": validate_every}
     if kind == "vae":
         flags = ["train", "vae", str(made / "tokens"), *assignments(vae_settings(**changes))]
-    elif kind == "ar":
+    elif kind.endswith(("ar", "llada")):
         tables = {"model": TRANSFORMER, "optim": OPTIM, "train": changes}
-        flags = ["train", "ar", str(made / "tokens")]
+        source, _, command = f"-{kind}".rpartition("-")
+        flags = ["train", command, str(made / ("chat-tokens" if source else "tokens"))]
         for table, values in tables.items():
             for name, value in values.items():
                 flags += ["--set", f"{table}.{name}={value}"]
@@ -70,9 +83,12 @@ def arguments(made: Path, kind: str, ema: float, validate_every: int) -> list[st
     else:
         mode = "joint" if kind == "joint" else "frozen"
         settings = prior_settings(mode, **changes)
-        flags = ["train", "prior", str(made / "latents"), "--mode", mode, *assignments(settings)]
-        for name, value in HEAD.items() if kind == "tokens" else ():
+        latents = made / ("chat-latents" if kind == "chats" else "latents")
+        flags = ["train", "prior", str(latents), "--mode", mode, *assignments(settings)]
+        for name, value in HEAD.items() if kind in ("tokens", "lora", "chats") else ():
             flags += ["--set", f"{name}={value}"]
+        if kind == "lora":
+            flags += ["--from", str(made / "teacher"), "--set", "lora.rank=2"]
         if kind == "joint":  # steps in which the VAE has no gradient
             flags += ["--set", "joint.cycle=3", "--set", "joint.moving=2"]
     return [*flags, *EPS, "--device", "cpu"]
