@@ -150,6 +150,7 @@ def _vae_config(data: Data, settings: VAESettings) -> TextVAEConfig:
             f" patch_size x block_size = {step}.",
             "Choose other sizes, or tokenize with another --seq-len.",
         )
+    _require_whole_blocks(data, step)
     return config
 
 
@@ -218,6 +219,12 @@ def _prior_config(data: Data, settings: PriorSettings) -> PriorConfig:
                 f"prior: {positions} latents a sequence are not a multiple of block size {size}.",
                 "Choose another block size, or tokenize with another --seq-len.",
             )
+        _require_whole_blocks(data, size * data.encoder.patch_size)
+    if settings.lora.rank and settings.mode == "joint":
+        raise UsageError(
+            "prior.lora.rank and mode = joint cannot be combined: a Text VAE has no adapters.",
+            "Use mode = frozen, or set prior.lora.rank=0.",
+        )
     if settings.data.block_sizes and settings.train.parallel == "fsdp":
         raise UsageError(
             "prior.data.block_sizes and train.parallel = fsdp cannot be combined: processes would differ"
@@ -225,6 +232,15 @@ def _prior_config(data: Data, settings: PriorSettings) -> PriorConfig:
             "Use train.parallel = ddp.",
         )
     return config
+
+
+def _require_whole_blocks(data: Data, step: int) -> None:
+    """Raise UsageError where a block of `step` tokens may hold two documents that do not see one another."""
+    if data.separate % step:
+        raise UsageError(
+            f"documents begin at multiples of {data.separate} tokens, and blocks at those of {step}.",
+            f"Tokenize with --separate {step} or a multiple of it, or choose another block size.",
+        )
 
 
 def _require_head_fits(settings: PriorSettings, positions: int, length: int) -> None:
@@ -333,6 +349,7 @@ def student_of(teacher: Artifact) -> Family:
                 f" {shape.block_size}.",
                 "Encode tokens of another --seq-len.",
             )
+        _require_whole_blocks(data, shape.block_size * data.encoder.patch_size)
         guided = settings.teacher.guidance != 1.0
         in_groups = shape.prediction == "tokens" and shape.block_size % settings.passes == 0
         if in_groups and guided and settings.passes == 1:

@@ -115,6 +115,10 @@ class TokensStatistics(Record):
     chat_template: str | None = Field(
         default=None, description="Of conversations: the Jinja template that wrote them as text."
     )
+    separate: Size | None = Field(
+        default=None,
+        description="Documents do not see one another, and begin at multiples of so many tokens.",
+    )
 
 
 class TokensPart(Record):
@@ -129,11 +133,16 @@ class Segment(Record):
     document: int = Field(description="Number of the document in the corpus.")
     offset: int = Field(description="Its tokens in earlier sequences.")
     length: int = Field(description="Its tokens in this sequence.")
+    start: int | None = Field(
+        default=None, description="Where these begin, if documents do not see one another."
+    )
 
 
 class TokensRow(Record):
-    tokens: list[int] = Field(description="L token ids (int32), padded at the end.")
-    length: int = Field(description="Tokens before the padding (int32).")
+    tokens: list[int] = Field(
+        description="L token ids (int32), padded at the end, and before documents that stand apart."
+    )
+    length: int = Field(description="Places before the padding at the end (int32).")
     segments: list[Segment] = Field(description="The pieces of documents in the sequence.")
     response: list[bool] | None = Field(
         default=None, description="Of conversations: L, which tokens are answers, to be learnt."
@@ -163,6 +172,7 @@ class LatentsStatistics(Record):
     pad_id: Count
     end_of_text_id: Count
     chat_template: str | None = Field(default=None, description="As in the tokens.")
+    separate: Size | None = Field(default=None, description="As in the tokens.")
 
     @model_validator(mode="after")
     def _numbers_are_of_channels(self) -> LatentsStatistics:
@@ -227,6 +237,7 @@ class TrainedModel(TypedArtifact[ModelStatistics]):
         TOKENIZER: "The tokenizer of the training text, if known.",
         "NAME/config.json": "Shape of the network NAME: vae, prior, or the network of a baseline.",
         "NAME/model.safetensors": "Its weights.",
+        "NAME/adapters.safetensors": "Low-rank adapters that are merged into them, if these were trained.",
         METRICS: "A row a logged step of the training.",
     }
 

@@ -15,7 +15,7 @@ from cola_cli.machine.launcher import leads
 @command("output", "shard", "overwrite", "dry_run", table="tokenize")
 @setting_flags(
     "vocab_size", "end_of_text", "seq_len", "text_field", "documents", "normalize",
-    "validation_fraction", "seed", "workers", "chat", "malformed",
+    "validation_fraction", "seed", "workers", "chat", "malformed", "separate",
 )  # fmt: skip
 def tokenize(
     corpus: Annotated[

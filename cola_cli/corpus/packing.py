@@ -18,12 +18,25 @@ class PackedRow:
     """A packed sequence: its tokens, and the pieces of documents in it.
 
     segments: (document, offset, length) in tokens of the document, its end-of-text token included.
-    response: of a conversation, which of the tokens are answers.
+    response: of a conversation, which of the tokens are answers. starts: where the segments begin in the
+    sequence, with padding between them; empty: one follows the other.
     """
 
     tokens: list[int] = field(default_factory=list)
     segments: list[tuple[int, int, int]] = field(default_factory=list)
     response: list[bool] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+
+    @property
+    def stop(self) -> int:
+        """The place behind its last token."""
+        return self.starts[-1] + self.segments[-1][2] if self.starts else len(self.tokens)
+
+    def places(self) -> list[int]:
+        """Where its tokens are in the sequence."""
+        lengths = [length for _, _, length in self.segments]
+        found = zip(self.starts, lengths, strict=True)
+        return [place for start, length in found for place in range(start, start + length)]
 
 
 def pack(
@@ -50,46 +63,71 @@ def pack(
         yield row
 
 
+def separated(rows: Iterable[PackedRow], seq_len: int, step: int) -> Iterator[PackedRow]:
+    """Rows with as many of these, of one segment each, as fit; each begins at a multiple of `step`."""
+    whole = PackedRow()
+    for row in rows:
+        start = -(-whole.stop // step) * step
+        if start + len(row.tokens) > seq_len:
+            yield whole
+            whole, start = PackedRow(), 0
+        whole.tokens += row.tokens
+        whole.segments += row.segments
+        whole.response += row.response
+        whole.starts.append(start)
+    if whole.tokens:
+        yield whole
+
+
 def write_rows(
-    path: Path, rows: Iterator[PackedRow], seq_len: int, pad_id: int, chat: bool = False
+    path: Path, rows: Iterator[PackedRow], seq_len: int, pad_id: int, chat: bool, apart: bool
 ) -> tuple[int, int]:
     """Write rows as Parquet, a row group at a time; returns the numbers of rows and of tokens.
 
-    Columns: tokens (`seq_len` int32, padded with `pad_id`), length (tokens before the padding), segments
-    (document, offset, length) and with `chat` response, as in `PackedRow`.
+    Columns: tokens (`seq_len` int32, padded with `pad_id`), length (places before the padding at the end),
+    segments (document, offset, length, with `apart` start) and with `chat` response, as in `PackedRow`.
     """
     import pyarrow.parquet as pq
 
     count = tokens = 0
     groups = iter(lambda: list(itertools.islice(rows, ROW_GROUP)), [])
     first = next(groups, [])
-    schema = _table(first, seq_len, pad_id, chat).schema
+    schema = _table(first, seq_len, pad_id, chat, apart).schema
     # an open file: pyarrow takes names for URIs and expands ~
     with path.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as out:
         for group in itertools.chain([first], groups):
-            out.write_table(_table(group, seq_len, pad_id, chat), ROW_GROUP)
+            out.write_table(_table(group, seq_len, pad_id, chat, apart), ROW_GROUP)
             count += len(group)
             tokens += sum(len(row.tokens) for row in group)
     return count, tokens
 
 
-def _table(rows: list[PackedRow], seq_len: int, pad_id: int, chat: bool) -> Any:
+def _table(rows: list[PackedRow], seq_len: int, pad_id: int, chat: bool, apart: bool) -> Any:
     import numpy as np
     import pyarrow as pa
 
     tokens = np.full((len(rows), seq_len), pad_id, dtype=np.int32)
     response = np.zeros((len(rows), seq_len), dtype=bool)
     for row, target, own in zip(rows, tokens, response, strict=True):
-        target[: len(row.tokens)] = row.tokens
-        own[: len(row.response)] = row.response
-    segment = pa.struct([("document", pa.int64()), ("offset", pa.int32()), ("length", pa.int32())])
-    names = ("document", "offset", "length")
-    segments = [[dict(zip(names, s, strict=True)) for s in row.segments] for row in rows]
+        places = row.places() if apart else slice(len(row.tokens))
+        target[places] = row.tokens
+        if row.response:
+            own[places] = row.response
+    fields = [("document", pa.int64()), ("offset", pa.int32()), ("length", pa.int32())]
+    pieces: list[list[tuple[int, ...]]] = [[*row.segments] for row in rows]
+    if apart:
+        fields.append(("start", pa.int32()))
+        pieces = [
+            [(*piece, start) for piece, start in zip(row.segments, row.starts, strict=True)]
+            for row in rows
+        ]
+    names = [name for name, _ in fields]
+    segments = [[dict(zip(names, piece, strict=True)) for piece in own] for own in pieces]
     starts = np.arange(len(rows) + 1, dtype=np.int32) * seq_len
     columns = {
         "tokens": pa.ListArray.from_arrays(starts, tokens.ravel()),
-        "length": pa.array([len(row.tokens) for row in rows], pa.int32()),
-        "segments": pa.array(segments, pa.list_(segment)),
+        "length": pa.array([row.stop for row in rows], pa.int32()),
+        "segments": pa.array(segments, pa.list_(pa.struct(fields))),
     }
     if chat:
         columns["response"] = pa.ListArray.from_arrays(starts, pa.array(response.ravel()))

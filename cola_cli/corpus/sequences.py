@@ -36,17 +36,28 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """Some packed sequences; `mean` and `logvar` only from latents, `response` only of conversations."""
+    """Some packed sequences; `mean` and `logvar` only from latents, `response` only of conversations.
+
+    pieces: only where documents do not see one another, (B, L), which of them a token is of, from 1; negative
+    for the padding behind it.
+    """
 
     rows: Integers  # (B,) numbers of the sequences in their split
     tokens: Integers  # (B, L)
-    lengths: Integers  # (B,) tokens before the padding
+    lengths: Integers  # (B,) places before the padding at the end
     mean: NDArray[np.float16] | None = None  # (B, N, d)
     logvar: NDArray[np.float16] | None = None  # (B, N, d)
     response: NDArray[np.bool_] | None = None  # (B, L) which tokens are answers
+    pieces: Integers | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def is_text(self) -> NDArray[np.bool_]:
+        """(B, L) which tokens are of the text; the others are padding."""
+        real: NDArray[np.bool_] = np.arange(self.tokens.shape[1]) < self.lengths[:, None]
+        return real if self.pieces is None else real & (self.pieces > 0)
 
     def take(self, places: Sequence[int] | NDArray[np.int64] | slice) -> Rows:
         """The sequences at these places."""
@@ -54,7 +65,9 @@ class Rows:
         return Rows(*taken)
 
     def _arrays(self) -> tuple[Any, ...]:
-        return self.rows, self.tokens, self.lengths, self.mean, self.logvar, self.response
+        return (
+            self.rows, self.tokens, self.lengths, self.mean, self.logvar, self.response, self.pieces
+        )  # fmt: skip
 
 
 def concatenate(pieces: list[Rows]) -> Rows:
@@ -261,7 +274,28 @@ def rows_of(table: pa.Table, first: int) -> Rows:
         _tensors(table, "mean"),
         _tensors(table, "logvar"),
         response,
+        _pieces(table, tokens.shape),
     )
+
+
+def _pieces(table: pa.Table, shape: tuple[int, ...]) -> Integers | None:
+    """`pieces` of `Rows` of this shape."""
+    if "segments" not in table.column_names:
+        return None
+    segments = table.column("segments").combine_chunks()
+    if segments.type.value_type.get_field_index("start") < 0:
+        return None
+    pieces = segments.flatten()
+    row = np.repeat(np.arange(len(segments)), segments.value_lengths())
+    start, length = (pieces.field(n).to_numpy().astype(np.int64) for n in ("start", "length"))
+    if len(start) and (start.min() < 0 or length.min() < 0):
+        raise ValueError("a segment begins or ends before it")
+    begins, text = np.zeros((2, shape[0], shape[1] + 1), np.int64)
+    np.add.at(begins, (row, start), 1)
+    np.add.at(text, (row, start), 1)
+    np.add.at(text, (row, start + length), -1)
+    number, text = (steps.cumsum(1)[:, :-1] for steps in (begins, text))
+    return np.where(text > 0, number, -number)
 
 
 def _flat(table: pa.Table, name: str) -> NDArray[Any]:
@@ -296,8 +330,9 @@ def split_documents(source: Sequences, end_of_text: int) -> Iterator[list[int]]:
     """The documents of packed sequences, across their rows, without the end-of-text tokens."""
     document: list[int] = []
     for rows in source.batches(DOCUMENT_ROWS):
-        for ids, length in zip(rows.tokens.tolist(), rows.lengths.tolist(), strict=True):
-            start = 0
+        for row, real in zip(rows.tokens, rows.is_text, strict=True):
+            ids = row[real].tolist()
+            start, length = 0, len(ids)
             while start < length:
                 try:
                     end = ids.index(end_of_text, start, length)

@@ -14,11 +14,13 @@ class Data:
     """The sequences that a model is trained on: of an artifact, or of one that a study plans.
 
     length: tokens of a sequence. vocab_size: of the tokenizer. vae: the one that made the latents, if any.
+    separate: where documents do not see one another, tokens at whose multiples they begin.
     """
 
     length: int
     vocab_size: int
     vae: TextVAEConfig | None = None
+    separate: int = 0
 
     @property
     def encoder(self) -> TextVAEConfig:

@@ -21,7 +21,7 @@ from cola_cli.models.config import (
 from cola_cli.settings.baseline import BaselineSettings
 from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.prior import PriorSettings
-from cola_cli.settings.training import Mask, Optimizer, Train
+from cola_cli.settings.training import Lora, Mask, Optimizer, Train
 from cola_cli.settings.vae import VAESettings
 
 BACKWARD_TOO = 3  # forward and backward
@@ -37,15 +37,17 @@ HEAD_COPIES = 3  # of the logits at the loss: themselves, their log-softmax, its
 class Cost:
     """What training a model takes.
 
-    parameters: all that are trained. core_parameters: without embeddings and head, as the paper counts and
-    matches models. flops: operations of a step on the global batch. activations: float32 bytes that the
-    backward pass of a micro-batch keeps.
+    parameters: of its networks. core_parameters: without embeddings and head, as the paper counts and
+    matches models. flops: operations of a step on the global batch, adapters left out. activations: float32
+    bytes that the backward pass of a micro-batch keeps. adapters: weights that are trained instead of
+    `parameters`; 0: those are.
     """
 
     parameters: int
     core_parameters: int
     flops: float
     activations: float
+    adapters: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,15 @@ def training_plan(
     """Steps, tokens, operations and memory of a run on one process, `length` tokens a sequence."""
     # weight, gradient and moments; Muon keeps one moment of the matrices, which are nearly everything
     copies = (3 if optim.name == "muon" else 4) + (1 if train.ema_decay else 0) + place.gradients
-    state = cost.parameters * FLOAT * copies
-    kept = cost.parameters * FLOAT * (copies - 1 - place.gradients)  # all but the gradients
+    trained = cost.adapters or cost.parameters
+    state = trained * FLOAT * copies + (cost.parameters * FLOAT if cost.adapters else 0)
+    kept = trained * FLOAT * (copies - 1 - place.gradients)  # all but the gradients
     held = cost.activations * (BF16_SHARE if place.bf16 else 1.0)
     held *= CPU_SLACK if place.device == "cpu" else 1.0
     return {
         "device": place.device,
         "parameters": cost.parameters,
+        **({"adapters": cost.adapters} if cost.adapters else {}),
         "steps": train.steps,
         "tokens": train.steps * train.batch_size * length,
         "flops_per_step": cost.flops,
@@ -125,7 +129,8 @@ def prior_cost(config: PriorConfig, data: Data, settings: PriorSettings) -> Cost
         parameters += data.encoder.parameter_count()
         operations += text_vae_training(data.encoder, rows, data.length, masked)
         activations += text_vae_activations(data.encoder, train, data.length, masked)
-    return Cost(parameters, core, operations, activations)
+    adapters, sums = _adapters(config, settings.lora, train, 2)  # of the clean and the noisy copy
+    return Cost(parameters, core, operations, activations + sums, adapters)
 
 
 def distillation_cost(config: PriorConfig, data: Data, settings: DistillSettings) -> Cost:
@@ -158,12 +163,33 @@ def transformer_cost(config: TransformerConfig, data: Data, settings: BaselineSe
     passed = data.length - 1 if config.causal else data.length
     predicted = passed if config.causal else passed / 2
     pairs = causal_pairs(passed, 1 if config.causal else passed)
+    adapters, sums = _adapters(config, settings.lora, train, 1)
     return Cost(
         parameters=config.parameter_count(),
         core_parameters=config.core_parameter_count(),
         flops=BACKWARD_TOO * train.batch_size * transformer_pass(config, passed, pairs, predicted),
-        activations=transformer_activations(config, train, passed, predicted / passed),
+        activations=transformer_activations(config, train, passed, predicted / passed) + sums,
+        adapters=adapters,
     )
+
+
+def _adapters(
+    config: PriorConfig | TransformerConfig, lora: Lora, train: Train, passes: int
+) -> tuple[int, float]:
+    """Weights of the adapters, and float32 bytes of the sums with them that the backward pass keeps."""
+    if not lora.rank:
+        return 0, 0.0
+    dim, inner = config.dim, config.heads * config.head_dim
+    shapes = [(dim, 3 * inner), (inner, dim)]
+    if lora.targets == "blocks":
+        if isinstance(config, PriorConfig):
+            shapes += [(dim, config.expand_ratio * dim), (config.expand_ratio * dim, dim)]
+        else:
+            shapes += [(dim, 2 * config.ffn_dim), (config.ffn_dim, dim)]
+    sums = sum(columns * rows for columns, rows in shapes)
+    kept = 1 if train.activation_checkpointing else passes * config.layers
+    count = lora.rank * config.layers * sum(columns + rows for columns, rows in shapes)
+    return count, float(FLOAT * kept * sums)
 
 
 def _masked_share(mask: Mask) -> float:

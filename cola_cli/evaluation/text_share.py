@@ -65,5 +65,5 @@ def split_texts(tokens: Tokens, split: str) -> Iterator[str]:
     """The text of every sequence of a split, as the tokenizer decodes it."""
     tokenizer = tokenizer_of(tokens)
     for rows in Sequences(tokens, split).batches(BATCH):
-        for ids, length in zip(rows.tokens, rows.lengths, strict=True):
-            yield tokenizer.decode(ids[:length].tolist())
+        for ids, real in zip(rows.tokens, rows.is_text, strict=True):
+            yield tokenizer.decode(ids[real].tolist())

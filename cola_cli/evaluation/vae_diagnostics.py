@@ -8,10 +8,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from cola_cli.corpus.sequences import Rows
 from cola_cli.errors import InputError
 from cola_cli.evaluation.diagnosis import Diagnosis
 from cola_cli.flow import timesteps
 from cola_cli.flow.path import interpolate, linear_prediction_loss
+from cola_cli.models.attention import apart
 from cola_cli.models.text_vae import TextVAE
 
 NOISE_LEVELS = tuple(round(0.05 * step, 2) for step in range(15))  # t from 0 to 0.7
@@ -20,8 +22,8 @@ ACTIVE_VARIANCE = 0.01  # of the posterior mean over the data; a channel above i
 
 
 @torch.inference_mode()
-def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]]) -> Diagnosis:
-    """The diagnosis over batches of (ids (B, L), lengths (B,)); padding is not counted.
+def diagnose(vae: TextVAE, batches: Iterable[Rows]) -> Diagnosis:
+    """The diagnosis over batches of sequences; padding is not counted.
 
     Raises InputError when there is no token, FloatingPointError when the posterior is not finite or its means
     are all zero.
@@ -32,13 +34,17 @@ def diagnose(vae: TextVAE, batches: Iterable[tuple[Tensor, Tensor]]) -> Diagnosi
     variances: list[Tensor] = []
     right = dict.fromkeys(NOISE_LEVELS, 0)
     tokens = 0
-    for ids, lengths in batches:
-        posterior = vae.encode(ids)
-        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, L)
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(ids.device)
+    for rows in batches:
+        ids, real = torch.from_numpy(rows.tokens), torch.from_numpy(rows.is_text)  # (B, L)
+        attend = None
+        if rows.pieces is not None:
+            pieces = torch.from_numpy(rows.pieces[:, ::patch]).abs()
+            attend = apart(pieces, vae.config.block_size)
+        posterior = vae.encode(ids, None, attend)
+        noise = torch.randn(posterior.mean.shape, generator=generator)
         for t in NOISE_LEVELS:
             z = interpolate(posterior.mean, noise, torch.tensor(t))
-            found = vae.decode(vae.to_prior(z)).argmax(-1)
+            found = vae.decode(vae.to_prior(z), None, attend).argmax(-1)
             right[t] += int(((found == ids) & real).sum())
         tokens += int(real.sum())
         whole = real.unflatten(1, (-1, patch)).any(-1)  # latents of at least one token

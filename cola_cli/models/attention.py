@@ -44,21 +44,36 @@ def clean_and_noisy_mask(
     return torch.where(noisy[:, None], own | earlier, upto)
 
 
+def within_pieces(mask: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    """The mask (q, k) of whom queries see, without keys of other pieces: (B, 1, q, k).
+
+    queries (B, q) and keys (B, k): which piece each is of.
+    """
+    return mask & (queries[:, None, :, None] == keys[:, None, None, :])
+
+
 class BlockCausal:
     """Attention of consecutive positions, bidirectional within a block, causal across blocks.
 
-    Each of the first `causal` positions sees none after it.
+    Each of the first `causal` positions sees none after it. pieces (B, n): positions see those of their piece
+    alone.
     """
 
     def __init__(
-        self, length: int, block_size: int, device: torch.device | str = "cpu", causal: int = 0
+        self,
+        length: int,
+        block_size: int,
+        device: torch.device | str = "cpu",
+        causal: int = 0,
+        pieces: Tensor | None = None,
     ) -> None:
-        self._causal = block_size == 1
-        single_block = length <= block_size and not causal
+        self._causal = block_size == 1 and pieces is None
+        single_block = length <= block_size and not causal and pieces is None
         self._mask: Tensor | None = None
         if not (self._causal or single_block):
-            self._mask = block_causal_mask(length, length, block_size, device)
-            self._mask[:causal].tril_()
+            mask = block_causal_mask(length, length, block_size, device)
+            mask[:causal].tril_()
+            self._mask = mask if pieces is None else within_pieces(mask, pieces, pieces)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (B, H, n, head_dim) -> (B, H, n, head_dim)."""
@@ -67,18 +82,33 @@ class BlockCausal:
         )
 
 
+def apart(pieces: Tensor | None, block_size: int) -> Attend | None:
+    """Block-causal attention within pieces (B, n); None without any: a network's usual attention."""
+    if pieces is None:
+        return None
+    return BlockCausal(pieces.shape[1], block_size, pieces.device, pieces=pieces)
+
+
 class CleanCopy:
-    """Block-causal attention of the clean copy in training.
+    """Block-causal attention of the clean copy in training, within pieces (B, n >= length) if there are.
 
     Queries go `CHUNK` or so at a time, each chunk with the keys up to its end, so that little of what the
     rule forbids is computed.
     """
 
-    def __init__(self, length: int, block_size: int, device: torch.device | str = "cpu") -> None:
-        self._chunks = [
-            (start, stop, block_causal_mask(stop - start, stop, block_size, device))
-            for start, stop in _chunks(length, block_size)
-        ]
+    def __init__(
+        self,
+        length: int,
+        block_size: int,
+        device: torch.device | str = "cpu",
+        pieces: Tensor | None = None,
+    ) -> None:
+        self._chunks = []
+        for start, stop in _chunks(length, block_size):
+            mask = block_causal_mask(stop - start, stop, block_size, device)
+            if pieces is not None:
+                mask = within_pieces(mask, pieces[:, start:stop], pieces[:, :stop])
+            self._chunks.append((start, stop, mask))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (B, H, L - b, head_dim) -> the same shape."""
@@ -94,7 +124,10 @@ class CleanCopy:
 
 
 class NoisyCopy:
-    """Attention of the noisy copy in training: earlier clean blocks and the own noisy block."""
+    """Attention of the noisy copy in training: earlier clean blocks and the own noisy block.
+
+    pieces (B, L): which see those of their piece alone; None: all.
+    """
 
     def __init__(
         self,
@@ -102,6 +135,7 @@ class NoisyCopy:
         length: int,
         block_size: int,
         device: torch.device | str = "cpu",
+        pieces: Tensor | None = None,
     ) -> None:
         self._clean = clean  # keys and values of the clean copy, by layer
         clean_length = earlier_length(length, block_size)
@@ -111,6 +145,9 @@ class NoisyCopy:
             history = earlier_length(stop, block_size)
             own = slice(clean_length + start, clean_length + stop)
             part = torch.cat((mask[start:stop, :history], mask[start:stop, own]), 1)
+            if pieces is not None:
+                keys = torch.cat((pieces[:, :history], pieces[:, start:stop]), 1)
+                part = within_pieces(part, pieces[:, start:stop], keys)
             self._chunks.append((start, stop, history, part))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

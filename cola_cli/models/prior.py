@@ -265,18 +265,20 @@ class Prior(nn.Module):
         times = times.repeat_interleave(z_t.shape[1] // times.shape[1], 1).unsqueeze(-1)
         return self.to_velocity(output, z_t, times)
 
-    def teacher_forced(self, z0: Tensor, block_size: int, copies: int = 1) -> View:
+    def teacher_forced(
+        self, z0: Tensor, block_size: int, copies: int = 1, pieces: Tensor | None = None
+    ) -> View:
         """The noisy blocks of a whole sequence, which see themselves and the clean latents before.
 
         z0 (B, N, d), each sequence with so many noisy copies, one row after another. Cola DLM paper, figure
         1: positions [clean without its last block | noisy], shared numbers. The clean copy goes first, as a
-        block-causal pass at t = 0.
+        block-causal pass at t = 0. pieces (B, N): positions see those of their piece alone.
         """
-        _, history = self.clean_copy(z0, block_size)
-        return self.noisy_copies(history, z0, block_size, copies)
+        _, history = self.clean_copy(z0, block_size, pieces=pieces)
+        return self.noisy_copies(history, z0, block_size, copies, pieces)
 
     def clean_copy(
-        self, z0: Tensor, block_size: int, whole: bool = False
+        self, z0: Tensor, block_size: int, whole: bool = False, pieces: Tensor | None = None
     ) -> tuple[Tensor | None, History]:
         """What the blocks of z0 (B, N, d) but the last one are remembered by, see `remember`."""
         device = z0.device
@@ -285,18 +287,26 @@ class Prior(nn.Module):
         return self.remember(
             z0[:, :clean],
             self.modulation(torch.zeros(1, device=device)),
-            self.view(torch.arange(clean, device=device), CleanCopy(clean, own, device)),
+            self.view(torch.arange(clean, device=device), CleanCopy(clean, own, device, pieces)),
             whole,
         )
 
-    def noisy_copies(self, history: History, z0: Tensor, block_size: int, copies: int) -> View:
+    def noisy_copies(
+        self,
+        history: History,
+        z0: Tensor,
+        block_size: int,
+        copies: int,
+        pieces: Tensor | None = None,
+    ) -> View:
         """The noisy blocks behind the `history` of z0, see `teacher_forced`."""
         length, device = z0.shape[1], z0.device
         if copies > 1:
             history = [
                 (k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)) for k, v in history
             ]
-        attend = NoisyCopy(history, length, block_size, device)
+            pieces = None if pieces is None else pieces.repeat_interleave(copies, 0)
+        attend = NoisyCopy(history, length, block_size, device, pieces)
         return self.view(torch.arange(length, device=device), attend)
 
     def forward(

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from cola_cli.models.config import TransformerShape
 from cola_cli.settings.fields import Settings
-from cola_cli.settings.training import Optimizer, Train
+from cola_cli.settings.training import Lora, Optimizer, Train
 
 
 class Masking(Settings):
@@ -25,5 +25,6 @@ class BaselineSettings(Settings):
 
     model: TransformerShape = TransformerShape()
     masking: Masking = Masking()
+    lora: Lora = Lora()
     optim: Optimizer = Optimizer()
     train: Train = Train()

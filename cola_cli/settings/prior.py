@@ -10,7 +10,7 @@ from pydantic import Field
 from cola_cli.models.config import PriorShape, later
 from cola_cli.settings.fields import Settings, runtime
 from cola_cli.settings.sample import Sampling
-from cola_cli.settings.training import Mask, Optimizer, Train
+from cola_cli.settings.training import Lora, Mask, Optimizer, Train
 
 
 class Timesteps(Settings):
@@ -151,6 +151,7 @@ class PriorSettings(Settings):
     loss: Loss = Loss()
     mask: Mask = Mask()
     joint: Joint = Joint()
+    lora: Lora = Lora()
     optim: Optimizer = Optimizer()
     sampling: SamplingDefaults = Field(
         default=SamplingDefaults(), description="Defaults of `cola sample` for this prior."

@@ -33,6 +33,13 @@ class TokenizeSettings(Settings):
         False,
         description="Records are conversations, one a sequence, of which models learn the answers.",
     )
+    separate: int = later(
+        0,
+        ge=0,
+        le=1 << 20,
+        description="Documents, or conversations, share a sequence without seeing one another, and begin at"
+        " multiples of so many tokens: of a prior's block. 0: documents see those before them.",
+    )
     chat_template: str | None = later(
         None,
         description="Jinja template of conversations. Unset: the one beside the tokenizer, else a plain one.",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from cola_cli.models.config import later
 from cola_cli.settings.fields import Settings, runtime, timeout_of_ranks
 
 
@@ -115,6 +116,20 @@ class Train(Settings):
         if self.micro_batch > self.batch_size:
             raise ValueError("train.micro_batch is larger than train.batch_size")
         return self
+
+
+class Lora(Settings):
+    """Low-rank adapters (LoRA) of a model that `--from` names: only they are trained."""
+
+    rank: int = later(
+        0, ge=0, le=1 << 14, description="Rank of the adapters. 0: none, all weights are trained."
+    )
+    alpha: float = later(16.0, gt=0, description="Adapters count alpha / rank times.")
+    targets: Literal["attention", "blocks"] = later(
+        "blocks",
+        description="Which linear layers of the blocks have one: those of attention, or of the feed-forward"
+        " layers as well.",
+    )
 
 
 class Mask(Settings):

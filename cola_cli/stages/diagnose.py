@@ -22,8 +22,6 @@ def diagnose_vae(
     Raises InputError when there is no VAE, its vocabulary is too small, or its posterior is not finite.
     """
     prepare_torch(threads)
-    import torch
-
     from cola_cli.corpus.sequences import Sequences
     from cola_cli.evaluation.vae_diagnostics import diagnose
     from cola_cli.weights.artifact import load_vae
@@ -37,12 +35,8 @@ def diagnose_vae(
         raise InputError(
             f"{tokens} has a larger vocabulary than {model}.", "Name the tokens it was trained on."
         )
-    batches = (
-        (torch.from_numpy(rows.tokens), torch.from_numpy(rows.lengths))
-        for rows in Sequences(source, split).batches(BATCH, sequences)
-    )
     try:
-        return diagnose(network, batches)
+        return diagnose(network, Sequences(source, split).batches(BATCH, sequences))
     except FloatingPointError as error:
         raise InputError(
             f"{opened.file(WEIGHTS)}: the posterior has means that are all zero, or numbers that are infinite"

@@ -190,11 +190,11 @@ def _encode_part(
             require_sound(rows, path, first, tokens.statistics)
             mean, logvar = _posterior(rows, vae, settings, device)
             _require_finite(mean, logvar, path, first)
-            filled = -(-rows.lengths // vae.config.patch_size)  # positions that hold any text
             found = zip(forms.values(), (mean, logvar), strict=True)
             blobs = [(form, form.encode(values)) for form, values in found]
             mean, logvar = (form.decode(blob, *shape) for form, blob in blobs)  # as it is read back
-            sums.add(mean, logvar, np.arange(mean.shape[1]) < filled[:, None])
+            # positions that hold any text
+            sums.add(mean, logvar, rows.is_text[:, :: vae.config.patch_size])
             first += len(group)
             columns = [*group.columns, *(blob_column(blob) for _, blob in blobs)]
             to.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
@@ -224,12 +224,18 @@ def _posterior(
     """Mean and log-variance of some sequences, each (B, N, d) float16."""
     import torch
 
+    from cola_cli.models.attention import apart
+    from cola_cli.training.objectives.objective import drawn_pieces
+
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
     means, logvars = [], []
     for start in range(0, len(rows), settings.batch_size):
-        ids = torch.from_numpy(rows.tokens[start : start + settings.batch_size]).to(device)
+        some = rows.take(slice(start, start + settings.batch_size))
+        ids = torch.from_numpy(some.tokens).to(device)
+        drawn = drawn_pieces(some, vae.config.patch_size)
+        pieces = torch.from_numpy(drawn["pieces"]).to(device) if drawn else None
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            posterior = vae.encode(ids)
+            posterior = vae.encode(ids, None, apart(pieces, vae.config.block_size))
         means.append(posterior.mean.half().cpu().numpy())
         logvars.append(posterior.logvar.half().cpu().numpy())
     return np.concatenate(means), np.concatenate(logvars)
@@ -303,6 +309,7 @@ def _statistics(path: Path, tokens: Tokens, shape: tuple[int, int]) -> LatentsSt
         pad_id=packed.pad_id,
         end_of_text_id=packed.end_of_text_id,
         chat_template=packed.chat_template,
+        separate=packed.separate,
     )
 
 

@@ -32,7 +32,7 @@ from cola_cli.corpus.additions import ancestors, grown
 from cola_cli.corpus.chats import REMEDY, MalformedChat, template_beside, template_of
 from cola_cli.corpus.chunks import Chunk, Text, read_chunks, training_sample
 from cola_cli.corpus.documents import ChangedFile
-from cola_cli.corpus.packing import PackedRow, pack, write_rows
+from cola_cli.corpus.packing import PackedRow, pack, separated, write_rows
 from cola_cli.corpus.parallel import run_all
 from cola_cli.corpus.sources import Corpus, find_corpus
 from cola_cli.corpus.survey import (
@@ -339,6 +339,7 @@ def _tokenize_chunk(
     """Write the training part and the validation part of one chunk."""
     file = (directory / TOKENIZER).stat()
     tokenizer = _loaded(directory / TOKENIZER, settings.end_of_text, file.st_size, file.st_mtime_ns)
+    packing = settings.seq_len, tokenizer.end_of_text_id
     for offset, split in enumerate(SPLITS):
         documents = [d for d in chunk.documents if d.validation == (split == "validation")]
         lost, rejects = 0, 0
@@ -355,17 +356,26 @@ def _tokenize_chunk(
                     lost += tokenizer.lost(document.text, tokens)
                 yield document.number, tokens
 
-        rows = pack(numbered(), settings.seq_len, tokenizer.end_of_text_id)
+        rows: Iterator[PackedRow] = pack(numbered(), *packing)
+        if settings.separate:  # each has rows of its own at first
+            rows = (row for one in numbered() for row in pack([one], *packing))
         if settings.chat:
             made = [(d, row) for d in documents if (row := _conversation(d, tokenizer, settings))]
             rejects, documents = len(documents) - len(made), [d for d, _ in made]
             rows = (row for _, row in made)
             if not tokenizer.keeps_all_text:
                 lost = sum(tokenizer.lost(d.text, tokenizer.encode(d.text)) for d in documents)
+        if settings.separate:
+            rows = separated(rows, settings.seq_len, settings.separate)
         index = 2 * chunk.index + offset
         with write_part(directory, index, identity, chunk.first, shared=shared) as part:
             part.rows, part.tokens = write_rows(
-                part.path, rows, settings.seq_len, tokenizer.pad_id, settings.chat
+                part.path,
+                rows,
+                settings.seq_len,
+                tokenizer.pad_id,
+                settings.chat,
+                settings.separate > 0,
             )
             part.statistics = {
                 "split": split,
@@ -417,7 +427,7 @@ def _statistics(
             rows=sum(record.rows for record, _ in own),
             tokens=sum(record.tokens for record, _ in own),
         )
-    if splits["train"].tokens < (1 if settings.chat else settings.seq_len):
+    if splits["train"].tokens < (1 if settings.chat or settings.separate else settings.seq_len):
         raise InputError(
             f"the corpus has {splits['train'].tokens} training tokens ({plan}),"
             f" less than one sequence of {settings.seq_len}.",
@@ -442,6 +452,7 @@ def _statistics(
         lost_share=lost / plan.characters if lost else None,
         left_out=left_out or None,
         chat_template=settings.chat_template,
+        separate=settings.separate or None,
     )
 
 

@@ -24,7 +24,7 @@ from cola_cli.machine.threads import (
 )
 from cola_cli.reporting import Silent
 from cola_cli.settings import result_settings
-from cola_cli.settings.training import Train
+from cola_cli.settings.training import Lora, Train
 from cola_cli.stages.extend import Beginning, beginning
 from cola_cli.stages.run import Outcome, Run, up_to_date
 from cola_cli.stages.start import require_latent_space
@@ -32,7 +32,7 @@ from cola_cli.training.loggers import Loggers, find_loggers
 from cola_cli.training.metrics import Watch, unwatched
 from cola_cli.training.schedule import kept_step
 from cola_cli.training.shares import Shares
-from cola_cli.weights.configs import network_files, vae_config
+from cola_cli.weights.configs import ADAPTERS, network_files, vae_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +53,10 @@ def data_of(source: Source) -> Data:
     Raises DamagedArtifact for latents that are not of the shape of their Text VAE's.
     """
     statistics = source.statistics
+    apart = statistics.separate or 0
     if not isinstance(source, Latents):
-        return Data(statistics.seq_len, statistics.vocab_size)
-    data = Data(statistics.seq_len, statistics.vocab_size, vae := vae_config(source))
+        return Data(statistics.seq_len, statistics.vocab_size, None, apart)
+    data = Data(statistics.seq_len, statistics.vocab_size, vae := vae_config(source), apart)
     if (found := statistics.latent_shape) != (data.positions, vae.latent_dim):
         raise DamagedArtifact(
             f"{source.path}: latent_shape {found} is not that of its Text VAE,"
@@ -128,6 +129,11 @@ def train(
     source = PACKED[family.reads].open(source_path)
     data = data_of(source)
     config = model_config(family, data, settings)
+    if adapters_of(settings) and start is None:
+        raise UsageError(
+            f"{family.table}.lora.rank: adapters need weights to be adapted.",
+            "Give these with --from, or set lora.rank=0.",
+        )
     output, begin = _opened(family, source, output_path, settings, run, start, extend)
     if output.up_to_date:
         return up_to_date(output)
@@ -152,6 +158,8 @@ def train(
         run.reporter.note(begin.remark)
     cost = family.cost(config, data, settings)
     files = (METRICS, *network_files(*family.trained(settings)))
+    if adapters_of(settings):
+        files = (*files, f"{family.network}/{ADAPTERS}")
     with joined(run.device, settings.train.timeout) as world, ExitStack() as stack:
         plan = training_plan(cost, settings.train, settings.optim, NOWHERE, data.length)
         _require_memory(plan, settings.train, world, data.length)
@@ -300,13 +308,16 @@ def _train(
 
     from cola_cli.corpus.sequences import Sequences
     from cola_cli.training import checkpoints
+    from cola_cli.training.adapters import adapt, merged
     from cola_cli.training.loop import Training
-    from cola_cli.weights.artifact import write_network
+    from cola_cli.weights.artifact import write_network, write_weights
 
     torch.manual_seed(settings.train.seed)
     networks = family.build(config, source, settings)
     if start is not None:
         start.load_into(networks.saved[family.network][0])
+    if lora := adapters_of(settings):
+        adapt(networks.saved[family.network][0], lora)
     training = Training(
         networks.objective,
         settings.train,
@@ -328,8 +339,17 @@ def _train(
     for name, (network, shape) in networks.saved.items():
         state = checkpoints.whole(network.state_dict(), world.leads)
         if writer is not None:
+            if lora and name == family.network:
+                state, adapters = merged(state, lora)
+                write_weights(writer, f"{name}/{ADAPTERS}", adapters)
             _require_finite(name, state)
             write_network(writer, name, state, shape)
+
+
+def adapters_of(settings: Any) -> Lora | None:
+    """The adapters that alone are to be trained, if any."""
+    lora: Lora | None = getattr(settings, "lora", None)
+    return lora if lora and lora.rank else None
 
 
 def _state(place: Path, settings: Any) -> list[str]:

@@ -112,7 +112,7 @@ class Training:
                 self._validate()
                 self._save()
             if self.progress.step < self.train.steps:
-                width = max(min(p.shape) for p in self.parameters if p.ndim == 2)
+                width = max(min(p.shape) for p in self.objective.parameters() if p.ndim == 2)
                 self.monitor.measure_machine(width, self.bf16, self.rows, self.workers)
                 self._train()
             self._saved()
@@ -348,7 +348,7 @@ class Training:
 
     def _tensors(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
         """All that training changes, by its name in a checkpoint."""
-        tensors = {f"model.{n}": p.detach() for n, p in self.objective.named_parameters()}
+        tensors = {f"model.{self._names[p]}": p.detach() for p in self.parameters}
         tensors |= {f"optimizer.{name}": moment for name, moment in moments.items()}
         for parameter, average in zip(self.parameters, self.average.values, strict=False):
             tensors[f"average.{self._names[parameter]}"] = average

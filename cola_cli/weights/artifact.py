@@ -37,9 +37,14 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 def write_network(writer: Writer, name: str, state: dict[str, Tensor], config: Any) -> None:
     """Write the weights and the config of a network."""
-    with writer.file(f"{name}/model.safetensors") as temporary:
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+    write_weights(writer, f"{name}/model.safetensors", state)
     writer.write(f"{name}/config.json", pretty_json(config.document()))
+
+
+def write_weights(writer: Writer, file: str, state: dict[str, Tensor]) -> None:
+    """Write tensors into a file of safetensors."""
+    with writer.file(file) as temporary:
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary)
 
 
 def round_weights(dtype: Precision, *networks: nn.Module) -> None:

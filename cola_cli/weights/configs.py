@@ -12,6 +12,8 @@ from cola_cli.models.config import PriorConfig, Shape, TextVAEConfig, Transforme
 
 VAE, PRIOR, TRANSFORMER = "vae", "prior", "transformer"  # folders of networks in an artifact
 
+ADAPTERS = "adapters.safetensors"  # beside the weights that they are merged into
+
 Config = TypeVar("Config", bound=Shape)
 Precision = Literal["stored", "float32", "bfloat16"]  # of written weights
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from cola_cli.corpus.packing import document_digest, is_validation, pack
+from cola_cli.corpus.packing import document_digest, is_validation, pack, separated, write_rows
+from cola_cli.corpus.sequences import rows_of
 from cola_cli.corpus.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from cola_cli.errors import InputError, UsageError
 
@@ -32,6 +35,41 @@ def test_packing_loses_and_repeats_no_token(documents: list[list[int]], seq_len:
             assert row.tokens[at : at + length] == whole[offset : offset + length]
             at += length
         assert at == len(row.tokens)
+
+
+@given(
+    st.lists(st.lists(st.integers(2, 99), max_size=40), min_size=1, max_size=12),
+    st.integers(1, 20),
+    st.integers(1, 6),
+)
+def test_documents_apart_begin_at_multiples_and_are_told_from_each_other_and_from_padding(
+    documents: list[list[int]], seq_len: int, step: int
+) -> None:
+    alone = (row for one in enumerate(documents) for row in pack([one], seq_len, end_of_text=0))
+    with tempfile.NamedTemporaryFile() as file:
+        path = Path(file.name)
+        made = separated(alone, seq_len, step)
+        count, tokens = write_rows(path, made, seq_len, pad_id=1, chat=False, apart=True)
+        table = pq.read_table(path)
+    rows, whole = rows_of(table, 0), [[*document, 0] for document in documents]
+    assert (len(rows), tokens) == (count, sum(map(len, whole)))
+    assert rows.pieces is not None
+    found: list[list[int]] = [[] for _ in documents]
+    for row, segments in enumerate(table["segments"].to_pylist()):
+        assert rows.pieces[row, 0] == 1
+        for number, piece in enumerate(segments, 1):
+            start, stop = piece["start"], piece["start"] + piece["length"]
+            assert start % step == 0
+            assert set(rows.pieces[row, start:stop]) == {number}
+            after = segments[number]["start"] if number < len(segments) else seq_len
+            assert set(rows.pieces[row, stop:after]) <= {-number}
+            assert set(rows.tokens[row, stop:after]) <= {1}
+            # cut only where it is longer than a sequence
+            assert piece["offset"] % seq_len == 0
+            found[piece["document"]] += rows.tokens[row, start:stop].tolist()
+        assert rows.lengths[row] == stop
+    assert found == whole
+    assert rows.is_text.sum() == tokens
 
 
 def test_the_split_depends_on_the_document_and_seed_alone_and_has_the_share_asked_for() -> None:

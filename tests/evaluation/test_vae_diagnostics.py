@@ -6,9 +6,12 @@ import copy
 import math
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from cola_cli.corpus.sequences import Rows
 from cola_cli.errors import InputError
 from cola_cli.evaluation.vae_diagnostics import NOISE_LEVELS, diagnose
 from cola_cli.report.drawing import drawing
@@ -16,11 +19,15 @@ from cola_cli.report.latents import robustness_chart
 from tests import golden
 
 
+def sequences(ids: Tensor, *lengths: int) -> Rows:
+    return Rows(np.arange(len(ids)), ids.numpy(), np.array(lengths))
+
+
 def test_metrics_follow_their_definitions_and_skip_padding() -> None:
     model = golden.detail_model()
     rows = [golden.detail()[f"vae_encode/{index}/ids"][:8] for index in (1, 2)]
     ids = torch.stack(rows)
-    found = diagnose(model.vae, [(ids, torch.tensor([8, 4]))])
+    found = diagnose(model.vae, [sequences(ids, 8, 4)])
     posteriors = [model.encode(ids[:1]), model.encode(ids[1:])]
     mean = torch.cat([posteriors[0].mean[0], posteriors[1].mean[0, :4]]).double()
     variance = torch.cat([posteriors[0].logvar[0], posteriors[1].logvar[0, :4]]).double().exp()
@@ -42,7 +49,7 @@ def test_metrics_follow_their_definitions_and_skip_padding() -> None:
 def test_the_flow_loss_of_noise_is_what_a_prior_that_knows_the_means_cannot_predict() -> None:
     model = golden.detail_model()
     ids = golden.detail()["vae_encode/1/ids"][None, :8]
-    found = diagnose(model.vae, [(ids, torch.tensor([8]))])
+    found = diagnose(model.vae, [sequences(ids, 8)])
     assert found.flow_of_noise is not None
     posterior, scale = model.encode(ids), model.vae.config.scaling_factor
     source = torch.Generator().manual_seed(1)
@@ -65,7 +72,7 @@ def test_the_flow_loss_of_noise_is_what_a_prior_that_knows_the_means_cannot_pred
 def test_the_plot_is_a_picture_of_every_noise_level() -> None:
     model = golden.detail_model()
     ids = golden.detail()["vae_encode/1/ids"][None]
-    found = diagnose(model.vae, [(ids, torch.tensor([8]))])
+    found = diagnose(model.vae, [sequences(ids, 8)])
     svg = ElementTree.fromstring(drawing([robustness_chart({"vae": found})]))
     line = next(element for element in svg.iter() if element.tag.endswith("polyline"))
     assert len(line.attrib["points"].split()) == len(NOISE_LEVELS)
@@ -84,4 +91,4 @@ def test_a_posterior_that_says_nothing_is_refused(weight: float) -> None:
             parameter.data.fill_(weight)
     ids = golden.detail()["vae_encode/1/ids"][None]
     with pytest.raises(FloatingPointError):
-        diagnose(vae, [(ids, torch.tensor([8]))])
+        diagnose(vae, [sequences(ids, 8)])

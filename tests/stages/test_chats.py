@@ -11,6 +11,8 @@ import pytest
 from cola_cli.api import LanguageModel, load_any
 from cola_cli.artifacts.kinds import Latents, Tokens
 from cola_cli.corpus.sequences import Sequences
+from cola_cli.errors import UsageError
+from cola_cli.evaluation.text_share import split_texts
 from cola_cli.families import AUTOREGRESSIVE, LLADA, PRIOR, TEXT_VAE, Family
 from cola_cli.serving.chat import Conversation, template_for
 from cola_cli.settings.baseline import BaselineSettings
@@ -63,6 +65,55 @@ def test_the_latents_have_the_mask_of_their_tokens(chats: Path) -> None:
     assert other.response is not None
     np.testing.assert_array_equal(one.response, other.response)
     np.testing.assert_array_equal(one.take([3, 1]).response, one.response[[3, 1]])
+
+
+def separate(chats: Path, folder: Path, step: int) -> None:
+    """Tokens and latents of the same conversations, several in a sequence."""
+    settings = SETTINGS.model_copy(
+        update={
+            "chat_template": CHATML,
+            "seq_len": 256,
+            "validation_fraction": 0.2,
+            "separate": step,
+        }
+    )
+    given = settings, chats / "tokenizer.json"
+    tokenize([str(chats / "chats.jsonl")], folder / "tokens", *given)
+    encode(folder / "tokens", chats / "vae", folder / "latents", EncodeSettings(), CPU)
+
+
+def test_conversations_packed_apart_have_the_latents_that_they_have_alone(
+    chats: Path, tmp_path: Path
+) -> None:
+    separate(chats, tmp_path, 8)
+    alone, packed = (Latents.open(folder / "latents") for folder in (chats, tmp_path))
+    assert packed.statistics.separate == 8
+    assert packed.statistics.tokens == alone.statistics.tokens
+    one = Sequences(alone, "train").read(0, Sequences(alone, "train").count)
+    other = Sequences(packed, "train").read(0, Sequences(packed, "train").count)
+    assert len(other) < len(one) / 2
+    assert other.pieces is not None
+    seen = 0
+    for row, numbers in enumerate(other.pieces):
+        for number in range(1, numbers.max() + 1):
+            mine, length = numbers == number, one.lengths[seen]
+            np.testing.assert_array_equal(other.tokens[row, mine], one.tokens[seen, :length])
+            np.testing.assert_allclose(
+                other.mean[row, mine], one.mean[seen, :length], rtol=2e-3, atol=2e-3
+            )
+            np.testing.assert_array_equal(other.response[row, mine], one.response[seen, :length])
+            seen += 1
+    assert seen == len(one)
+    np.testing.assert_allclose(
+        packed.statistics.channel_mean, alone.statistics.channel_mean, rtol=1e-3, atol=1e-3
+    )
+    texts = [list(split_texts(Tokens.open(f / "tokens"), "train")) for f in (chats, tmp_path)]
+    assert "".join(texts[0]) == "".join(texts[1])
+    settings = prior_settings(steps=2)
+    shape = settings.model.model_copy(update={"block_size": 16})
+    settings = settings.model_copy(update={"model": shape})
+    with pytest.raises(UsageError, match="Tokenize with --separate 16"):
+        train(PRIOR, tmp_path / "latents", tmp_path / "prior", settings, CPU)
 
 
 @pytest.mark.parametrize("family", [PRIOR, LLADA], ids=lambda family: family.command)

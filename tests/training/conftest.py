@@ -64,6 +64,14 @@ def chats(seed: int = 0) -> Rows:
     return dataclasses.replace(rows(seed=seed), response=response)
 
 
+def packed(seed: int = 0) -> Rows:
+    """The sequences of `chats` in pieces that do not see one another, some with padding behind them."""
+    marks = ["111a22222222", "1111111a2222", "1aaa22223ccc"]
+    numbers = {"1": 1, "2": 2, "3": 3, "a": -1, "c": -3}
+    pieces = np.array([[numbers[mark] for mark in row] for row in marks])
+    return dataclasses.replace(chats(seed), pieces=pieces)
+
+
 def vae_objective(**changes: Any) -> TextVAEObjective:
     """Stage 1, float64, random weights."""
     objective = TextVAEObjective(TextVAE(VAE), VAESettings.model_validate(changes), LENGTH)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
+from cola_cli.models.attention import apart
 from cola_cli.models.rotary import wide
 from cola_cli.models.transformer import Transformer
 from cola_cli.training import randomness
@@ -31,13 +32,18 @@ class NextToken(_OverTokens):
     def draw(
         self, rows: Rows, randoms: Sequence[np.random.Generator], step: int, validation: bool
     ) -> list[Draws]:
-        """Tokens, and a weight for each that is predicted."""
-        return [{"tokens": rows.tokens, "target_weight": objectives.learnt_weights(rows)[:, 1:]}]
+        """Tokens, and a weight for each that is predicted: none that begins a document that stands apart."""
+        drawn = objectives.drawn_pieces(rows)
+        weight = objectives.learnt_weights(rows)[:, 1:]
+        if drawn:
+            weight = weight * (np.diff(drawn["pieces"]) == 0)
+        return [drawn | {"tokens": rows.tokens, "target_weight": weight}]
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
         """tokens (B, L), target_weight (B, L - 1) -> the loss, nats a token."""
         tokens, weight = batch["tokens"], batch["target_weight"]
-        logits = self.network(tokens[:, :-1])
+        pieces = batch["pieces"][:, :-1] if "pieces" in batch else None
+        logits = self.network(tokens[:, :-1], None, apart(pieces, 1))
         terms = {"loss": objectives.reconstruction(logits, tokens[:, 1:], weight)}
         if evaluate:
             terms["accuracy"] = ((logits.argmax(-1) == tokens[:, 1:]) * weight).sum()
@@ -70,6 +76,7 @@ class MaskedDiffusion(_OverTokens):
                 "masked_places": np.flatnonzero(masked),
                 "inverse_t": np.broadcast_to(1 / t, masked.shape)[masked],
                 "token_weight": weight,
+                **objectives.drawn_pieces(rows),
             }
         ]
 
@@ -78,7 +85,8 @@ class MaskedDiffusion(_OverTokens):
         places = batch["masked_places"]
         targets = batch["tokens"].flatten()[places]
         weight = batch["token_weight"].flatten()[places]
-        hidden = self.network.hidden(batch["masked_tokens"]).flatten(0, 1)[places]
+        attend = apart(batch.get("pieces"), self.length)
+        hidden = self.network.hidden(batch["masked_tokens"], None, attend).flatten(0, 1)[places]
         logits = wide(self.network.token_out(hidden))  # (masked tokens, V)
         losses = F.cross_entropy(logits, targets, reduction="none")
         terms = {"loss": torch.dot(losses, batch["inverse_t"].to(losses) * weight)}

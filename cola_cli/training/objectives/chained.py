@@ -61,7 +61,8 @@ class Chained(Objective):
         """mean, logvar (B, N, d), tokens (B, N) and draws -> the cross-entropy of the tokens."""
         student, tokens = self.student, batch["tokens"]
         z0, z = begun_blocks(batch, self.to_prior, self.settings.data)
-        hidden = Blocks(student, z0, batch["clean"], self.times)(z, self.levels, None)
+        network = Blocks(student, z0, batch["clean"], self.times, pieces=batch.get("pieces"))
+        hidden = network(z, self.levels, None)
         hidden, own = (
             part.unflatten(1, (-1, student.config.group_size)) for part in (hidden, tokens)
         )

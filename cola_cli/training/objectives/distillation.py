@@ -31,7 +31,7 @@ from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.prior import CleanData
 from cola_cli.training import randomness
 from cola_cli.training.objectives.flow_matching import clean_latents, draw_known
-from cola_cli.training.objectives.objective import Batch, Draws, Objective
+from cola_cli.training.objectives.objective import Batch, Draws, Objective, drawn_pieces
 
 TINY = 1e-6  # of a time
 
@@ -93,9 +93,9 @@ class Distillation(Objective):
         clean = batch["clean"].unsqueeze(-1)
         options = self.settings.teacher
         with torch.no_grad():
-            known = (z0, batch["clean"], self.values)
-            teacher = Blocks(self._teacher[0].to(z0.device), *known, options.guidance)
-        student = Blocks(self.student, *known)
+            known, pieces = (z0, batch["clean"], self.values), batch.get("pieces")
+            teacher = Blocks(self._teacher[0].to(z0.device), *known, options.guidance, pieces)
+        student = Blocks(self.student, *known, pieces=pieces)
         steps = self._steps(teacher, start, clean, 1, options.head_temperature)
         loss, estimate = z0.new_zeros(()), None
         for levels, share in zip(self.levels[:: self._stride], self._shares(), strict=False):
@@ -188,6 +188,7 @@ def draw_blocks(
         "clean": clean,
         "noise": randomness.normal(randoms, positions, channels),
         "z1": randomness.normal(randoms, positions, channels),
+        **drawn_pieces(rows, patch_size),
     }, weight
 
 
@@ -204,11 +205,17 @@ class Blocks:
     """A prior over all blocks of sequences at once, each behind its clean history, guided or not."""
 
     def __init__(
-        self, prior: Prior, z0: Tensor, clean: Tensor, times: Tensor, guidance: float = 1.0
+        self,
+        prior: Prior,
+        z0: Tensor,
+        clean: Tensor,
+        times: Tensor,
+        guidance: float = 1.0,
+        pieces: Tensor | None = None,
     ) -> None:
-        """z0 (B, N, d) is the history; at `clean` (B, N) t is 0; times (count,), 0 first."""
+        """z0 (B, N, d) is the history; at `clean` (B, N) t is 0; times (count,), 0 first; pieces (B, N)."""
         self.prior, self._clean, self.guidance = prior, clean, guidance
-        self._view = prior.teacher_forced(z0, prior.config.block_size)
+        self._view = prior.teacher_forced(z0, prior.config.block_size, pieces=pieces)
         block = torch.arange(prior.config.block_size, device=z0.device)
         self._alone = prior.view(block, BlockCausal(len(block), len(block), z0.device))
         self._modulation = prior.level_modulation(times, clean.long())

@@ -29,7 +29,7 @@ from cola_cli.flow.path import (
     position_times,
     target_velocity,
 )
-from cola_cli.models.attention import earlier_length
+from cola_cli.models.attention import apart, earlier_length
 from cola_cli.models.config import LEVELS, TextVAEConfig
 from cola_cli.models.modulation import LevelModulation, Modulation
 from cola_cli.models.prior import Prior
@@ -220,6 +220,7 @@ class FlowMatching(Objective):
             "logvar": rows.logvar,
             "position_weight": objectives.position_weights(rows, self.patch_size),
             "noise": randomness.normal(randoms, positions, channels),
+            **objectives.drawn_pieces(rows, self.patch_size),
         }
         noisy: Draws = {
             "flow_weight": np.where(clean, np.float32(0), weight),
@@ -251,10 +252,7 @@ class FlowMatching(Objective):
                 "target_weight": noisy["flow_weight"].reshape(-1)[places],
             }
         if settings.loss.next_token and config.prediction == "tokens":
-            ahead = 1 if config.causal_history else block_size
-            next_ = slice(ahead, ahead + earlier_length(positions, block_size))
-            learnt = objectives.learnt_weights(rows)[:, :: self.patch_size]
-            drawn |= {"next_tokens": rows.tokens[:, next_], "next_weight": learnt[:, next_]}
+            drawn |= self._foretold(rows, block_size)
         if self._decoder:
             drawn["tokens"] = rows.tokens
         if settings.data.history_noise and not asked.validation:
@@ -262,6 +260,16 @@ class FlowMatching(Objective):
             drawn["history_time"] = time.astype(np.float32)[:, :, None]  # (B, 1, 1)
             drawn["history_noise"] = randomness.normal(randoms, positions, channels)
         return drawn | {name: _rows_of_copies(value, copies) for name, value in noisy.items()}
+
+    def _foretold(self, rows: Rows, block_size: int) -> Draws:
+        """The tokens that the clean copy is to foretell, and their weights."""
+        ahead = 1 if self.prior.config.causal_history else block_size
+        next_ = slice(ahead, ahead + earlier_length(rows.tokens.shape[1], block_size))
+        weight = objectives.learnt_weights(rows)[:, next_]
+        if rows.pieces is not None:  # nothing foretells another document
+            pieces = np.abs(rows.pieces)
+            weight = weight * (pieces[:, next_] == pieces[:, : weight.shape[1]])
+        return {"next_tokens": rows.tokens[:, next_], "next_weight": weight}
 
     def forward(self, batch: Batch, evaluate: bool = False) -> dict[str, Tensor]:
         """mean, logvar (B, N, d), t (B, N / b) and draws -> the flow-matching loss."""
@@ -287,12 +295,13 @@ class FlowMatching(Objective):
         """L_FM of clean latents `z0`, L_CE of a token head, and what else is asked for; z_t is made from
         `noised`, the same with or without gradient."""
         prior, z0 = self.prior, z0.detach()
+        block, pieces = batch["block_size"], batch.get("pieces")
         copies = len(batch["z1"]) // len(z0)
         seen = z0
         if "history_time" in batch:
             seen = interpolate(z0, batch["history_noise"], batch["history_time"])
-        clean_hidden, history = prior.clean_copy(seen, batch["block_size"], "next_tokens" in batch)
-        view = prior.noisy_copies(history, z0, batch["block_size"], copies)
+        clean_hidden, history = prior.clean_copy(seen, block, "next_tokens" in batch, pieces)
+        view = prior.noisy_copies(history, z0, block, copies, pieces)
         z0, noised = (z.repeat_interleave(copies, 0) for z in (z0, noised))
         t = self._times(batch)  # (B K, N, 1)
         z_t = interpolate(noised, batch["z1"], t)
@@ -328,7 +337,9 @@ class FlowMatching(Objective):
             terms["flow"] = (errors * batch["flow_weight"]).sum()
         if self._decoder:
             decoder = self._decoder[0].to(z0.device)
-            read = decoder.decode(prior.clean_estimate(output, z_t, t))
+            pieces = None if pieces is None else pieces.repeat_interleave(copies, 0)
+            attend = apart(pieces, decoder.config.block_size)
+            read = decoder.decode(prior.clean_estimate(output, z_t, t), None, attend)
             tokens = batch["tokens"].repeat_interleave(copies, 0)
             weight = batch["flow_weight"].repeat_interleave(self.patch_size, 1) / self.patch_size
             terms["decoder"] = objectives.reconstruction(read, tokens, weight)

@@ -62,14 +62,18 @@ def weighted(terms: Tensor, weight: Tensor) -> Tensor:
 
 def token_weights(rows: Rows) -> np.ndarray:
     """1 on the tokens of the text, 0 on the padding, (B, L) float32."""
-    columns = np.arange(rows.tokens.shape[1])
-    return (columns < rows.lengths[:, None]).astype(np.float32)
+    return rows.is_text.astype(np.float32)
 
 
 def learnt_weights(rows: Rows) -> np.ndarray:
     """1 on the tokens that are learnt, of conversations the answers alone, (B, L) float32."""
     weights = token_weights(rows)
     return weights if rows.response is None else weights * rows.response
+
+
+def drawn_pieces(rows: Rows, patch_size: int = 1) -> Draws:
+    """Which document each position is of, (B, N), padding with what it follows; where these are apart."""
+    return {} if rows.pieces is None else {"pieces": np.abs(rows.pieces[:, ::patch_size])}
 
 
 def position_weights(rows: Rows, patch_size: int) -> np.ndarray:

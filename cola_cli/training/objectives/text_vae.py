@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
 from cola_cli.flow import gaussian
+from cola_cli.models.attention import apart
 from cola_cli.models.text_vae import TextVAE
 from cola_cli.settings.training import Mask
 from cola_cli.settings.vae import VAESettings
@@ -64,6 +65,7 @@ class TextVAEObjective(Objective):
             "token_weight": objectives.token_weights(rows),
             "position_weight": objectives.position_weights(rows, config.patch_size),
             "noise": randomness.normal(randoms, positions, config.latent_dim),
+            **objectives.drawn_pieces(rows, config.patch_size),
         }
         drawn |= draw_masks(rows, randoms, self.settings.mask, config.mask_token_id, weight)
         if "masked_tokens" in drawn:
@@ -112,16 +114,18 @@ def encode_and_decode(
     Both copies go through the networks together, the token head only where the loss looks:
     mean, logvar (B, N, d), logits (B, L, V), masked logits (masked tokens, V).
     """
-    tokens, noise = batch["tokens"], batch["noise"]
+    tokens, noise, pieces = batch["tokens"], batch["noise"], batch.get("pieces")
     rows = len(tokens)
     if masked := "masked_tokens" in batch:
         tokens = torch.cat((tokens, batch["masked_tokens"]))
         noise = torch.cat((noise, batch["masked_noise"]))
-    posterior = vae.encode(tokens)
+        pieces = None if pieces is None else pieces.repeat(2, 1)
+    attend = apart(pieces, vae.config.block_size)
+    posterior = vae.encode(tokens, None, attend)
     mean, logvar = posterior.mean, posterior.logvar
     if fix is not None:
         logvar = fix(logvar)
-    hidden = vae.decode_hidden(gaussian.sample(mean, logvar, noise))  # (B, L, D)
+    hidden = vae.decode_hidden(gaussian.sample(mean, logvar, noise), None, attend)  # (B, L, D)
     masked_logits = None
     if masked:
         masked_logits = vae.token_out(hidden[rows:].flatten(0, 1)[batch["masked_places"]])
@@ -138,13 +142,16 @@ def accuracies(
 ) -> dict[str, Tensor]:
     """Share of tokens right from the posterior mean, from the mean with noise, and at masked tokens."""
     tokens, weight = batch["tokens"], batch["token_weight"]
+    attend = apart(batch.get("pieces"), vae.config.block_size)
 
     def share(logits: Tensor, right: Tensor, of: Tensor) -> Tensor:
         return ((logits.argmax(-1) == right) * of).sum()
 
     metrics = {
-        "accuracy": share(vae.decode(mean), tokens, weight),
-        "accuracy_noisy": share(vae.decode(mean + noise * batch["noise"]), tokens, weight),
+        "accuracy": share(vae.decode(mean, None, attend), tokens, weight),
+        "accuracy_noisy": share(
+            vae.decode(mean + noise * batch["noise"], None, attend), tokens, weight
+        ),
     }
     if masked_logits is not None:
         right = masked_targets(batch)
