@@ -178,7 +178,10 @@ def log(
     run: Invocation,
     artifact: Annotated[Path, MODEL, typer.Argument(help="A trained model.")],
     to: Annotated[
-        str, typer.Option("--to", help="tensorboard, or another logger that is installed.")
+        str,
+        typer.Option(
+            "--to", help="tensorboard, wandb, trackio, or another logger that is installed."
+        ),
     ],
 ) -> None:
     """Give the metrics of a finished or running training to a logger.

@@ -120,7 +120,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
         None,
         "--log",
         metavar="NAMES",
-        help="Metrics go to these loggers as well: tensorboard, or others that are installed.",
+        help="Metrics go to these loggers as well: tensorboard, wandb, trackio, or others installed.",
     ),
     "profile": (
         Annotated[

@@ -6,18 +6,26 @@ directory of the artifact and the first step, and returns a Logger.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import importlib.util
+import io
+import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.errors import UsageError
 from cola_cli.reporting import Reporter
 from cola_cli.settings import nearest
 from cola_cli.training.metrics import VALIDATION
 
 GROUP = "cola.loggers"
+PROJECT = "cola"  # of runs at trackers
 
 
 class Logger(Protocol):
@@ -55,6 +63,66 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
+
+
+class Tracker(ABC):
+    """A run of wandb or of trackio, which have one interface; a training that goes on continues its run.
+
+    The run is told by the artifact's place and fingerprint. Steps that it has already are not given again.
+    """
+
+    def __init__(self, artifact: Path, first: int) -> None:
+        """first: not asked, since the tracker knows how far it came."""
+        known = f"{artifact.resolve()} {read_manifest(artifact).fingerprint}"
+        identity = hashlib.sha256(known.encode()).hexdigest()[:16]
+        with redirect_stdout(io.StringIO()):  # both greet there
+            self._run, self._reached, self._end = self.open(artifact, identity)
+
+    @abstractmethod
+    def open(self, artifact: Path, identity: str) -> tuple[Any, int, Callable[[], None]]:
+        """The run, new or continued, the last step that it has, and what ends it."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """All at once, by their names."""
+        if step > self._reached:
+            self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Wait until all is sent."""
+        with redirect_stdout(io.StringIO()):
+            self._end()
+
+
+class Wandb(Tracker):
+    """A run of the project `cola`, or $WANDB_PROJECT; its files are in `wandb/` beside the artifact."""
+
+    def open(self, artifact: Path, identity: str) -> tuple[Any, int, Callable[[], None]]:
+        """As wandb is configured, with WANDB_MODE=offline without a network."""
+        import wandb
+
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=artifact.name,
+            id=identity,
+            dir=artifact.parent,
+            resume="allow",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        return run, run.step - 1, wandb.finish
+
+
+class Trackio(Tracker):
+    """A run of the project `cola`, or $TRACKIO_PROJECT, on this machine; `trackio show` opens the page."""
+
+    def open(self, artifact: Path, identity: str) -> tuple[Any, int, Callable[[], None]]:
+        """trackio tells runs by their names."""
+        import trackio
+
+        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        name = f"{artifact.name}-{identity[:8]}"
+        reached = trackio.SQLiteStorage.get_max_step_for_run(project, name)
+        run = trackio.init(project=project, name=name, resume="allow", embed=False)
+        return run, -1 if reached is None else reached, trackio.finish
 
 
 def _wait_for_a_later_second(place: Path) -> None:
@@ -111,13 +179,15 @@ def _maker(name: str) -> MakeLogger:
     if name in found:
         make: MakeLogger = found[name].load()
         return make
-    if name != "tensorboard":
-        raise UsageError(f"there is no logger {name!r}.", nearest(name, ["tensorboard", *found]))
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
+    if name not in OWN:
+        raise UsageError(f"there is no logger {name!r}.", nearest(name, [*OWN, *found]))
+    if importlib.util.find_spec(name) is None:
+        extra = "log" if name == "tensorboard" else name
         raise UsageError(
-            "the logger tensorboard needs the package of its name.",
-            "Install it: pip install 'cola-cli[log]'",
-        ) from None
-    return TensorBoard
+            f"the logger {name} needs the package of its name.",
+            f"Install it: pip install 'cola-cli[{extra}]'",
+        )
+    return OWN[name]
+
+
+OWN: dict[str, MakeLogger] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}

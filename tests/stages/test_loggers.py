@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,9 @@ def column(artifact: Path, name: str) -> list[tuple[int, float]]:
 
 def test_a_run_that_was_interrupted_is_one_curve(made: Path, cola: Run, tmp_path: Path) -> None:
     command = ("train", "ar", made / "tokens", "-o", "ar", *SIZES, *FEW, "--log", "tensorboard")
-    process = subprocess.Popen(
-        cola_command(*command), cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "step 4: validation" in line:
-            process.kill()  # after step 3 was saved and step 4 was logged
-    process.wait()
+    _kill_after(
+        cola_command(*command), "step 4: validation", tmp_path
+    )  # step 3 is saved, 4 is logged
     cola(*command)
     shown = scalars(tmp_path / "tensorboard/ar")
     assert shown["training/loss"] == column(tmp_path / "ar", "loss")
@@ -76,6 +72,54 @@ def test_runs_of_one_second_are_read_in_their_order(
         logger.log(step, {"loss": float(step)})
         logger.close()
     assert scalars(tmp_path / "tensorboard/ar")["training/loss"] == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_run_that_was_interrupted_is_one_run_of_trackio(
+    made: Path, tmp_path: Path, cola: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trackio")
+    shown = (
+        "import json, trackio; (run,) = trackio.Api().runs('cola');"
+        "print(json.dumps(trackio.SQLiteStorage.get_logs('cola', run.name)))"
+    )
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    command = ("train", "ar", made / "tokens", "-o", "ar", *SIZES, *FEW, "--log", "trackio")
+    _kill_after(cola_command(*command), "step 4: validation", tmp_path)
+    again = subprocess.run(cola_command(*command), cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "trackio" not in again.stdout.lower()
+    found = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True)
+    rows = json.loads(found.stdout.splitlines()[-1])
+    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    assert losses == column(tmp_path / "ar", "loss")
+
+
+def test_a_run_that_was_interrupted_is_one_run_of_wandb(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    command = cola_command(
+        "train", "ar", made / "tokens", "-o", "ar", *SIZES, *FEW, "--log", "wandb", "--json"
+    )
+    _kill_after(command, "step 4: validation", tmp_path)
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(again.stdout)
+    assert "left out" not in again.stderr
+    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1  # the id of the run
+    assert all([*folder.glob("run-*.wandb")] for folder in folders)
+
+
+def _kill_after(command: list[str], said: str, folder: Path) -> None:
+    """Run a command, and kill it when it has said something."""
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if said in line:
+            process.kill()
+    process.wait()
 
 
 def test_a_logger_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
