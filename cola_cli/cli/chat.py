@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cola_cli.cli.console import print_json, show_error
+from cola_cli.cli.console import NO_MEMORY, print_json, show_error
 from cola_cli.cli.options import MACHINE, Invocation, Model, command, setting_flags
-from cola_cli.errors import ColaError
+from cola_cli.errors import ColaError, is_out_of_memory
 
 if TYPE_CHECKING:
     from cola_cli.sampling.requests import Generation, Request
@@ -63,8 +63,14 @@ def chat(
                     return
             else:
                 _turn(conversation, line, run)
-        except ColaError as error:  # of one turn; the conversation goes on
-            show_error(error, debug=False)
+        except (
+            ColaError,
+            MemoryError,
+            RuntimeError,
+        ) as error:  # of one turn; the conversation goes on
+            if not isinstance(error, ColaError) and not is_out_of_memory(error):
+                raise
+            show_error(error if isinstance(error, ColaError) else NO_MEMORY, debug=False)
 
 
 def _lines() -> Iterator[str]:
@@ -96,6 +102,8 @@ def _obeyed(conversation: Conversation, line: str, run: Invocation) -> bool:
 def _turn(conversation: Conversation, line: str, run: Invocation) -> None:
     """Continue after a line; the text streams block by block."""
     request = conversation.ask(line)
+    if conversation.forgotten:
+        run.reporter.note(f"(its first {conversation.forgotten:,} tokens no longer fit)")
     shown, generation = 0, None
     if sys.stdout.isatty() and not run.json and (found := _watched(conversation, request)):
         conversation.answer(request, found)

@@ -413,12 +413,9 @@ def _require_apart(given: Mapping[str, Any]) -> None:
 def _flag(table: str, name: str, panel: str | None) -> Any:
     """The declaration of a setting's flag; None means that it was not given."""
     from cola_cli.settings import TABLES
+    from cola_cli.settings.resolve import field_of
 
-    *sections, leaf = name.split(".")
-    model: Any = TABLES[table]
-    for section in sections:
-        model = model.model_fields[section].annotation
-    about = model.model_fields[leaf]
+    about, leaf = field_of(TABLES[table], name), name.rpartition(".")[2]
     kinds = [kind for kind in get_args(about.annotation) if kind is not type(None)]
     kind = kinds[0] if type(None) in get_args(about.annotation) else about.annotation
     default = about.default

@@ -39,6 +39,12 @@ ROLES = {
 # fields of records that say more than the turns do, and would be lost
 UNHEARD = ("system", "tools", "functions", "tool_calls", "documents")
 
+# what a template may end with
+OF_A_PROGRAM = (
+    TemplateError, TypeError, ArithmeticError, LookupError, ValueError, AttributeError, RecursionError,
+    MemoryError,
+)  # fmt: skip
+
 
 class MalformedChat(ValueError):
     """What is wrong with a conversation, to be read after the name of its place."""
@@ -139,7 +145,7 @@ class ChatTemplate:
         said = [message._asdict() for message in messages]
         try:
             return self._template.render(messages=said, add_generation_prompt=ask, eos_token=eos)
-        except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
+        except OF_A_PROGRAM as error:
             raise MalformedChat(f"the chat template refuses it ({reason(error)})") from None
 
     def encode(self, messages: Sequence[Message], tokenizer: TextTokenizer) -> list[int]:
@@ -156,14 +162,16 @@ class ChatTemplate:
         return ids + tokenizer.encode_marked(whole[len(written) :])
 
     def answered(
-        self, messages: Sequence[Message], tokenizer: TextTokenizer
+        self, messages: Sequence[Message], tokenizer: TextTokenizer, most: int | None = None
     ) -> tuple[list[int], list[bool]]:
         """The token ids of a conversation, and which of them are the assistant's: answers with their ends.
 
-        An answer ends with the special token that the template puts behind it, else with end-of-text. Raises
-        MalformedChat as `encode` does, and where the text up to a turn is not what later text begins with.
+        most: tokens after which the rest may be missing, as the template writes all again for every answer.
+        An answer ends with the special token that the template puts behind it, else with end-of-text.
+        Raises MalformedChat as `encode` does, and where the text up to a turn is not what later text begins
+        with.
         """
-        ids, own, _ = self._answered(messages, tokenizer)
+        ids, own, _ = self._answered(messages, tokenizer, most)
         if not any(own):
             raise MalformedChat("the chat template does not write its turns one after another")
         return ids, own
@@ -177,7 +185,7 @@ class ChatTemplate:
         return next(token for token, is_own in zip(ids[::-1], own[::-1], strict=True) if is_own)
 
     def _answered(
-        self, messages: Sequence[Message], tokenizer: TextTokenizer
+        self, messages: Sequence[Message], tokenizer: TextTokenizer, most: int | None = None
     ) -> tuple[list[int], list[bool], str]:
         """Ids up to the last answer, which of them are answers, and the text that they stand for.
 
@@ -188,6 +196,8 @@ class ChatTemplate:
         own: list[bool] = []
         written, eos = "", tokenizer.end_of_text
         for place, message in enumerate(messages):
+            if most is not None and len(ids) > most:
+                break
             if message.role != "assistant":
                 continue
             asked = self.render(messages[:place], eos)
@@ -226,7 +236,12 @@ def template_of(source: str) -> ChatTemplate:
     except TemplateError as error:
         raise InputError(f"the chat template is not one ({reason(error)}).", remedy) from error
     turns = [Message(role, "x") for role in ("user", "assistant", "user")]
-    texts = [template.render(turns[:n], ask=n != 2) for n in (1, 2, 3)]
+    try:
+        texts = [template.render(turns[:n], ask=n != 2) for n in (1, 2, 3)]
+    except (
+        MalformedChat
+    ):  # it may want a message of the system, and will be asked of each conversation
+        return template
     if not all(b.startswith(a) for a, b in itertools.pairwise(texts)):
         raise InputError(
             "the chat template does not write turns one after another, so it cannot be told which tokens are"

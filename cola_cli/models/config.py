@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cola_cli.errors import UsageError
 
@@ -31,29 +31,10 @@ def later(default: Any, **field: Any) -> Any:
     return Field(default=default, json_schema_extra={LATER: True}, **field)
 
 
-class Chosen(BaseModel):
-    """Values that a user chooses: unknown names are refused, values do not change."""
+class Shape(BaseModel):
+    """A set of sizes: unknown names are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_of_its_kind(cls, value: Any, about: ValidationInfo) -> Any:
-        """To Python, true is the number 1."""
-        if cls.model_fields[about.field_name or ""].annotation is not bool and _has_truth(value):
-            raise ValueError("true and false are not numbers")
-        return value
-
-
-def _has_truth(value: Any) -> bool:
-    return (
-        any(map(_has_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
-    )
-
-
-class Shape(Chosen):
-    """A set of sizes."""
-
     # the keys of config.json in the order in which they are written
     KEYS: ClassVar[tuple[str, ...]]
 

@@ -28,7 +28,9 @@ class Conversation:
     def reset(self) -> None:
         """Forget what was said."""
         self._said: list[Message] = []
+        self._asked: list[Message] = []  # the same, with the question that is not answered yet
         self._turns = 0
+        self.forgotten = 0  # tokens at the beginning that the last question leaves no room for
 
     def set(self, name: str, value: str) -> Any:
         """Change a setting of sampling, or with an empty value show it. Raises UsageError."""
@@ -49,18 +51,19 @@ class Conversation:
     def ask(self, line: str) -> Request:
         """The request that continues after a line. Raises UsageError where the template refuses it."""
         tokenizer = self.model.require_tokenizer()
-        self._said.append(Message("user", line))
+        self._asked = [*self._said, Message("user", line)]
         if self.template is None:
-            ids = tokenizer.encode("".join(message.content for message in self._said))
+            ids = tokenizer.encode("".join(message.content for message in self._asked))
         else:
             try:
-                ids = self.template.encode(self._said, tokenizer)
+                ids = self.template.encode(self._asked, tokenizer)
             except MalformedChat as error:
-                self._said.pop()
                 raise UsageError(f"that cannot be said: {error}.", "Say it otherwise.") from None
         room = (self.model.context or MOST_TOKENS) - self.settings.max_new_tokens
+        seen = ids[-max(1, room) :]
+        self.forgotten = len(ids) - len(seen)
         self._turns += 1
-        return Request(self._turns - 1, ids[-max(1, room) :])
+        return Request(self._turns - 1, seen)
 
     def options(self) -> SamplingOptions:
         """The options of the next turn."""
@@ -75,9 +78,9 @@ class Conversation:
         return self.model.require_tokenizer().continuation(request.prompt, generation.ids)
 
     def answer(self, request: Request, generation: Generation) -> None:
-        """Add a continuation to the conversation."""
+        """Add what was asked and its continuation to the conversation."""
         text = self.text(request, generation)
-        self._said.append(Message("assistant", text))
+        self._said = [*self._asked, Message("assistant", text)]
 
 
 def template_for(model: LanguageModel, named: Path | None) -> ChatTemplate | None:

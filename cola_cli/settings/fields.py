@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from cola_cli.models.config import LATER, Chosen
+from cola_cli.models.config import LATER
 
 
-class Settings(Chosen):
-    """Base of every settings model."""
+class Settings(BaseModel):
+    """Base of every settings model: unknown names are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod

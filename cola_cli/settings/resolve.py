@@ -59,6 +59,12 @@ def resolve(
             raise UsageError(
                 f"{source}: the value {shown(value)!r} of {name} is not UTF-8.", "Give it in UTF-8."
             )
+        if _holds_truth(value) and field_of(model, name).annotation is not bool:
+            raise UsageError(
+                f"{source}: setting {name} = {shown(value)} is not possible (true and false are not"
+                " numbers).",
+                "Give another value.",
+            )
         values[name] = (value, source)
 
     for source, tree in [*([recorded] if recorded else []), *_files(table, preset, config)]:
@@ -113,6 +119,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
         close = difflib.get_close_matches(leaf, list(leaves.values()), n=1, cutoff=0.6)
         match = [n for n in names if close and leaves[n] == close[0]][:1]
     return f"Did you mean {match[0]}?" if match else f"Known: {', '.join(names)}."
+
+
+def field_of(model: type[BaseModel], name: str) -> Any:
+    """The field of a setting, by its dotted name."""
+    *sections, leaf = name.split(".")
+    for section in sections:
+        found: Any = model.model_fields[section].annotation
+        model = found
+    return model.model_fields[leaf]
+
+
+def _holds_truth(value: Any) -> bool:
+    """Whether there is a truth value in it, which to Python is a number."""
+    return any(map(_holds_truth, value)) if isinstance(value, list) else isinstance(value, bool)
 
 
 def known_names(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -393,12 +393,12 @@ def _conversation(
 ) -> PackedRow | None:
     """The sequence of a conversation, end-of-text last; None for one that is to be left out."""
     try:
-        ids, own = template_of(settings.chat_template or "").answered(document.chat, tokenizer)
+        template, most = template_of(settings.chat_template or ""), settings.seq_len
+        ids, own = template.answered(document.chat, tokenizer, most)
         if ids[-1] != tokenizer.end_of_text_id:
             ids, own = [*ids, tokenizer.end_of_text_id], [*own, False]
-        if len(ids) > settings.seq_len:
-            most = f"{settings.seq_len:,} of a sequence (--seq-len)"
-            raise MalformedChat(f"it has {len(ids):,} tokens, more than the {most}")
+        if len(ids) > most:
+            raise MalformedChat(f"it has more than the {most:,} tokens of a sequence (--seq-len)")
     except MalformedChat as error:
         if settings.malformed == "skip":
             return None

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from cola_cli.sampling.requests import Generation, Request
+from cola_cli.serving.chat import Conversation
 from tests.conftest import Run
 from tests.stages.terminal import on_a_terminal
 
@@ -42,6 +47,33 @@ def test_a_template_writes_the_conversation(cola: Run, tmp_path: Path) -> None:
     assert first == sampled(cola, tmp_path, "user: Hello\nassistant:", 0)
     text = f"user: Hello\nassistant: {first}\nuser: Again\nassistant:"
     assert second == sampled(cola, tmp_path, text, 1)
+
+
+def test_a_turn_that_fails_is_not_a_part_of_what_was_said(cola: Run, tmp_path: Path) -> None:
+    said = "Tom was\ncaf\udce9\n and then\n"
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # as of most locales
+    done = cola("chat", "demo", "--json", *LIMITS, input=said, env=strict, errors="surrogateescape")
+    first, second = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "is not UTF-8" in done.stderr
+    assert second["text"] == sampled(cola, tmp_path, f"Tom was{first['text']} and then", 1)
+
+
+def test_what_no_longer_fits_is_said_and_what_no_memory_holds_ends_one_turn(
+    cola: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Conversation.stream
+
+    def filled(self: Conversation, request: Request) -> Iterator[tuple[Request, Generation]]:
+        if self.settings.seed == 7:
+            raise MemoryError
+        return stream(self, request)
+
+    monkeypatch.setattr(Conversation, "stream", filled)
+    said = "/seed 7\nTom was\n/seed 0\n" + "a sailor " * 400 + "\n"
+    done = cola("chat", "demo", "--json", *LIMITS[:2], input=said)
+    assert len(done.stdout.splitlines()) == 1
+    assert "there is not enough memory" in done.stderr
+    assert "tokens no longer fit" in done.stderr
 
 
 def test_on_a_terminal_tokens_settle_and_the_text_stays(cola: Run, tmp_path: Path) -> None:

@@ -116,6 +116,51 @@ MALFORMED: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "recursion"),
+        ("{{ 'a' * 10**15 }}", "MemoryError"),
+        ("{{ raise_exception('no system') if messages[0].role != 'system' }}", "no system"),
+        ("{{ messages[0].content.encode('ascii').fromhex('xyz') }}", "fromhex"),
+    ],
+)
+def test_a_template_that_fails_refuses_the_conversation_of_that_line(
+    source: str, why: str, tmp_path: Path
+) -> None:
+    corpus = write(tmp_path / "chats.jsonl", turns("Hi", "Ho"))
+    (tmp_path / "t.jinja").write_text(source)
+    settings = SETTINGS.model_copy(update={"chat_template": read_template(tmp_path / "t.jinja")})
+    with pytest.raises(InputError, match=rf"line 1: the chat template refuses it.*{why}"):
+        tokenize([str(corpus)], tmp_path / "tokens", settings)
+
+
+def test_a_template_may_want_a_message_of_the_system(tmp_path: Path) -> None:
+    source = "{{ raise_exception('no system') if messages[0].role != 'system' }}" + PLAIN
+    system = {"role": "system", "content": "Be kind."}
+    chats = [{"messages": [system, *turns(f"Hi {n}", f"Ho {n}")["messages"]]} for n in range(9)]
+    settings = SETTINGS.model_copy(update={"chat_template": source})
+    made = tokenize([str(write(tmp_path / "chats.jsonl", *chats))], tmp_path / "tokens", settings)
+    assert made.statistics["documents"] == 9
+
+
+def test_a_conversation_of_endless_turns_is_refused_before_all_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = []
+    render = ChatTemplate.render
+
+    def counted(self: ChatTemplate, messages: list[Message], *rest: Any, **more: Any) -> str:
+        rendered.append(len(messages))
+        return render(self, messages, *rest, **more)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    corpus = write(tmp_path / "chats.jsonl", turns(*["Hi", "Ho"] * 5000))
+    with pytest.raises(InputError, match="line 1: it has more than the 64 tokens of a sequence"):
+        tokenize([str(corpus)], tmp_path / "tokens", SETTINGS)
+    assert max(rendered) < 100
+
+
 @pytest.mark.parametrize("why", MALFORMED)
 def test_a_malformed_conversation_is_named_or_left_out_and_counted(
     why: str, tmp_path: Path
@@ -152,7 +197,7 @@ def test_what_only_tokens_show_is_named_or_left_out_and_counted(tmp_path: Path) 
     picky = CHATML + "{% if messages[0].content == 'no' %}{{ raise_exception('never') }}{% endif %}"
     (tmp_path / "chat_template.jinja").write_text(picky)
     cases = {
-        "it has 8": turns("Hi", "long " * 12),
+        "it has more than the 64 tokens": turns("Hi", "long " * 12),
         "a message holds the special token <|im_end|>": turns("Hi", "x<|im_end|>"),
         "the chat template refuses it (never)": turns("no", "x"),
     }
