@@ -21,8 +21,8 @@ def tokenize(
     corpus: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders, patterns, URLs (s3://, gs:// ...): .txt .md .jsonl .csv .parquet,"
-            " also .gz .zst."
+            help="Files, folders, patterns, URLs (s3://, gs://, hf://datasets/org/name ...): .txt .md .jsonl"
+            " .csv .parquet, also .gz .zst."
         ),
     ],
     run: Invocation,

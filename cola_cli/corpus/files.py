@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMATS = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 PACKED = (".gz", ".zst")
 READ_BYTES = 1 << 20
+HUB = "hf://"
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 MANIFEST_START = b'"format": "cola-artifact"'  # within the first bytes of every manifest
 KINDS_SHOWN = 8
@@ -41,6 +42,11 @@ class CorpusFile:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether what has this name never changes: it names a commit of a hub."""
+        return self.name.startswith(HUB)
 
     def state(self) -> tuple[int, int | None]:
         """Its bytes, and the time of its last change in nanoseconds where that is known."""
@@ -318,6 +324,9 @@ def _behind(url: str, left_out: LeftOut) -> list[CorpusFile]:
     folder, star, _ = address.partition("*")
     folder = folder.rpartition("/")[0] if star else address
     try:
+        if folder.startswith(HUB):
+            given, folder = folder, _pinned(folder)
+            address = folder + address[len(given) :]
         filesystem, base = _filesystem(folder + mark + options)
         info = filesystem.get_file_info(base)
         if info.type == FileType.File:
@@ -350,14 +359,24 @@ def _behind(url: str, left_out: LeftOut) -> list[CorpusFile]:
         left_out.artifacts.update(ours)
         paths = [path for path in paths if not any(path.startswith(f"{own}/") for own in ours)]
     if not star and paths != [base]:
-        others = [path for path in paths if not file_format(path)]
+        card = f"{base}/README.md" if folder.startswith(HUB) else ""  # about the texts, not of them
+        others = [path for path in paths if not file_format(path) or path == card]
         left_out.kinds.update("".join(PurePosixPath(path).suffixes[-2:]) for path in others)
-        paths = [path for path in paths if file_format(path)]
+        paths = [path for path in paths if path not in {*others}]
     scheme = url.partition("://")[0]
     return [
         CorpusFile(path if "://" in path else f"{scheme}://{path}", filesystem, path)
         for path in paths
     ]
+
+
+def _pinned(address: str) -> str:
+    """An address on a Hugging Face hub, with the commit that its revision, or the newest, is now."""
+    from huggingface_hub import HfApi, HfFileSystem
+
+    place = HfFileSystem().resolve_path(address)
+    found = HfApi().repo_info(place.repo_id, repo_type=place.repo_type, revision=place.revision)
+    return HUB + replace(place, revision=found.sha, _raw_revision=found.sha).unresolve()
 
 
 def _is_artifact_behind(filesystem: FileSystem, folder: str) -> bool:

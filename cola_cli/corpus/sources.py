@@ -67,7 +67,11 @@ def describe(file: CorpusFile, known: Any = None) -> dict[str, Any]:
     """Bytes, modification time and SHA-256 of a file; not hashed if its size and time are `known`."""
     try:
         size, modified = file.state()
-        same = isinstance(known, dict) and modified and _is_same(known, size, modified)
+        same = isinstance(known, dict) and (
+            known.get("bytes") == size
+            if file.is_pinned
+            else modified and _is_same(known, size, modified)
+        )
         digest = known["sha256"] if same else file.sha256()
     except Exception as error:
         if isinstance(error, ColaError) or not (file.filesystem or isinstance(error, OSError)):

@@ -1,4 +1,4 @@
-"""A hub on this machine: the part of its HTTP interface that huggingface_hub uses for models."""
+"""A hub on this machine: the part of its HTTP interface that is used for models and data sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -63,9 +64,10 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         for pattern, action in (
-            (r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", self._info),
-            (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self._tree),
-            (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._file),
+            (r"/api/(?:models|datasets)/([^/]+/[^/]+?)(?:/revision/(.+))?", self._info),
+            (r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", self._tree),
+            (r"/api/datasets/([^/]+/[^/]+)/paths-info/([^/]+)", self._paths),
+            (r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._file),
             (r"/api/repos/create", self._create),
             (r"/api/validate-yaml", lambda body: self._json({"errors": [], "warnings": []})),
             (r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", self._modes),
@@ -89,16 +91,24 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound")
         return self._json({"id": repo, "sha": found[0], "siblings": [], "private": False})
 
-    def _tree(self, repo: str, revision: str, body: bytes) -> None:
+    def _tree(self, repo: str, revision: str, folder: str | None, body: bytes) -> None:
         found = self.hub.find(repo, revision)
         if found is None:
             return self._refuse(404, "RevisionNotFound")
-        return self._json(
-            [
-                {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
-                for name, data in found[1].items()
-            ]
-        )
+        below = f"{folder}/" if folder else ""
+        folders = {str(p) for name in found[1] for p in PurePosixPath(name).parents} - {"."}
+        names = [name for name in sorted({*found[1], *folders}) if name.startswith(below)]
+        return self._json([_entry(name, found[1]) for name in names])
+
+    def _paths(self, repo: str, revision: str, body: bytes) -> None:
+        found = self.hub.find(repo, revision)
+        if found is None:
+            return self._refuse(404, "RevisionNotFound")
+        asked = json.loads(body)["paths"]
+        there = [
+            name for name in asked if any(f"{one}/".startswith(f"{name}/") for one in found[1])
+        ]
+        return self._json([_entry(name, found[1]) for name in there])
 
     def _file(self, repo: str, revision: str, name: str, body: bytes) -> None:
         found = self.hub.find(repo, revision)
@@ -106,9 +116,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound" if found else "RevisionNotFound")
         data = found[1][name]
         start = 0
-        if wanted := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):
+        if wanted := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start = int(wanted[1])
-        self.send_response(206 if start else 200)
+            data = data[: int(wanted[2] or len(data)) + 1]
+        self.send_response(206 if wanted else 200)
         self.send_header("X-Repo-Commit", found[0])
         self.send_header("ETag", f'"{_oid(data)}"')
         self.send_header("Content-Length", str(len(data) - start))
@@ -185,6 +196,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _entry(name: str, files: dict[str, bytes]) -> dict[str, Any]:
+    """A file, or the folder of this name."""
+    if name not in files:
+        return {"type": "directory", "path": name, "oid": _oid(name.encode())}
+    return {"type": "file", "path": name, "size": len(files[name]), "oid": _oid(files[name])}
 
 
 def _oid(data: bytes) -> str:
