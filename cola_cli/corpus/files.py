@@ -27,6 +27,7 @@ FORMATS = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 PACKED = (".gz", ".zst")
 READ_BYTES = 1 << 20
 HUB = "hf://"
+AT_COMMIT = re.compile(rf"{HUB}[^@]+@[0-9a-f]{{40}}/")
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 MANIFEST_START = b'"format": "cola-artifact"'  # within the first bytes of every manifest
 KINDS_SHOWN = 8
@@ -46,7 +47,7 @@ class CorpusFile:
     @property
     def is_pinned(self) -> bool:
         """Whether what has this name never changes: it names a commit of a hub."""
-        return self.name.startswith(HUB)
+        return AT_COMMIT.match(self.name) is not None
 
     def state(self) -> tuple[int, int | None]:
         """Its bytes, and the time of its last change in nanoseconds where that is known."""
@@ -374,7 +375,9 @@ def _pinned(address: str) -> str:
     """An address on a Hugging Face hub, with the commit that its revision, or the newest, is now."""
     from huggingface_hub import HfApi, HfFileSystem
 
-    place = HfFileSystem().resolve_path(address)
+    place: Any = HfFileSystem().resolve_path(address)
+    if not hasattr(place, "revision"):  # a bucket has no commits
+        return address
     found = HfApi().repo_info(place.repo_id, repo_type=place.repo_type, revision=place.revision)
     return HUB + replace(place, revision=found.sha, _raw_revision=found.sha).unresolve()
 
