@@ -25,7 +25,7 @@ def blocks(objective: Objective) -> list[nn.Module]:
     return [
         block
         for module in objective.modules()
-        if isinstance(module, nn.ModuleList)
+        if type(module) is nn.ModuleList  # that of adapters is a kind of it
         for block in module
     ]
 

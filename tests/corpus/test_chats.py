@@ -113,6 +113,10 @@ MALFORMED: dict[str, Any] = {
         "messages": [*turns("Hi", "Ho")["messages"], {"role": "system", "content": "x"}]
     },
     "it has no response to its last turn": turns("Hi", "Ho", "Hi"),
+    "it has no response to": {"messages": []},
+    "has no response": {"messages": [{"role": "system", "content": "x"}]},
+    "turn 1 is empty": {"prompt": "", "response": "Ho"},
+    "line 7: turn 2 is empty": {"prompt": "Hi", "response": "\u00a0\u2003"},
 }
 
 
@@ -198,13 +202,14 @@ def test_what_only_tokens_show_is_named_or_left_out_and_counted(tmp_path: Path) 
     (tmp_path / "chat_template.jinja").write_text(picky)
     cases = {
         "it has more than the 64 tokens": turns("Hi", "long " * 12),
+        "it has more than the 64 tokens of": turns("longer " * 10, "Ho"),
         "a message holds the special token <|im_end|>": turns("Hi", "x<|im_end|>"),
         "the chat template refuses it (never)": turns("no", "x"),
     }
     settings = SETTINGS.model_copy(update={"validation_fraction": 0.0})
     for why, record in cases.items():
         corpus = write(tmp_path / "chats.jsonl", turns("Hi", "Ho"), record)
-        given = ([str(corpus)], tmp_path / f"tokens {why[:5]}")
+        given = ([str(corpus)], tmp_path / f"tokens {len(why)}")
         with pytest.raises(InputError) as found:
             tokenize(*given, settings, tmp_path / "tokenizer.json")
         assert f"chats.jsonl, line 2: {why}" in str(found.value)
@@ -212,7 +217,10 @@ def test_what_only_tokens_show_is_named_or_left_out_and_counted(tmp_path: Path) 
     skip = settings.model_copy(update={"malformed": "skip"})
     given = ([str(corpus)], tmp_path / "others", skip, tmp_path / "tokenizer.json")
     made = tokenize(*given).statistics
-    assert (made["documents"], made["rejects"], made["bytes"]) == (1, 3, 5)
+    assert (made["documents"], made["rejects"], made["bytes"]) == (1, 4, 5)
+    write(corpus, *cases.values())
+    with pytest.raises(InputError, match="the corpus has 0 training tokens"):
+        tokenize([str(corpus)], tmp_path / "nothing", skip, tmp_path / "tokenizer.json")
 
 
 def test_answers_with_their_ends_are_what_is_learnt() -> None:
