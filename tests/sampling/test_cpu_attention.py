@@ -149,7 +149,7 @@ def test_without_a_compiler_that_works_there_is_none(
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    for name in ("no-such-compiler", str(broken)):
+    for name in ("no-such-compiler", str(broken), '"g++', "g++ \\", " "):
         monkeypatch.setenv("CXX", name)
         cpu_attention.library_function.cache_clear()
         assert cpu_attention.block_attention(torch.empty(1), 16, 64, EPS) is None
@@ -170,6 +170,14 @@ def cache(tmp_path: Path) -> Path:
     directory = tmp_path / "cache"
     directory.mkdir(mode=0o700)
     return directory
+
+
+def test_a_compiler_whose_name_is_not_utf_8_builds_it(
+    compiler: tuple[str, ...], cache: Path, tmp_path: Path
+) -> None:
+    named = tmp_path / os.fsdecode(b"caf\xe9")
+    named.symlink_to(compiler[0])
+    assert cpu_attention.built((str(named), *compiler[1:]), cpu_attention.FLAGS, cache).is_file()
 
 
 def test_it_is_built_once(compiler: tuple[str, ...], cache: Path) -> None:

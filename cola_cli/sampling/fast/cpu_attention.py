@@ -100,10 +100,11 @@ def library_function() -> Callable[..., None] | None:
 
 def find_compiler() -> tuple[str, ...] | None:
     """The compiler's path and its arguments: CXX where it is set, else the usual names."""
+    commands = [["g++"], ["c++"], ["clang++"]]
     if "CXX" in os.environ:
-        commands = [shlex.split(os.environ["CXX"])]
-    else:
-        commands = [["g++"], ["c++"], ["clang++"]]
+        commands = []
+        with contextlib.suppress(ValueError):  # of a quotation that is left open
+            commands = [shlex.split(os.environ["CXX"])]
     for name, *arguments in filter(None, commands):
         if path := shutil.which(name):
             return (path, *arguments)
@@ -173,7 +174,7 @@ def built(compiler: tuple[str, ...], flags: tuple[str, ...], directory: Path) ->
         _processor(),
     )
     digest = hashlib.sha256(
-        SOURCE.read_bytes() + "\n".join(map(str, identity)).encode()
+        SOURCE.read_bytes() + os.fsencode("\n".join(map(str, identity)))
     ).hexdigest()
     library = directory / f"block_attention-{digest[:32]}.so"
     record = library.with_suffix(".sha256")
