@@ -69,5 +69,5 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links of the repository are links of the site: pages lie side by side; other files are not on it."""
-    flat = re.sub(r"\]\((?:\.\./|docs/)+([\w.-]+\.md)", r"](\1", markdown)
+    flat = re.sub(r"\]\((?:\.\./|docs/)+([\w.-]+\.md|charts/)", r"](\1", markdown)
     return re.sub(r"\[([^\]]+)\]\((?!https?:|#|[\w.-]+\.md|charts/)[^)]*\)", r"\1", flat)
