@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
 
 from cola_cli.artifacts.checks import RESTORE, check_file
 from cola_cli.artifacts.manifest import MANIFEST_NAME, Kind, Manifest, PartRecord, read_manifest
-from cola_cli.artifacts.parts import PARTS, read_part_record
+from cola_cli.artifacts.parts import PARTS, read_part_record, record_name
 from cola_cli.errors import DamagedArtifact, InputError
 
 METRICS = "metrics.parquet"
@@ -23,7 +24,7 @@ class Artifact:
         self.manifest = manifest
         self._records = {record.path: record for record in manifest.files}
         self._checked: set[str] = set()
-        self._parts: list[PartRecord] | None = None
+        self._parts: dict[int, PartRecord] = {}
 
     @classmethod
     def open(cls, path: Path | str, kind: Kind | None = None) -> Self:
@@ -62,23 +63,36 @@ class Artifact:
             self._checked.add(name)
         return self.path / name
 
+    @cached_property
+    def part_count(self) -> int:
+        """How many data parts there are; no record is read."""
+        return sum(
+            name.startswith(f"{PARTS}/") and name.endswith(".json") for name in self._records
+        )
+
+    def part(self, index: int) -> PartRecord:
+        """The record of one data part, read and checked on first use."""
+        if index not in self._parts:
+            name = record_name(index)
+            if name not in self._records:
+                raise DamagedArtifact(f"{self.path} has no record of part {index}.", RESTORE)
+            path = self.file(name)
+            record = read_part_record(path)
+            if record.index != index:
+                raise DamagedArtifact(
+                    f"{path} is the record of part {record.index}, not of {index}.", RESTORE
+                )
+            self._parts[index] = record
+        return self._parts[index]
+
     @property
     def parts(self) -> list[PartRecord]:
         """The records of the data parts, in order."""
-        if self._parts is None:
-            names = sorted(n for n in self._records if n.startswith(PARTS) and n.endswith(".json"))
-            self._parts = [read_part_record(self.file(name)) for name in names]
-            for index, (name, record) in enumerate(zip(names, self._parts, strict=True)):
-                if record.index != index:
-                    raise DamagedArtifact(
-                        f"{self.path / name} is the record of part {record.index}, not of {index}.",
-                        RESTORE,
-                    )
-        return self._parts
+        return [self.part(index) for index in range(self.part_count)]
 
     def part_file(self, index: int) -> Path:
         """The path of data part `index`, checked on first use."""
-        return self.file(self.parts[index].file)
+        return self.file(self.part(index).file)
 
 
 def is_artifact(path: Path) -> bool:

@@ -99,7 +99,7 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
         try:
             connection.execute(
                 f'CREATE OR REPLACE VIEW "{schema}".{view} AS'
-                f" SELECT * FROM {reader}({duckdb_list(sorted(found))},"
+                f" SELECT * FROM {reader}({duckdb_list(in_order(found))},"
                 " union_by_name = true, hive_partitioning = false)"
             )
         except duckdb.Error as error:
@@ -122,6 +122,11 @@ def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) 
             f'CREATE VIEW "{schema}".posterior AS'
             f' SELECT * REPLACE ({", ".join(tensors)}) FROM "{schema}".parts'
         )
+
+
+def in_order(files: list[Path]) -> list[Path]:
+    """By number, also where one has more digits than another."""
+    return sorted(files, key=lambda file: (len(file.name), file.name))
 
 
 def latent_shape(manifest: Manifest) -> tuple[int, int] | None:

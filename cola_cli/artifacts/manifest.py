@@ -17,7 +17,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SCRATCH = ".scratch"  # what the makers of an unfinished artifact share; gone when it is finished
 NEW = ".new"  # where the artifact is made that is to replace the one around it
-MANIFEST_LIMIT = 256 << 20  # bytes; about a million parts. More is not a manifest.
+MANIFEST_LIMIT = 256 << 20  # bytes. More is not a manifest.
+PARTS_LIMIT = 800_000  # so that the manifest stays below: a part takes some 300 bytes of it
 DEPTH_LIMIT = 64  # of settings and statistics
 COUNT_LIMIT = 2**63 - 1
 ROWS_LIMIT = 2**31 - 1  # of one part
@@ -178,8 +179,10 @@ class Manifest(_Record):
 
 def signed_json(record: BaseModel) -> bytes:
     """A record as JSON, its `digest` the SHA-256 of the same text with an empty one."""
-    unsigned = record.model_copy(update={"digest": ""}).model_dump(mode="json")
-    return pretty_json(unsigned | {"digest": sha256_bytes(pretty_json(unsigned))})
+    unsigned = pretty_json(record.model_copy(update={"digest": ""}).model_dump(mode="json"))
+    # only a key of the record itself follows a line break and two spaces
+    signed = b'\n  "digest": "%s"' % sha256_bytes(unsigned).encode()
+    return unsigned.replace(b'\n  "digest": ""', signed)
 
 
 def is_signed(record: BaseModel, text: bytes) -> bool:

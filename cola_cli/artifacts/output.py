@@ -28,16 +28,17 @@ from cola_cli.artifacts.manifest import (
     Identity,
     Kind,
     Manifest,
+    PartRecord,
     read_manifest,
     write_manifest,
 )
 from cola_cli.artifacts.origin import published
 from cola_cli.artifacts.parts import (
-    PARTS,
     PartWriter,
     intact_parts,
     read_part_record,
-    recorded_parts,
+    record_name,
+    recorded_indices,
     take_over,
     write_part,
 )
@@ -260,7 +261,13 @@ class Writer:
         """Write data part `index`; see `write_part`."""
         with write_part(self.path, index, self._manifest.identity, source, suffix) as part:
             yield part
-        self.parts[index] = read_part_record(self.path / PARTS / f"{index:05d}.json")
+        self.parts[index] = read_part_record(self.path / record_name(index))
+
+    def recorded(self) -> list[PartRecord]:
+        """The records of all parts that are there now, those of other processes too, in order."""
+        for index in recorded_indices(self.path) - self.parts.keys():
+            self.parts[index] = read_part_record(self.path / record_name(index))
+        return [self.parts[index] for index in sorted(self.parts)]
 
     def take_over(self, old: Artifact) -> None:
         """Have all parts of a finished artifact that are missing here, byte for byte.
@@ -280,9 +287,9 @@ class Writer:
         remove_temporaries(self.path)
         shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
         digests = {name: record.sha256 for name, record in self.kept.items()}
-        for part in recorded_parts(self.path).values():
+        for part in self.recorded():
             digests[part.file] = part.sha256
-            self._own.add(f"{PARTS}/{part.index:05d}.json")
+            self._own.add(record_name(part.index))
         files = []
         for name in sorted(self._own | digests.keys()):
             path = self.path / name

@@ -17,10 +17,12 @@ from cola_cli.artifacts.files import (
     atomic_file,
     refuse_link,
     sha256_file,
+    sync,
     write_atomic,
 )
 from cola_cli.artifacts.lock import STOPPED_SECONDS, Patience, locked
 from cola_cli.artifacts.manifest import (
+    PARTS_LIMIT,
     Identity,
     PartRecord,
     is_signed,
@@ -28,7 +30,7 @@ from cola_cli.artifacts.manifest import (
     signed_json,
 )
 from cola_cli.artifacts.reading import parse_record, read_file
-from cola_cli.errors import DamagedArtifact, OutputConflict, OutputLocked
+from cola_cli.errors import DamagedArtifact, OutputConflict, OutputLocked, UsageError
 
 PARTS = "parts"
 ARTIFACT = "artifact"  # in the statistics of a part: fingerprint of the artifact it was made for
@@ -40,6 +42,11 @@ _PART_OR_RECORD = re.compile(r"\d{5,}\..+")
 def is_part(name: PurePath) -> bool:
     """Whether a name relative to an artifact is that of a part or of the record of one."""
     return name.parts[:-1] == (PARTS,) and bool(_PART_OR_RECORD.fullmatch(name.name))
+
+
+def record_name(index: int) -> str:
+    """The record of a part, relative to its artifact."""
+    return f"{PARTS}/{index:05d}.json"
 
 
 @dataclass
@@ -67,6 +74,7 @@ def write_part(
     make parts of one artifact. Each takes the lock to add a part, and the part is not added when the artifact
     is finished, or raises OutputConflict when it is another one by now.
     """
+    require_few(index + 1)
     file = f"{PARTS}/{index:05d}{suffix}"
     refuse_link(directory / PARTS)
     with contextlib.suppress(_Finished), contextlib.ExitStack() as adding:
@@ -75,6 +83,7 @@ def write_part(
             yield part
             size, digest = temporary.stat().st_size, sha256_file(temporary)
             if shared:
+                sync(temporary)  # the bulk of it while others hold the lock
                 adding.enter_context(_adding(directory, identity))
         record = PartRecord(
             index=index,
@@ -86,7 +95,7 @@ def write_part(
             source=source,
             statistics=part.statistics | {ARTIFACT: identity.fingerprint},
         )
-        write_atomic(directory / PARTS / f"{index:05d}.json", signed_json(record))
+        write_atomic(directory / record_name(index), signed_json(record))
 
 
 def take_over(directory: Path, old: Path, record: PartRecord, identity: Identity) -> None:
@@ -101,7 +110,7 @@ def take_over(directory: Path, old: Path, record: PartRecord, identity: Identity
             shutil.copyfile(old / record.file, temporary)
     own = record.statistics | {ARTIFACT: identity.fingerprint}
     taken = record.model_copy(update={"statistics": own})
-    write_atomic(directory / PARTS / f"{record.index:05d}.json", signed_json(taken))
+    write_atomic(directory / record_name(record.index), signed_json(taken))
 
 
 class _Finished(Exception):
@@ -145,10 +154,25 @@ def read_part_record(path: Path) -> PartRecord:
     return record
 
 
+def recorded_indices(path: Path) -> set[int]:
+    """The parts that have a record, by its name: one listing, whatever they hold."""
+    stems = (file.stem for file in (path / PARTS).glob("*.json") if file.stem.isdecimal())
+    return {int(stem) for stem in stems if record_name(int(stem)) == f"{PARTS}/{stem}.json"}
+
+
 def recorded_parts(path: Path) -> dict[int, PartRecord]:
-    """The part records of an artifact, finished or not, by index."""
-    records = (read_part_record(file) for file in sorted((path / PARTS).glob("*.json")))
-    return {record.index: record for record in records}
+    """The part records of an artifact, finished or not, by index and in order."""
+    indices = sorted(recorded_indices(path))
+    return {index: read_part_record(path / record_name(index)) for index in indices}
+
+
+def require_few(parts: int) -> None:
+    """Raise UsageError for more parts than a manifest can list."""
+    if parts > PARTS_LIMIT:
+        raise UsageError(
+            f"the artifact would have {parts:,} parts or more; a manifest lists {PARTS_LIMIT:,}.",
+            "Make larger ones: --set part_bytes=... of cola tokenize, or --set items_per_part=... of others.",
+        )
 
 
 def belongs(record: PartRecord, fingerprint: str) -> bool:

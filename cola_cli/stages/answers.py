@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cola_cli.artifacts import Output, PartRecord, Writer
-from cola_cli.artifacts.parts import recorded_parts, write_part
+from cola_cli.artifacts.parts import write_part
 from cola_cli.artifacts.rows import PART_SUFFIX, write_rows
 from cola_cli.errors import InputError
 from cola_cli.machine.threads import describe_environment, prepare_torch
@@ -175,6 +175,6 @@ def make_answers(
         run.reporter.stop()
 
     def finish(writer: Writer) -> dict[str, Any]:
-        return statistics([part for _, part in sorted(recorded_parts(writer.path).items())])
+        return statistics(writer.recorded())
 
     return make_artifact(output, environment, run, shard, make, finish)

@@ -19,7 +19,7 @@ from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.files import arrow_file
 from cola_cli.artifacts.kinds import TOKENIZER, Latents, LatentsPart, LatentsStatistics, Tokens
 from cola_cli.artifacts.manifest import read_manifest
-from cola_cli.artifacts.parts import recorded_parts, write_part
+from cola_cli.artifacts.parts import write_part
 from cola_cli.artifacts.tensors import FORMS
 from cola_cli.corpus.additions import ancestors
 from cola_cli.errors import InputError
@@ -86,7 +86,7 @@ def encode(
                 writer.take_over(old)
 
         def make(done: Collection[int], own: Shard) -> None:
-            mine = [part for part in tokens.parts if part.index % own[1] == own[0]]
+            mine = [tokens.part(index) for index in range(own[0], tokens.part_count, own[1])]
             rows = sum(part.rows for part in mine if part.index in done)
             reporter.start("encode", sum(part.rows for part in mine), "sequences", rows)
             for part in mine:
@@ -102,7 +102,7 @@ def encode(
                 source = tokens if name == TOKENIZER else vae_artifact
                 writer.write(name, source.file(name).read_bytes())
             shape = latent_shape(tokens, vae.config)
-            statistics = _statistics(writer.path, tokens, shape)
+            statistics = _statistics(writer, tokens, shape)
             return statistics.model_dump(mode="json", exclude_none=True)
 
         return make_artifact(output, environment, run, shard, make, finish, begin, world)
@@ -280,9 +280,9 @@ class Sums:
         return {f"latent_{name}": np.array(value).tolist() for name, value in vars(self).items()}
 
 
-def _statistics(path: Path, tokens: Tokens, shape: tuple[int, int]) -> LatentsStatistics:
+def _statistics(writer: Writer, tokens: Tokens, shape: tuple[int, int]) -> LatentsStatistics:
     """Totals, and per channel the mean and variance of the means and the mean posterior variance."""
-    records = [record for _, record in sorted(recorded_parts(path).items())]
+    path, records = writer.path, writer.recorded()
     parts = [LatentsPart.of(record.statistics, path / record.file) for record in records]
     positions = sum(part.latent_positions for part in parts)
     mean, square, variance = (

@@ -11,7 +11,7 @@ from cola_cli.artifacts import Output, Writer
 from cola_cli.artifacts.lock import STOPPED_SECONDS, Patience, sharing
 from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
 from cola_cli.artifacts.output import telling_what_is_saved
-from cola_cli.artifacts.parts import recorded_parts
+from cola_cli.artifacts.parts import recorded_indices
 from cola_cli.errors import InputError, OutputLocked, UsageError
 from cola_cli.machine.launcher import launched, launched_shard
 from cola_cli.stages.run import Outcome, Run
@@ -68,11 +68,11 @@ def make_artifact(
         refuse_overwriting(run.overwrite)
         with sharing(output.path), telling_what_is_saved(output.path):
             begin_together(output, environment)
-            make(recorded_parts(output.path).keys(), shard)
+            make(recorded_indices(output.path), shard)
             if world is not None:
                 world.wait()
         if world is None or world.size == 1 or not world.leads:
-            return Outcome(output.path, True, {"parts": len(recorded_parts(output.path))})
+            return Outcome(output.path, True, {"parts": len(recorded_indices(output.path))})
     with output.writing(environment) as writer:
         begin(writer)
         make(writer.parts, WHOLE)

@@ -27,7 +27,7 @@ from cola_cli.artifacts.kinds import (
 )
 from cola_cli.artifacts.lock import Claims, writer_lock
 from cola_cli.artifacts.manifest import Manifest, read_manifest
-from cola_cli.artifacts.parts import recorded_parts, write_part
+from cola_cli.artifacts.parts import require_few, write_part
 from cola_cli.corpus.additions import ancestors, grown
 from cola_cli.corpus.chats import REMEDY, MalformedChat, template_beside, template_of
 from cola_cli.corpus.chunks import Chunk, Text, read_chunks, training_sample
@@ -151,7 +151,7 @@ def tokenize(
 
         def finish(writer: Writer) -> dict[str, Any]:
             plan = read_plan(scratch_of(writer.path, place.identity.fingerprint))
-            statistics = _statistics(writer.path, settings, plan, found.left_out.counts())
+            statistics = _statistics(writer, settings, plan, found.left_out.counts())
             _say(statistics, report)
             return statistics.model_dump(mode="json", exclude_none=True)
 
@@ -270,8 +270,10 @@ def _make_parts(
         plan = _surveyed(pieces, scratch, settings, workers, report, shard)
     if not plan.documents:
         raise InputError(f"the corpus holds no text ({plan}).", "Give files with text in them.")
+    require_few(2 * len(plan.sizes))
     first, stop = (len(plan.sizes) * n // shard[1] for n in (shard[0], shard[0] + 1))
-    missing = [n for n in range(first, stop) if not {2 * n, 2 * n + 1} <= {*done}]
+    there = {*done}
+    missing = [n for n in range(first, stop) if not {2 * n, 2 * n + 1} <= there]
     total, left = sum(plan.sizes[first:stop]), sum(plan.sizes[n] for n in missing)
     report.start("tokenize", total, "B", total - left)
     work = functools.partial(
@@ -413,11 +415,11 @@ def _loaded(path: Path, end_of_text: str | None, size: int, modified: int) -> Te
 
 
 def _statistics(
-    output: Path, settings: TokenizeSettings, plan: Plan, left_out: dict[str, int]
+    writer: Writer, settings: TokenizeSettings, plan: Plan, left_out: dict[str, int]
 ) -> TokensStatistics:
+    output = writer.path
     tokenizer = load_tokenizer(output / TOKENIZER, settings.end_of_text)
-    records = recorded_parts(output).values()
-    parts = [(one, TokensPart.of(one.statistics, output / one.file)) for one in records]
+    parts = [(r, TokensPart.of(r.statistics, output / r.file)) for r in writer.recorded()]
     splits = {}
     for split in SPLITS:
         own = [(record, part) for record, part in parts if part.split == split]
