@@ -319,10 +319,50 @@ class Evaluation(TypedArtifact[EvaluationStatistics]):
     ROW = EvaluationRow
 
 
+class LikelihoodsPart(Record):
+    elbo: float = Field(description="Sum over the texts, nats.")
+    iwae: float | None = Field(description="As elbo; null unless the divergence is exact.")
+
+
+class LikelihoodsStatistics(LikelihoodsPart):
+    texts: Count
+    tokens: Count
+    perplexity_elbo: float = Field(description="exp(-elbo / tokens).")
+    perplexity_iwae: float | None
+
+
+class LatentTerms(Record):
+    text: str
+    posterior: float = Field(description="log q of the latent.")
+    prior: float = Field(description="log p of it after those before.")
+    decoder: float = Field(description="log p of its tokens.")
+    perplexity: float
+
+
+class LikelihoodsRow(Record):
+    text: str
+    tokens: Count
+    elbo: float = Field(description="Nats.")
+    iwae: float | None
+    perplexity_elbo: float
+    perplexity_iwae: float | None
+    latents: list[LatentTerms] = Field(description="The terms of every latent.")
+
+
+class Likelihoods(TypedArtifact[LikelihoodsStatistics]):
+    """Bounds on the likelihood of texts, in their order; of `cola likelihood`."""
+
+    kind = "likelihoods"
+    STATISTICS = LikelihoodsStatistics
+    PART = LikelihoodsPart
+    ROW = LikelihoodsRow
+
+
 PACKED: dict[str, type[Packed[Any]]] = {"tokens": Tokens, "latents": Latents}
 KINDS: dict[str, type[TypedArtifact[Any]]] = {
     **PACKED,
     "model": TrainedModel,
     "samples": Samples,
     "evaluation": Evaluation,
+    "likelihoods": Likelihoods,
 }

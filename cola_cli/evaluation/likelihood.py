@@ -60,7 +60,8 @@ class Likelihood:
         """Mean terms of each latent, and the per-token perplexity exp(posterior - prior - decoder)."""
         terms = {"posterior": self.posterior, "prior": self.prior, "decoder": self.decoder}
         means = {name: term.double().mean(0) for name, term in terms.items()}
-        means["perplexity"] = (means["posterior"] - means["prior"] - means["decoder"]).exp()
+        nats = means["posterior"] - means["prior"] - means["decoder"]
+        means["perplexity"] = nats.clamp(max=700).exp()  # a number in any case
         columns = {name: mean.tolist() for name, mean in means.items()}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

@@ -244,6 +244,7 @@ KEY_METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "vae": ("validation_accuracy", lambda value: f"{percent(value)} reconstructed"),
     "samples": ("prompts", lambda value: f"{count(value)} prompts"),
     "evaluation": ("accuracy", percent),
+    "likelihoods": ("perplexity_elbo", lambda value: f"perplexity {number(value)}"),
 }
 OF_MODELS: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("validation_flow", lambda value: f"flow loss {number(value)}"),

@@ -7,6 +7,7 @@ from cola_cli.settings.distill import DistillSettings
 from cola_cli.settings.encode import EncodeSettings
 from cola_cli.settings.evaluate import EvaluateSettings
 from cola_cli.settings.fields import Settings
+from cola_cli.settings.likelihood import LikelihoodSettings
 from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.settings.tokenize import TokenizeSettings
@@ -22,4 +23,5 @@ TABLES: dict[str, type[Settings]] = {
     "baseline": BaselineSettings,
     "sample": SampleSettings,
     "eval": EvaluateSettings,
+    "likelihood": LikelihoodSettings,
 }

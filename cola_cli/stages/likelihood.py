@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cola_cli.api import Cola
+from cola_cli.artifacts import Writer
+from cola_cli.artifacts.files import sha256_text
+from cola_cli.artifacts.kinds import LikelihoodsPart, LikelihoodsStatistics
+from cola_cli.artifacts.parts import write_part
+from cola_cli.artifacts.rows import PART_SUFFIX, write_rows
 from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import find_files
 from cola_cli.errors import InputError
 from cola_cli.evaluation.likelihood import likelihood, require_bound, response_score
 from cola_cli.flow.likelihood import Divergence
+from cola_cli.machine import interruption
+from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.reporting import Reporter, Silent
+from cola_cli.settings.likelihood import LikelihoodSettings
 from cola_cli.settings.sample import SampleSettings
 from cola_cli.stages.answers import open_model
+from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
+from cola_cli.stages.sample import model_fingerprint
+from cola_cli.stages.shards import WHOLE, Shard, make_artifact
 
 
 def read_texts(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
@@ -86,18 +98,77 @@ def likelihoods(
         found.append(_text_likelihood(model, text, place, prefix, divergence=divergence, **options))
         reporter.advance(1)
     reporter.stop()
-    tokens = sum(row["tokens"] for row in found)
-    exact = divergence == "exact"
-    bounds = {
-        "elbo": sum(row["elbo"] for row in found),
-        "iwae": sum(row["iwae"] for row in found) if exact else None,
-    }
-    if not exact and model.prior.config.has_density:
+    if divergence != "exact" and model.prior.config.has_density:
         reporter.note(
             "elbo is an estimate without bias; for iwae, a bound, give --divergence exact"
         )
-    summary = {"texts": len(found), "tokens": tokens, **bounds, **_perplexities(bounds, tokens)}
-    return summary | {"scores": found}
+    return _summary(len(found), sum(row["tokens"] for row in found), found) | {"scores": found}
+
+
+def likelihoods_to_artifact(
+    model_path: Path,
+    file: Path,
+    output_path: Path,
+    settings: LikelihoodSettings,
+    run: Run | None = None,
+    shard: Shard = WHOLE,
+) -> Outcome:
+    """Score all texts of a corpus file into a likelihoods artifact, after the parts that are there.
+
+    `shard` as in `make_artifact`: (i, n) makes the parts with index = i modulo n.
+    """
+    run = run or Run()
+    texts = list(read_texts(file, settings.text_field))
+    scored = sha256_text(json.dumps([text for text, _ in texts]))
+    inputs = {"model": model_fingerprint(model_path), "texts": scored}
+    reads = (model_path, file)
+    output = open_output(output_path, "likelihoods", "likelihood", settings, inputs, run, reads)
+    if output.up_to_date:
+        return up_to_date(output)
+    environment = describe_environment(prepare_torch(run.threads)) | {"device": run.device}
+    options = settings.model_dump(include={"draws", "steps", "divergence", "seed"})
+
+    def make(done: Collection[int], own: Shard) -> None:
+        model = open_scorer(model_path, run.device)
+        require_bound(model, settings.divergence)
+        size = settings.items_per_part
+        chosen = range(own[0], -(-len(texts) // size), own[1])
+        parts = {index: texts[index * size : (index + 1) * size] for index in chosen}
+        there = sum(len(few) for index, few in parts.items() if index in done)
+        run.reporter.start("score", sum(map(len, parts.values())), "texts", done=there)
+        for index in parts.keys() - {*done}:
+            rows = []
+            for text, place in parts[index]:
+                rows.append({"text": text} | _text_likelihood(model, text, place, None, **options))
+                run.reporter.advance(1)
+                interruption.check()
+            shared = own != WHOLE
+            with write_part(
+                output.place, index, output.identity, suffix=PART_SUFFIX, shared=shared
+            ) as part:
+                write_rows(part.path, rows)
+                part.rows, part.tokens = len(rows), sum(row["tokens"] for row in rows)
+                part.statistics = _bounds(rows)
+        run.reporter.stop()
+
+    def finish(writer: Writer) -> dict[str, Any]:
+        parts = writer.recorded()
+        sums = [LikelihoodsPart.of(part.statistics, output.place).model_dump() for part in parts]
+        tokens = sum(part.tokens for part in parts)
+        return LikelihoodsStatistics(**_summary(len(texts), tokens, sums)).model_dump()
+
+    return make_artifact(output, environment, run, shard, make, finish)
+
+
+def _bounds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Sums of the bounds; an empty one is None where any row has none."""
+    iwae = [row["iwae"] for row in rows]
+    return {"elbo": sum(row["elbo"] for row in rows), "iwae": None if None in iwae else sum(iwae)}
+
+
+def _summary(texts: int, tokens: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    bounds = _bounds(rows)
+    return {"texts": texts, "tokens": tokens, **bounds, **_perplexities(bounds, tokens)}
 
 
 def _text_likelihood(

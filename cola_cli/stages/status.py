@@ -30,6 +30,7 @@ NEXT_OF_WRITERS = 'cola sample {path} --prompt "..."'
 AGAIN = {
     "encode": "cola encode {tokens} --vae {vae}",
     "sample": "cola sample {model}",
+    "likelihood": "cola likelihood {model} --file ...",
 }
 RUNNING, ABANDONED = "running", "abandoned"
 _NAMED = re.compile(r"\{(\w+)\}")

@@ -23,7 +23,7 @@ TABLE_OF = {
     "sample": "sample",
     "eval": "eval",
 }
-LATER = {"distill"}  # stages that the version before did not have
+LATER = {"distill", "likelihood"}  # stages that the version before did not have
 MANIFESTS = {
     path.parent.name: json.loads(path.read_bytes()) for path in sorted(RUN.glob("*/manifest.json"))
 }

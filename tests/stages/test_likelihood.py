@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cola_cli.artifacts.kinds import Likelihoods, LikelihoodsRow, LikelihoodsStatistics
+from cola_cli.artifacts.rows import artifact_rows
 from tests.conftest import Run
 from tests.stages.test_sample import model  # noqa: F401  (a fixture)
 
@@ -54,6 +56,32 @@ def test_a_file_of_texts_and_a_response_are_scored(cola: Run, tmp_path: Path, pr
     assert found["elbo"] == pytest.approx(sum(row["elbo"] for row in found["scores"]))
     answered = cola("likelihood", prior, "--prefix", "the cat", "--text", " sat", *QUICK)
     assert "elbo" in json.loads(answered.stdout)["scores"][0]
+
+
+def test_an_artifact_of_likelihoods_has_the_scores_of_the_command(
+    cola: Run, tmp_path: Path, prior: Path
+) -> None:
+    lines = [json.dumps({"text": text}) for text in ("the cat", "a dog ran", "the cat sat")]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    command = ("likelihood", prior, "--file", "t.jsonl", "--device", "cpu", *QUICK)
+    shown = json.loads(cola(*command).stdout)
+    said = json.loads(cola(*command, "-o", "out", "--set", "items_per_part=2").stdout)
+    made = Likelihoods.open(tmp_path / "out")
+    scores = shown.pop("scores")
+    assert {name: said[name] for name in shown} == pytest.approx(shown)
+    assert made.statistics.model_dump() == pytest.approx(shown)
+    assert list(made.manifest.statistics) == list(LikelihoodsStatistics.model_fields)
+    rows = list(artifact_rows(made))
+    assert [row.pop("text") for row in rows] == ["the cat", "a dog ran", "the cat sat"]
+    assert rows == scores
+    assert list(next(artifact_rows(made))) == list(LikelihoodsRow.model_fields)
+    assert len(made.parts) == 2
+    assert "up to date" in cola(*command[:-2], "-o", "out", "--set", "items_per_part=2").stdout
+    other = ("-o", "out", "--seed", 1)
+    assert "seed: 0 -> 1" in cola(*command[:-1], *other, expect=3).stderr
+    assert (
+        "need --file and -o" in cola("likelihood", prior, "--text", "a", "-o", "b", expect=2).stderr
+    )
 
 
 def test_wrong_uses_of_score_are_named(cola: Run, tmp_path: Path, prior: Path) -> None:

@@ -186,16 +186,21 @@ def test_auto_is_what_the_launcher_says(
         assert "--shard I/N" in raised.value.remedy
 
 
-@pytest.mark.parametrize("stage", ["sample", "eval"])
+@pytest.mark.parametrize("stage", ["sample", "eval", "likelihood"])
 def test_answers_made_in_shards_are_those_of_one_run(cola: Run, tmp_path: Path, stage: str) -> None:
     rows = [
         {"id": n, "prompt": f"Tom was {n}", "ground_truth": "old", "choices": []} for n in range(10)
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sizes = ("--set", "items_per_part=2", "--set", "max_new_tokens=4", "--set", "steps=2")
-    words = {"sample": ("sample",), "eval": ("eval", "run", "--task", "lambada")}[stage]
-    command = (*words, demo_model(), "--prompts", "p.jsonl")
-    command = (*command, *sizes, "--device", "cpu", "--quiet")
+    sizes = ["--set", "items_per_part=2", "--set", "steps=2"]
+    words = {
+        "sample": ("sample", "--prompts", "p.jsonl"),
+        "eval": ("eval", "run", "--task", "lambada", "--prompts", "p.jsonl"),
+        "likelihood": ("likelihood", "--file", "p.jsonl", "--text-field", "prompt"),
+    }[stage]
+    if stage != "likelihood":
+        sizes += ["--set", "max_new_tokens=4"]
+    command = (*words, demo_model(), *sizes, "--device", "cpu", "--quiet")
     cola(*command, "-o", "whole")
     auto = {"COLA_SHARD": "auto", "COLA_SHARDS": "3"}
     for index in (2, 0):
@@ -211,8 +216,8 @@ def test_answers_made_in_shards_are_those_of_one_run(cola: Run, tmp_path: Path, 
     seen = watching.communicate()[0].splitlines()
     assert "complete" in seen[-1]
     assert content(tmp_path / "out") == content(tmp_path / "whole")
-    if stage == "sample":
-        assert "Give -o too" in cola(*command, "--shard", "0/2", expect=2).stderr
+    if stage != "eval":
+        assert "Give" in cola(*command, "--shard", "0/2", expect=2).stderr
 
 
 MAKING = """
