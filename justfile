@@ -101,6 +101,10 @@ bench-neighbour *arguments:
 bench-latents *arguments:
     {{python}} tests/bench/latents.py {{arguments}}
 
+# what an artifact of many parts costs, and a plan for a fleet
+bench-scale *arguments:
+    {{python}} tests/bench/scale.py {{arguments}}
+
 # what latents of fewer bits cost a prior, and their size: just bench-stored LATENTS
 bench-stored *arguments:
     {{python}} tests/bench/stored.py {{arguments}}

@@ -53,7 +53,7 @@ def test_a_hundred_thousand_parts_are_resumed_opened_and_verified(tmp_path: Path
     assert resumed["mb"] < 1000
     opened = scale.step("open", path, PARTS)
     assert opened["result"] == PARTS
-    assert opened["mb"] < 400
+    assert opened["mb"] < 700
     artifact = Artifact.open(path)
     assert [artifact.part(i).index for i in (0, 99_999, 100_000, PARTS - 1)] == [
         0,
@@ -64,7 +64,7 @@ def test_a_hundred_thousand_parts_are_resumed_opened_and_verified(tmp_path: Path
     assert artifact.part_file(PARTS - 1).read_bytes() == scale.DATA
     found = scale.step("verify", path, PARTS)
     assert found["result"] == 0
-    assert found["mb"] < 600
+    assert found["mb"] < 900
     assert scale.step("up to date", path, PARTS)["result"] is True
 
 
