@@ -12,7 +12,7 @@
 #   shards=$(sbatch --parsable pipelines/slurm-shards.sh tokenize "texts/*.jsonl" -o runs/big/tokens)
 #   sbatch --dependency="afterok:$shards" --array=0-0 pipelines/slurm-shards.sh tokenize "texts/*.jsonl" -o runs/big/tokens
 #
-# `encode` (with --gpus=1), `sample -o` and `eval run` the same.
+# `encode` (with --gpus=1), `sample -o`, `eval run` and `likelihood -o` the same.
 set -euo pipefail
 
 exec "${PYTHON:-.venv/bin/python}" -m cola_cli "$@" --shard auto

@@ -99,10 +99,15 @@ def test_one_of_many_parts_is_opened_without_the_others(tmp_path: Path) -> None:
 
 
 def test_more_parts_than_a_manifest_lists_are_refused_before_one_is_made(tmp_path: Path) -> None:
-    scale.fill(tmp_path / "a", 10)
-    scale.resume(tmp_path / "a", 10)
-    size = (tmp_path / "a" / "manifest.json").stat().st_size / 10
-    assert size * PARTS_LIMIT < MANIFEST_LIMIT * 1.5  # of so few parts the rest counts
+    sizes = []
+    for name, parts in (("a", 10), ("b", 60)):
+        scale.fill(tmp_path / name, parts)
+        scale.resume(tmp_path / name, parts)
+        sizes.append((tmp_path / name / "manifest.json").stat().st_size)
+    longer = (
+        2 * len("9") + len("000000") + len("jsonl.zst") - len("parquet")
+    )  # names, bytes, suffix
+    assert ((sizes[1] - sizes[0]) / 50 + longer) * PARTS_LIMIT < MANIFEST_LIMIT
     with (
         pytest.raises(UsageError, match="a manifest lists 800,000"),
         write_part(tmp_path / "a", PARTS_LIMIT, scale.IDENTITY),
