@@ -4,6 +4,7 @@
 # and whether names and things stay the same. Five to fifteen minutes of one core each (docs/results.md has the table).
 #
 #   bash pipelines/recipe.sh [RUN] [CANDIDATE ...]     runs/recipe and all candidates by default; SEED=7, STEPS=3000
+#   bash pipelines/recipe.sh runs/recipe quiet/paper       a candidate on the latents of another VAE
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -21,6 +22,7 @@ settings() { # the flags of a candidate
     paper) echo "model.prediction=velocity model.stagger=0" ;;
     tokens) echo "model.stagger=0" ;;
     stagger) echo "" ;; # the preset's own
+    serial) echo "model.stagger=3" ;; # one position after another
     copies) echo "data.noisy_copies=3" ;;
     block16) echo "model.block_size=16 model.stagger=5 data.noisy_copies=2 sampling.steps=32" ;;
     next-token) echo "model.causal_history=true loss.next_token=0.5" ;;
@@ -38,6 +40,20 @@ settings() { # the flags of a candidate
     esac
 }
 
+vae_settings() { # the flags of a VAE
+    case $1 in
+    vae) echo "loss.beta=1e-3" ;; # the default
+    quiet) echo "loss.beta=1e-5" ;;
+    fixed) echo "loss.posterior=fixed" ;; # log(signal / noise) of 4.5, the paper's
+    narrow) echo "model.latent_dim=4" ;;
+    wide) echo "model.latent_dim=64" ;;
+    *)
+        echo "recipe: unknown VAE $1" >&2
+        exit 2
+        ;;
+    esac
+}
+
 mkdir -p "$run"
 if [ ! -f "$run/stories.txt" ]; then
     "$python" "$root/pipelines/stories.py" "${STORIES:-30000}" 1 > "$run/stories.txt.new"
@@ -46,17 +62,19 @@ if [ ! -f "$run/stories.txt" ]; then
 fi
 common=(--preset tiny --config "${SETTINGS:-$root/pipelines/recipe.toml}")
 "$cola" tokenize "$run/stories.txt" -o "$run/tokens" "${common[@]}"
-"$cola" train vae "$run/tokens" -o "$run/vae" "${common[@]}"
-"$cola" encode "$run/tokens" --vae "$run/vae" -o "$run/latents" "${common[@]}"
-for candidate in "$@"; do
-    model=$run/$candidate-$seed-$steps
+for named in "$@"; do
+    candidate=${named##*/} vae=vae latents=latents
+    [ "$named" = "$candidate" ] || vae=${named%/*} latents=$vae-latents
+    "$cola" train vae "$run/tokens" -o "$run/$vae" "${common[@]}" --set "$(vae_settings "$vae")"
+    "$cola" encode "$run/tokens" --vae "$run/$vae" -o "$run/$latents" "${common[@]}"
+    model=$run/${named/\//-}-$seed-$steps
     train=(--set "train.seed=$seed" --set "train.steps=$steps")
     if [ "$candidate" = ar ]; then
         "$cola" train ar "$run/tokens" -o "$model" "${common[@]}" "${train[@]}"
     else
         for assignment in $(settings "$candidate"); do train+=(--set "$assignment"); done
-        "$cola" train prior "$run/latents" -o "$model" "${common[@]}" "${train[@]}"
+        "$cola" train prior "$run/$latents" -o "$model" "${common[@]}" "${train[@]}"
     fi
     "$cola" sample "$model" --prompts "$run/openings.jsonl" -o "$model-samples" --max-new-tokens "${TOKENS:-112}"
-    echo "$candidate, seed $seed, $steps steps: $("$python" "$root/pipelines/stories.py" judge "$model-samples")"
+    echo "$named, seed $seed, $steps steps: $("$python" "$root/pipelines/stories.py" judge "$model-samples")"
 done
