@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from cola_cli.artifacts.verify import verify
 from cola_cli.weights.names import demo_model
 from tests.conftest import Run
 
-STORIES = Path(__file__).parents[1] / "pipelines" / "stories.py"
+PIPELINES = Path(__file__).parents[1] / "pipelines"
 
 
 def test_the_demo_model_is_whole_and_at_most_25_megabytes() -> None:
@@ -25,7 +26,27 @@ def test_most_sentences_of_the_demo_model_are_by_the_grammar_of_its_stories(cola
     for beginning in beginnings:
         assert beginning in text
     checked = subprocess.run(
-        [sys.executable, STORIES, "check"], input=text, capture_output=True, text=True, check=True
+        [sys.executable, PIPELINES / "stories.py", "check"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     right, _, total, *_ = checked.stdout.split()
     assert int(right) >= int(total) / 2, text
+
+
+def test_the_demo_model_obeys_instructions_that_it_has_not_seen(cola: Run, tmp_path: Path) -> None:
+    script = PIPELINES / "instructions.py"
+    prompts = subprocess.run(
+        [sys.executable, script, "prompts", "12", "5"], capture_output=True, text=True, check=True
+    )
+    (tmp_path / "prompts.jsonl").write_text(prompts.stdout)
+    cola("sample", "demo", "--prompts", "prompts.jsonl", "-o", "answers", "-n", "140", "--quiet")
+    judged = subprocess.run(
+        [sys.executable, script, "judge", tmp_path / "answers"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    obeyed = re.match(r"obeyed ([\d.]+)%", judged.stdout)
+    assert obeyed, judged.stdout
+    assert float(obeyed[1]) >= 80, judged.stdout

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cola_cli.artifacts.manifest import read_manifest, write_manifest
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.serving.chat import Conversation
+from cola_cli.weights.names import demo_model
 from tests.conftest import Run
 from tests.stages.terminal import on_a_terminal
 
 LIMITS = ("-n", "8", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model without its chat template."""
+    place = tmp_path_factory.mktemp("plain") / "model"
+    shutil.copytree(demo_model(), place)
+    manifest = read_manifest(place)
+    statistics = manifest.statistics | {"chat_template": None}
+    write_manifest(place, manifest.model_copy(update={"statistics": statistics}))
+    return place
 
 
 def sampled(cola: Run, tmp_path: Path, text: str, turn: int, *flags: str) -> str:
@@ -25,9 +39,9 @@ def sampled(cola: Run, tmp_path: Path, text: str, turn: int, *flags: str) -> str
     return json.loads(done.stdout.splitlines()[turn])["text"]
 
 
-def test_turns_continue_what_both_have_written(cola: Run, tmp_path: Path) -> None:
+def test_turns_continue_what_both_have_written(cola: Run, plain: Path, tmp_path: Path) -> None:
     said = "Tom was\n/seed 3\n and then\n/sed 3\n/steps 0\n/reset\nTom was\n/quit\nnever read\n"
-    done = cola("chat", "demo", "--json", *LIMITS, input=said)
+    done = cola("chat", plain, "--json", *LIMITS, input=said)
     first, second, third = [json.loads(line) for line in done.stdout.splitlines()]
     assert first["text"] == sampled(cola, tmp_path, "Tom was", 0)
     text = f"Tom was{first['text']} and then"
@@ -49,17 +63,19 @@ def test_a_template_writes_the_conversation(cola: Run, tmp_path: Path) -> None:
     assert second == sampled(cola, tmp_path, text, 1)
 
 
-def test_a_turn_that_fails_is_not_a_part_of_what_was_said(cola: Run, tmp_path: Path) -> None:
+def test_a_turn_that_fails_is_not_a_part_of_what_was_said(
+    cola: Run, plain: Path, tmp_path: Path
+) -> None:
     said = "Tom was\ncaf\udce9\n and then\n"
     strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # as of most locales
-    done = cola("chat", "demo", "--json", *LIMITS, input=said, env=strict, errors="surrogateescape")
+    done = cola("chat", plain, "--json", *LIMITS, input=said, env=strict, errors="surrogateescape")
     first, second = [json.loads(line) for line in done.stdout.splitlines()]
     assert "is not UTF-8" in done.stderr
     assert second["text"] == sampled(cola, tmp_path, f"Tom was{first['text']} and then", 1)
 
 
 def test_what_no_longer_fits_is_said_and_what_no_memory_holds_ends_one_turn(
-    cola: Run, monkeypatch: pytest.MonkeyPatch
+    cola: Run, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = Conversation.stream
 
@@ -70,16 +86,26 @@ def test_what_no_longer_fits_is_said_and_what_no_memory_holds_ends_one_turn(
 
     monkeypatch.setattr(Conversation, "stream", filled)
     said = "/seed 7\nTom was\n/seed 0\n" + "a sailor " * 400 + "\n"
-    done = cola("chat", "demo", "--json", *LIMITS[:2], input=said)
+    done = cola("chat", plain, "--json", *LIMITS[:2], input=said)
     assert len(done.stdout.splitlines()) == 1
     assert "there is not enough memory" in done.stderr
     assert "tokens no longer fit" in done.stderr
 
 
-def test_on_a_terminal_tokens_settle_and_the_text_stays(cola: Run, tmp_path: Path) -> None:
+def test_a_model_that_learnt_conversations_answers_by_its_own_template(
+    cola: Run, tmp_path: Path
+) -> None:
+    done = cola("chat", "demo", "--json", *LIMITS, input="Hello\n")
+    text = "User:\nHello\n\nAssistant:\n"
+    assert json.loads(done.stdout)["text"] == sampled(cola, tmp_path, text, 0)
+
+
+def test_on_a_terminal_tokens_settle_and_the_text_stays(
+    cola: Run, plain: Path, tmp_path: Path
+) -> None:
     """Typed, then left by Ctrl-C."""
     shown, code, _ = on_a_terminal(
-        tmp_path, "chat", "demo", *LIMITS, type_at=("> ", "Tom was\n"), interrupt_at="\r\n\r\n> "
+        tmp_path, "chat", plain, *LIMITS, type_at=("> ", "Tom was\n"), interrupt_at="\r\n\r\n> "
     )
     assert code == 130
     assert "t = 0.50" in shown
