@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The small model that ships with cola: stories from a grammar and the World English Bible, tokens, VAE, latents, prior, and
-# both networks rounded to bf16. Three hours of one core. Stop it and run it again: it goes on.
+# The small model that ships with cola: stories from a grammar and the World English Bible, tokens, VAE, latents, prior, then
+# instructions, and both networks rounded to bf16. Three and a half hours of one core. Stop it and run it again: it goes on.
 #
 #   bash pipelines/demo-model.sh [RUN] [MODEL]      runs/demo-model and RUN/model by default
 #   bash pipelines/demo-model.sh runs/demo-model cola_cli/demo       replaces the one that ships
@@ -38,5 +38,7 @@ if [ "$more" -gt 0 ]; then
         --set "train.steps=$more" --set train.data_seed=1
 fi
 
-"$cola" import "$prior" -o "$model" --dtype bfloat16 # the weights alone, in half the size
+"$cola" import "$prior" -o "$run/stories" --dtype bfloat16 # the weights alone, in half the size
+BASELINE='' bash "$root/pipelines/chat.sh" "$run/chat" "$run/stories"
+"$cola" import "$run/chat/prior" -o "$model" --dtype bfloat16
 "$cola" sample "$model" --prompt "Once upon a time there was" --max-new-tokens 96

@@ -65,8 +65,11 @@ common=(--preset tiny --config "${SETTINGS:-$root/pipelines/recipe.toml}")
 for named in "$@"; do
     candidate=${named##*/} vae=vae latents=latents
     [ "$named" = "$candidate" ] || vae=${named%/*} latents=$vae-latents
-    "$cola" train vae "$run/tokens" -o "$run/$vae" "${common[@]}" --set "$(vae_settings "$vae")"
-    "$cola" encode "$run/tokens" --vae "$run/$vae" -o "$run/$latents" "${common[@]}"
+    if [ "$vae" != "${made:-}" ]; then
+        "$cola" train vae "$run/tokens" -o "$run/$vae" "${common[@]}" --set "$(vae_settings "$vae")"
+        "$cola" encode "$run/tokens" --vae "$run/$vae" -o "$run/$latents" "${common[@]}"
+        made=$vae
+    fi
     model=$run/${named/\//-}-$seed-$steps
     train=(--set "train.seed=$seed" --set "train.steps=$steps")
     if [ "$candidate" = ar ]; then

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from cola_cli.artifacts import Identity
 from cola_cli.artifacts.artifact import is_artifact
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, committed
 from cola_cli.artifacts.manifest import Manifest, read_manifest
-from cola_cli.errors import OutputConflict, UsageError
+from cola_cli.errors import OutputConflict
 from cola_cli.settings.training import Optimizer
 from cola_cli.training.schedule import early_blocks, learning_rate, shared_steps
 
@@ -23,7 +23,7 @@ class Beginning:
     """Where a run begins.
 
     identity: of what it makes. checkpoint: step and place of that of a shorter run that it goes on from, if
-    any. environment: of that run. remark: how the learning rate changes; empty if it does not.
+    any. environment: of that run. remark: what may surprise, such as how the learning rate changes.
     """
 
     identity: Identity
@@ -38,14 +38,13 @@ def beginning(
     """The beginning of the run that is to make `identity` at `path`, where a shorter one may lie.
 
     ways: what else a message advises. Raises OutputConflict when a shorter run lies there and `extend` is
-    not asked for, or when it is and what lies there cannot be extended; UsageError when it is and no run
-    lies there.
+    not asked for, or when it is and what lies there cannot be extended.
     """
     plain = Beginning(identity)
+    first = replace(plain, remark=f"{path} holds no run to extend yet: this one begins." * extend)
     old = read_manifest(path) if is_artifact(path) else None
     if old is None:
-        _require_run(path, extend)
-        return plain
+        return first
     if extend and EXTENDED in old.identity.inputs:
         inputs = identity.inputs | {EXTENDED: old.identity.inputs[EXTENDED]}
         plain = Beginning(identity.model_copy(update={"inputs": inputs}))
@@ -53,8 +52,7 @@ def beginning(
     if old.fingerprint == plain.identity.fingerprint:
         return plain
     if not saved and old.status != "complete":  # it failed before it had anything to go on from
-        _require_run(path, extend)
-        return plain
+        return first
     found = (
         _continued(path, old, plain.identity, optim) if is_longer(old.identity, identity) else None
     )
@@ -71,12 +69,6 @@ def beginning(
             f"Choose another output directory, or give --overwrite to begin again.{ways}",
         )
     return plain
-
-
-def _require_run(path: Path, extend: bool) -> None:
-    """Raise UsageError where a run is to be extended and none is."""
-    if extend:
-        raise UsageError(f"{path} holds no run to extend.", "Leave --extend out to begin one.")
 
 
 def is_longer(old: Identity, new: Identity) -> bool:

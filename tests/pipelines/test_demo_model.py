@@ -28,6 +28,13 @@ def test_the_demo_model_is_made_rounded_and_sampled(tmp_path: Path) -> None:
         "CORPUS": str(tmp_path / "book.txt"),
         "STORIES": "100",
         "MORE": "2",
+        **{
+            "STEPS": "2",
+            "COUNT": "40",
+            "PROMPTS": "2",
+            "NEW": "8",
+            "SEQ_LEN": "1024",
+        },  # of chat.sh
         "SETTINGS": str(tmp_path / "mini.toml"),
         "PYTHONPATH": str(PIPELINES.parent),
         "OMP_NUM_THREADS": "1",
@@ -42,7 +49,7 @@ def test_the_demo_model_is_made_rounded_and_sampled(tmp_path: Path) -> None:
     )
     assert rounded < 0.6 * whole
     again = subprocess.run(make, env=environment, capture_output=True, text=True)
-    assert again.stdout.count("up to date") == 6
+    assert again.stdout.count("up to date") == 11
 
 
 @pytest.mark.slow

@@ -196,20 +196,18 @@ def test_a_longer_run_is_told_of_extend_and_what_cannot_be_extended_of_other_way
     assert not (old / NEW).exists()
 
 
-def test_where_no_run_is_nothing_is_extended_and_nothing_begun(
+def test_where_no_run_is_one_begins_and_says_so(
     told: Callable[..., str], made: Path, tmp_path: Path
 ) -> None:
     command = ["train", "ar", made / "tokens", "-o", tmp_path / "ar", "--device", "cpu", "--extend"]
     command += assignments(of(baseline_settings(), 6))
-    assert "holds no run to extend" in told(*command, expect=2)
-    assert not (tmp_path / "ar").exists()
     output = Output.open(
         tmp_path / "ar", "autoregressive", Identity(stage="a", settings={}, inputs={})
     )
     with pytest.raises(Interrupted), output.writing():
         raise Interrupted(15)  # before anything was saved
-    assert "holds no run to extend" in told(*command, expect=2)
-    train(AUTOREGRESSIVE, made / "tokens", tmp_path / "ar", of(baseline_settings(), 6), CPU)
+    assert "holds no run to extend yet: this one begins" in told(*command)
+    assert "begins" not in told(*command)
 
 
 def test_without_a_state_it_cannot_be_extended(made: Path, tmp_path: Path) -> None:
