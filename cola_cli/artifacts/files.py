@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import socket
 import stat
 import time
@@ -93,6 +94,26 @@ def atomic_file(path: Path) -> Iterator[Path]:
         if failure := _system_error(error):
             raise writing_failed(path, failure) from error
         raise
+
+
+@contextlib.contextmanager
+def temporary_directory(within: Path) -> Iterator[Path]:
+    """A place in `within` to make what is then moved up as one; gone afterwards. Its path is not made yet.
+
+    What killed processes left there is removed first.
+    """
+    make_directory(within)
+    for path in within.iterdir():
+        if TEMPORARY.search(path.name) and path.is_dir() and not is_being_written(path):
+            shutil.rmtree(path)
+    place = within / f"new.tmp-{os.getpid()}@{_host()}"
+    try:
+        yield place
+        sync(within)
+    except OSError as error:
+        raise writing_failed(within, error) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _system_error(error: BaseException) -> OSError | None:
@@ -191,6 +212,10 @@ def writing_failed(path: Path, error: OSError) -> ColaError:
         return OutputConflict(
             f"{path} cannot be written ({os.strerror(error.errno)}).",
             "Choose another output directory or change its permissions.",
+        )
+    if error.errno == errno.ENOTEMPTY:
+        return OutputConflict(
+            f"{path} was filled by another process meanwhile.", "Choose another output directory."
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return OutputConflict(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cola_cli.artifacts.files import atomic_file, write_atomic
+from cola_cli.artifacts.files import TEMPORARY, atomic_file, temporary_directory, write_atomic
 from cola_cli.artifacts.manifest import pretty_json
 from cola_cli.errors import OutputConflict
 from cola_cli.models.prior import Prior
@@ -27,23 +28,28 @@ from cola_cli.weights.tensors import INDEX, WEIGHTS
 def write_checkpoint(
     folder: Path, vae: TextVAE, prior: Prior, tokenizer: bytes | None, max_shard_bytes: int
 ) -> None:
-    """Write `cola_dlm/` and `tokenizer.json` below `folder`, each file atomically.
+    """Write `cola_dlm/` and `tokenizer.json` below `folder`, whole or not at all.
 
     Weights above `max_shard_bytes` are split into shards with an index. Raises OutputConflict when the
     folder holds anything.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    found = [*folder.iterdir()] if folder.is_dir() else [folder] if folder.exists() else []
+    if not all(TEMPORARY.search(path.name) for path in found):
         raise OutputConflict(
             f"{folder} is not an empty directory.", "Name a new directory for the export."
         )
     dtype = str(prior.latent_in.weight.dtype).removeprefix("torch.")
     vae_document, prior_document = released_configs(vae.config, prior.config, dtype)
-    _write_weights(folder / ROOT / VAE, vae_to_released(vae), max_shard_bytes)
-    write_atomic(folder / ROOT / VAE / "config.json", pretty_json(vae_document))
-    _write_weights(folder / ROOT / PRIOR, prior_to_released(prior), max_shard_bytes)
-    write_atomic(folder / ROOT / PRIOR / "config.json", pretty_json(prior_document))
-    if tokenizer is not None:
-        write_atomic(folder / TOKENIZER, tokenizer)
+    with temporary_directory(folder) as place:
+        _write_weights(place / ROOT / VAE, vae_to_released(vae), max_shard_bytes)
+        write_atomic(place / ROOT / VAE / "config.json", pretty_json(vae_document))
+        _write_weights(place / ROOT / PRIOR, prior_to_released(prior), max_shard_bytes)
+        write_atomic(place / ROOT / PRIOR / "config.json", pretty_json(prior_document))
+        if tokenizer is not None:
+            write_atomic(place / TOKENIZER, tokenizer)
+        os.replace(place / ROOT, folder / ROOT)  # fails if another process was faster
+        if tokenizer is not None:
+            os.replace(place / TOKENIZER, folder / TOKENIZER)
 
 
 def _write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_bytes: int) -> None:

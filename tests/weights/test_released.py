@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import cola_cli
+from cola_cli.artifacts.files import write_atomic
 from cola_cli.errors import ColaError, DamagedArtifact, InputError
 from cola_cli.models.config import PriorConfig, TextVAEConfig
 from cola_cli.models.prior import Prior
 from cola_cli.models.text_vae import TextVAE
+from cola_cli.weights.export import write_checkpoint
 from cola_cli.weights.released import prior_to_released, vae_to_released
 from cola_cli.weights.tensors import read_tensors, require_fit
 from tests import golden
-from tests.conftest import Run
+from tests.conftest import Run, content
 
 PARTS = ("cola_vae", "cola_dit")
 
@@ -153,6 +157,47 @@ def test_an_export_can_round_to_bf16(cola: Run, checkpoint: Path, tmp_path: Path
             # rotary frequencies are a buffer, not weights
             expected = value if name.endswith("freqs") else value.bfloat16()
             assert torch.equal(rounded[name], expected), name
+
+
+@pytest.mark.parametrize("after", range(2))
+def test_an_export_that_fails_or_is_killed_leaves_the_way_to_a_whole_one(
+    cola: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    cola("import", checkpoint, "-o", "artifact")
+    written = []
+
+    def full(path: Path, data: bytes) -> None:
+        written.append(path)
+        if len(written) > after:
+            raise OSError(errno.ENOSPC, "full", str(path))
+        write_atomic(path, data)
+
+    place = write_checkpoint.__globals__
+    monkeypatch.setitem(place, "write_atomic", full)
+    said = cola("export", "artifact", "-o", "new", expect=1).stderr
+    assert "the disk is full" in said
+    assert not [*(tmp_path / "new").iterdir()]
+    # as of a process that was killed before it could take it away
+    (tmp_path / "new/new.tmp-99999999/cola_dlm").mkdir(parents=True)
+    monkeypatch.setitem(place, "write_atomic", write_atomic)
+    cola("export", "artifact", "-o", "new")
+    cola("export", "artifact", "-o", "wanted")
+    assert content(tmp_path / "new") == content(tmp_path / "wanted")
+
+
+def test_of_two_exports_at_once_one_is_refused(
+    cola: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cola("import", checkpoint, "-o", "artifact")
+    other = tmp_path / "new/cola_dlm/theirs"
+
+    def slow(*given: Any) -> None:
+        other.mkdir(parents=True, exist_ok=True)  # another process is faster
+        write_atomic(*given)
+
+    monkeypatch.setitem(write_checkpoint.__globals__, "write_atomic", slow)
+    assert "another process" in cola("export", "artifact", "-o", "new", expect=3).stderr
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["cola_dlm", "theirs"]
 
 
 def test_an_export_does_not_touch_a_folder_in_use(
