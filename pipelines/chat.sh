@@ -4,6 +4,7 @@
 # not seen; a rule judges.
 # TASK=questions: instead of stories, questions on sentences of the Bible that bible.sh fetches.
 # Stop it and run it again: it goes on. Run it with more STEPS: it goes on from its last step.
+# SEPARATE=16 packs several conversations into a sequence.
 #
 #   bash pipelines/chat.sh [RUN] [MODEL]      runs/chat and the model that ships by default; STEPS=1200, COUNT=20000, RATE=1e-3
 #   cola chat runs/chat/prior                 afterwards
@@ -31,7 +32,7 @@ train+=(--set "optim.lr=${RATE:-1e-3}" --set optim.lr_end=1e-4 --set optim.warmu
 train+=(--set optim.schedule=constant-then-decay --extend)
 
 "$cola" tokenize "$run/chats.jsonl" --chat -o "$run/tokens" --tokenizer "$model/tokenizer.json" \
-    --seq-len "${SEQ_LEN:-192}" --validation-fraction 0.02
+    --seq-len "${SEQ_LEN:-192}" --separate "${SEPARATE:-0}" --validation-fraction 0.02
 "$cola" encode "$run/tokens" --vae "$model" -o "$run/latents"
 "$cola" train prior "$run/latents" -o "$run/prior" --from "$model" "${train[@]}" --set data.noisy_copies=2
 [ -z "${BASELINE-ar}" ] || "$cola" train ar "$run/tokens" -o "$run/ar" --match "$run/prior" "${train[@]}"
