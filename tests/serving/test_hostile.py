@@ -22,7 +22,11 @@ from tests.serving.conftest import Running
 
 JSON = {"Content-Type": "application/json"}
 # a story of the demo model ends after some 80 tokens, so that many steps make it long
-LONG = {"prompt": "Tom was", "max_tokens": 1500, "steps": 200}
+LONG = {
+    "prompt": "Once upon a time there was",
+    "max_tokens": 1500,
+    "steps": 200,
+}  # a story: seconds
 
 
 def is_whole(server: Running) -> bool:
