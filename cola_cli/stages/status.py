@@ -139,10 +139,11 @@ def _state(surveyed: _Surveyed, directory: Path) -> State:
     said = ""
     if new is not None:
         said = f"{unfinished}, {_progress(surveyed, directory / NEW, new)}"
-        how = "" if lacks else "--overwrite"
+        moving = manifest.fingerprint == new.fingerprint  # killed as the new one took its place
+        how = "" if lacks or moving else "--overwrite"
         if is_longer(manifest.identity, new.identity):
             how = "--extend"
-        elif manifest.fingerprint in ancestors(new.identity):
+        elif ancestors(new.identity):
             how = "--add"
         step = "" if holder else f"{_again(surveyed, directory, new.identity)} {how}".rstrip()
     return State(str(directory), manifest.kind, state, progress, named, step, said)
