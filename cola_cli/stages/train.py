@@ -11,6 +11,7 @@ from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, committed, files_of, remove_all
 from cola_cli.artifacts.checks import RESTORE
 from cola_cli.artifacts.kinds import PACKED, TOKENIZER, Latents, Packed
+from cola_cli.artifacts.places import require_file_place
 from cola_cli.artifacts.reading import reason
 from cola_cli.cost.training import Cost, Place, training_plan
 from cola_cli.errors import DamagedArtifact, Diverged, InputError, UsageError
@@ -45,6 +46,7 @@ Source = Packed[Any]
 NOWHERE = Place("cpu", False, 0.0)  # where only the model itself counts
 ROW_BYTES = 700  # of a row of a step: its generator
 TOKEN_BYTES = 8
+TRACE = '"schemaVersion"'  # how the profiler's files begin
 
 
 def data_of(source: Source) -> Data:
@@ -140,7 +142,10 @@ def train(
     if start and isinstance(source, Latents):
         start.require_latent_space(source)
 
-    makers = find_loggers(run.log)  # a wrong name is told before an hour of work
+    # what is wrong is told before an hour of work
+    makers = find_loggers(run.log)
+    if run.profile is not None:
+        _require_trace_place(run.profile, source_path, output_path)
 
     import torch
 
@@ -243,6 +248,13 @@ def _opened(
         ways,
     )
     return output, begin
+
+
+def _require_trace_place(trace: Path, source: Path, output: Path) -> None:
+    """Raise UsageError or OutputConflict unless a trace may be written there."""
+    require_file_place(trace, "a trace", TRACE, (source,))
+    if output.resolve() in trace.resolve().parents:
+        raise UsageError(f"{trace} lies in the output {output}.", "Write the trace beside it.")
 
 
 def _require_memory(plan: dict[str, Any], train: Train, world: World, length: int) -> None:

@@ -151,3 +151,11 @@ def test_a_profile_opens_as_a_trace(made: Path, cola: Run, tmp_path: Path) -> No
     trace = json.loads((tmp_path / "trace.json").read_text())
     names = {event.get("name") for event in trace["traceEvents"]}
     assert "aten::mm" in names or "aten::addmm" in names
+    command = ("train", "ar", made / "tokens", "-o", "again", *SIZES, *FEW, "--profile")
+    (tmp_path / "kept.json").write_text("{}")
+    wrong = {".": 2, "again/trace.json": 2, "ar/trace.json": 2, "kept.json": 3}
+    for place, code in wrong.items():
+        cola(*command, place, expect=code)
+    assert not (tmp_path / "again").exists()
+    assert (tmp_path / "kept.json").read_text() == "{}"
+    cola(*command, "trace.json")  # another trace is replaced
