@@ -15,11 +15,16 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import stories
+
+# COUNT, SEED, whether they are for prompts, further arguments -> questions and answers
+Exchanges = Callable[[int, int, bool, list[str]], Iterable[tuple[str, str]]]
+# rows of a samples artifact -> shares
+Judge = Callable[[Iterable[dict[str, Any]]], dict[str, float]]
 
 SLOTS = {
     "name": [name for some in stories.NAMES.values() for name in some],
@@ -78,7 +83,18 @@ def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(found) / max(1, len(found)) for name, found in marks.items()}
 
 
-def main() -> None:
+def drawn(count: int, seed: int, prompts: bool, more: list[str]) -> Iterator[tuple[str, str]]:
+    """So many questions with their answers; other seeds are for prompts."""
+    source = random.Random(seed)
+    for _ in range(count):
+        yield exchange(source)
+
+
+def run(usage: str | None, exchanges: Exchanges, judge: Judge, more: int = 0) -> None:
+    """Do what the command says: chats or prompts as JSON lines, or the marks of samples.
+
+    more: how many further arguments there may be.
+    """
     from cola_cli.corpus.chats import PLAIN, ChatTemplate, Message
 
     match sys.argv[1:]:
@@ -87,18 +103,16 @@ def main() -> None:
 
             shares = judge(read_samples(Path(samples)))
             print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
-        case ["chats" | "prompts" as what, count, seed]:
-            source = random.Random(int(seed))
-            for _ in range(int(count)):
-                question, answer = exchange(source)
+        case ["chats" | "prompts" as what, count, seed, *others] if len(others) <= more:
+            for question, answer in exchanges(int(count), int(seed), what == "prompts", others):
                 if what == "chats":
                     print(json.dumps({"prompt": question, "response": answer}))
                 else:
                     asked = ChatTemplate(PLAIN).render([Message("user", question)])
                     print(json.dumps({"prompt": asked}))
         case _:
-            print(__doc__)
+            print(usage)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, drawn, judge)

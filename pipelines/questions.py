@@ -12,13 +12,13 @@ their text alone, is for prompts.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import instructions
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 240  # characters of a sentence
@@ -67,28 +67,13 @@ def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(found) / max(1, len(found)) for name, found in marks.items()}
 
 
-def main() -> None:
-    from cola_cli.corpus.chats import PLAIN, ChatTemplate, Message
-
-    match sys.argv[1:]:
-        case ["judge", samples]:
-            from cola_cli.stages.sample import read_samples
-
-            shares = judge(read_samples(Path(samples)))
-            print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
-        case ["chats" | "prompts" as what, count, seed, *folder]:
-            texts = Path(folder[0]) if folder else ROOT / "downloads" / "bible"
-            found = [*dict.fromkeys(exchanges(texts, what == "prompts"))]
-            random.Random(int(seed)).shuffle(found)
-            for question, answer in found[: int(count)]:
-                if what == "chats":
-                    print(json.dumps({"prompt": question, "response": answer}))
-                else:
-                    asked = ChatTemplate(PLAIN).render([Message("user", question)])
-                    print(json.dumps({"prompt": asked}))
-        case _:
-            print(__doc__)
+def drawn(count: int, seed: int, prompts: bool, more: list[str]) -> list[tuple[str, str]]:
+    """At most so many questions with their answers, in an order of the seed; more: the folder."""
+    folder = Path(more[0]) if more else ROOT / "downloads" / "bible"
+    found = [*dict.fromkeys(exchanges(folder, prompts))]
+    random.Random(seed).shuffle(found)
+    return found[:count]
 
 
 if __name__ == "__main__":
-    main()
+    instructions.run(__doc__, drawn, judge, more=1)

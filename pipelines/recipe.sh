@@ -66,7 +66,8 @@ for named in "$@"; do
     candidate=${named##*/} vae=vae latents=latents
     [ "$named" = "$candidate" ] || vae=${named%/*} latents=$vae-latents
     if [ "$vae" != "${made:-}" ]; then
-        "$cola" train vae "$run/tokens" -o "$run/$vae" "${common[@]}" --set "$(vae_settings "$vae")"
+        flags=$(vae_settings "$vae")
+        "$cola" train vae "$run/tokens" -o "$run/$vae" "${common[@]}" --set "$flags"
         "$cola" encode "$run/tokens" --vae "$run/$vae" -o "$run/$latents" "${common[@]}"
         made=$vae
     fi
@@ -75,7 +76,8 @@ for named in "$@"; do
     if [ "$candidate" = ar ]; then
         "$cola" train ar "$run/tokens" -o "$model" "${common[@]}" "${train[@]}"
     else
-        for assignment in $(settings "$candidate"); do train+=(--set "$assignment"); done
+        flags=$(settings "$candidate")
+        for assignment in $flags; do train+=(--set "$assignment"); done
         "$cola" train prior "$run/$latents" -o "$model" "${common[@]}" "${train[@]}"
     fi
     "$cola" sample "$model" --prompts "$run/openings.jsonl" -o "$model-samples" --max-new-tokens "${TOKENS:-112}"

@@ -57,9 +57,8 @@ def _quantized(values: Halves) -> Blobs:
 def _dequantized(blobs: Blobs, positions: int, channels: int) -> Halves:
     scale = _halves(blobs[:, : 4 * channels], 2, channels).astype(np.float32)
     levels = blobs[:, 4 * channels :].reshape(-1, positions, channels)
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # of a damaged scale: the reader names the row
+    # of a damaged scale: the reader names the row
+    with np.errstate(over="ignore", invalid="ignore"):
         return (scale[:, :1] + scale[:, 1:] * levels).astype(np.float16)
 
 

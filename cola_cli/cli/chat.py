@@ -63,14 +63,13 @@ def chat(
                     return
             else:
                 _turn(conversation, line, run)
-        except (
-            ColaError,
-            MemoryError,
-            RuntimeError,
-        ) as error:  # of one turn; the conversation goes on
-            if not isinstance(error, ColaError) and not is_out_of_memory(error):
+        # of one turn; the conversation goes on
+        except ColaError as error:
+            show_error(error, debug=False)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
-            show_error(error if isinstance(error, ColaError) else NO_MEMORY, debug=False)
+            show_error(NO_MEMORY, debug=False)
 
 
 def _lines() -> Iterator[str]:

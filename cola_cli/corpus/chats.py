@@ -238,10 +238,10 @@ def template_of(source: str) -> ChatTemplate:
     turns = [Message(role, "x") for role in ("user", "assistant", "user")]
     try:
         texts = [template.render(turns[:n], ask=n != 2) for n in (1, 2, 3)]
-    except (
-        MalformedChat
-    ):  # it may want a message of the system, and will be asked of each conversation
-        return template
+    except MalformedChat:
+        return (
+            template  # it may want a message of the system, and will be asked of each conversation
+        )
     if not all(b.startswith(a) for a, b in itertools.pairwise(texts)):
         raise InputError(
             "the chat template does not write turns one after another, so it cannot be told which tokens are"

@@ -59,6 +59,13 @@ class Rows:
         real: NDArray[np.bool_] = np.arange(self.tokens.shape[1]) < self.lengths[:, None]
         return real if self.pieces is None else real & (self.pieces > 0)
 
+    def position_pieces(self, patch_size: int = 1) -> Integers | None:
+        """Which document each position of so many tokens is of, (B, N), padding with what it follows.
+
+        None where documents see one another.
+        """
+        return None if self.pieces is None else np.abs(self.pieces[:, ::patch_size])
+
     def take(self, places: Sequence[int] | NDArray[np.int64] | slice) -> Rows:
         """The sequences at these places."""
         taken: Any = (None if array is None else array[places] for array in self._arrays())

@@ -36,10 +36,8 @@ def diagnose(vae: TextVAE, batches: Iterable[Rows]) -> Diagnosis:
     tokens = 0
     for rows in batches:
         ids, real = torch.from_numpy(rows.tokens), torch.from_numpy(rows.is_text)  # (B, L)
-        attend = None
-        if rows.pieces is not None:
-            pieces = torch.from_numpy(rows.pieces[:, ::patch]).abs()
-            attend = apart(pieces, vae.config.block_size)
+        pieces = rows.position_pieces(patch)
+        attend = apart(None if pieces is None else torch.from_numpy(pieces), vae.config.block_size)
         posterior = vae.encode(ids, None, attend)
         noise = torch.randn(posterior.mean.shape, generator=generator)
         for t in NOISE_LEVELS:

@@ -131,6 +131,11 @@ class Lora(Settings):
         " layers as well.",
     )
 
+    @property
+    def scale(self) -> float:
+        """The factor on what an adapter adds to its weight."""
+        return self.alpha / self.rank
+
 
 class Mask(Settings):
     """The masked-token loss: part of the tokens is replaced by the extra embedding row."""

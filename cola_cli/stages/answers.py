@@ -146,10 +146,7 @@ def make_answers(
         model = open_model(model_path, settings, run.device)
         prompts, row = prepare(model)
         size = settings.items_per_part
-        members = {
-            index: range(index * size, min(len(prompts), (index + 1) * size))
-            for index in range(own[0], -(-len(prompts) // size), own[1])
-        }
+        members = items_of_parts(len(prompts), size, own)
         total = sum(map(len, members.values()))
         members = {index: places for index, places in members.items() if index not in done}
         items = [item for places in members.values() for item in places]
@@ -165,16 +162,34 @@ def make_answers(
             index = sample.item // size
             if all(item in found for item in members[index]):
                 rows = [found.pop(item) for item in members[index]]
-                with write_part(
-                    output.place, index, output.identity, suffix=PART_SUFFIX, shared=own != WHOLE
-                ) as part:
-                    write_rows(part.path, rows)
-                    part.rows = len(rows)
-                    part.tokens = sum(one["tokens"] for one in rows)
-                    part.statistics = of_part(rows)
+                write_rows_part(output, index, rows, of_part(rows), own)
         run.reporter.stop()
 
     def finish(writer: Writer) -> dict[str, Any]:
         return statistics(writer.recorded())
 
     return make_artifact(output, environment, run, shard, make, finish)
+
+
+def items_of_parts(count: int, size: int, shard: Shard) -> dict[int, range]:
+    """The parts that a shard makes of so many items, `size` a part: by index, the numbers of their items."""
+    return {
+        index: range(index * size, min(count, (index + 1) * size))
+        for index in range(shard[0], -(-count // size), shard[1])
+    }
+
+
+def write_rows_part(
+    output: Output,
+    index: int,
+    rows: Sequence[dict[str, Any]],
+    statistics: dict[str, Any],
+    shard: Shard,
+) -> None:
+    """Commit part `index`: a JSON object a row, with its `tokens`."""
+    with write_part(
+        output.place, index, output.identity, suffix=PART_SUFFIX, shared=shard != WHOLE
+    ) as part:
+        write_rows(part.path, rows)
+        part.rows, part.tokens = len(rows), sum(row["tokens"] for row in rows)
+        part.statistics = statistics

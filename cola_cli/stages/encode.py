@@ -225,15 +225,14 @@ def _posterior(
     import torch
 
     from cola_cli.models.attention import apart
-    from cola_cli.training.objectives.objective import drawn_pieces
 
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
     means, logvars = [], []
     for start in range(0, len(rows), settings.batch_size):
         some = rows.take(slice(start, start + settings.batch_size))
         ids = torch.from_numpy(some.tokens).to(device)
-        drawn = drawn_pieces(some, vae.config.patch_size)
-        pieces = torch.from_numpy(drawn["pieces"]).to(device) if drawn else None
+        found = some.position_pieces(vae.config.patch_size)
+        pieces = None if found is None else torch.from_numpy(found).to(device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             posterior = vae.encode(ids, None, apart(pieces, vae.config.block_size))
         means.append(posterior.mean.half().cpu().numpy())

@@ -12,8 +12,6 @@ from cola_cli.api import Cola
 from cola_cli.artifacts import Writer
 from cola_cli.artifacts.files import sha256_text
 from cola_cli.artifacts.kinds import LikelihoodsPart, LikelihoodsStatistics
-from cola_cli.artifacts.parts import write_part
-from cola_cli.artifacts.rows import PART_SUFFIX, write_rows
 from cola_cli.corpus.documents import read_documents
 from cola_cli.corpus.files import find_files
 from cola_cli.errors import InputError
@@ -24,7 +22,7 @@ from cola_cli.machine.threads import describe_environment, prepare_torch
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings.likelihood import LikelihoodSettings
 from cola_cli.settings.sample import SampleSettings
-from cola_cli.stages.answers import open_model
+from cola_cli.stages.answers import items_of_parts, open_model, write_rows_part
 from cola_cli.stages.run import Outcome, Run, open_output, up_to_date
 from cola_cli.stages.sample import model_fingerprint
 from cola_cli.stages.shards import WHOLE, Shard, make_artifact
@@ -131,24 +129,17 @@ def likelihoods_to_artifact(
     def make(done: Collection[int], own: Shard) -> None:
         model = open_scorer(model_path, run.device)
         require_bound(model, settings.divergence)
-        size = settings.items_per_part
-        chosen = range(own[0], -(-len(texts) // size), own[1])
-        parts = {index: texts[index * size : (index + 1) * size] for index in chosen}
-        there = sum(len(few) for index, few in parts.items() if index in done)
+        parts = items_of_parts(len(texts), settings.items_per_part, own)
+        there = sum(len(items) for index, items in parts.items() if index in done)
         run.reporter.start("score", sum(map(len, parts.values())), "texts", done=there)
-        for index in parts.keys() - {*done}:
+        for index in [index for index in parts if index not in done]:
             rows = []
-            for text, place in parts[index]:
+            for item in parts[index]:
+                text, place = texts[item]
                 rows.append({"text": text} | _text_likelihood(model, text, place, None, **options))
                 run.reporter.advance(1)
                 interruption.check()
-            shared = own != WHOLE
-            with write_part(
-                output.place, index, output.identity, suffix=PART_SUFFIX, shared=shared
-            ) as part:
-                write_rows(part.path, rows)
-                part.rows, part.tokens = len(rows), sum(row["tokens"] for row in rows)
-                part.statistics = _bounds(rows)
+            write_rows_part(output, index, rows, _bounds(rows), own)
         run.reporter.stop()
 
     def finish(writer: Writer) -> dict[str, Any]:

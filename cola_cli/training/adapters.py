@@ -27,7 +27,7 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: Tensor, lora: Lora) -> None:
         super().__init__()
-        self.scale = lora.alpha / lora.rank
+        self.scale = lora.scale
         rows, columns = weight.shape
         self.a = nn.Parameter(torch.empty(lora.rank, columns))
         self.b = nn.Parameter(torch.zeros(rows, lora.rank))
@@ -57,6 +57,6 @@ def merged(state: dict[str, Tensor], lora: Lora) -> tuple[dict[str, Tensor], dic
             weights[name] = value
         elif part == "original":
             a, b = (state[f"{layer}{_WEIGHT}0.{own}"] for own in "ab")
-            weights[f"{layer}.weight"] = value + lora.alpha / lora.rank * (b @ a)
+            weights[f"{layer}.weight"] = value + lora.scale * (b @ a)
             adapters |= {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
     return weights, adapters

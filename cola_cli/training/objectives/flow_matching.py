@@ -266,8 +266,8 @@ class FlowMatching(Objective):
         ahead = 1 if self.prior.config.causal_history else block_size
         next_ = slice(ahead, ahead + earlier_length(rows.tokens.shape[1], block_size))
         weight = objectives.learnt_weights(rows)[:, next_]
-        if rows.pieces is not None:  # nothing foretells another document
-            pieces = np.abs(rows.pieces)
+        pieces = rows.position_pieces()
+        if pieces is not None:  # nothing foretells another document
             weight = weight * (pieces[:, next_] == pieces[:, : weight.shape[1]])
         return {"next_tokens": rows.tokens[:, next_], "next_weight": weight}
 

@@ -72,8 +72,9 @@ def learnt_weights(rows: Rows) -> np.ndarray:
 
 
 def drawn_pieces(rows: Rows, patch_size: int = 1) -> Draws:
-    """Which document each position is of, (B, N), padding with what it follows; where these are apart."""
-    return {} if rows.pieces is None else {"pieces": np.abs(rows.pieces[:, ::patch_size])}
+    """`pieces`, which document each position is of, (B, N); nothing where documents see one another."""
+    pieces = rows.position_pieces(patch_size)
+    return {} if pieces is None else {"pieces": pieces}
 
 
 def position_weights(rows: Rows, patch_size: int) -> np.ndarray:
