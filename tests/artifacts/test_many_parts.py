@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cola_cli.artifacts import Artifact
+from cola_cli.artifacts.catalog import in_order
 from cola_cli.artifacts.manifest import MANIFEST_LIMIT, PARTS_LIMIT
 from cola_cli.artifacts.parts import record_name, write_part
 from cola_cli.artifacts.verify import verify
@@ -88,6 +89,11 @@ def test_files_are_opened_and_directories_listed_as_often_a_part_whatever_their_
         assert events.get("open", 0) - few.get("open", 0) <= 40 * 4, name
     assert not found[60]["list"].get("open")
     assert found[60]["open"].get("open", 0) < 5
+
+
+def test_parts_are_read_by_number_when_one_has_more_digits() -> None:
+    names = ["00007.parquet", "99999.parquet", "100000.parquet", "100001.parquet"]
+    assert in_order([Path(name) for name in sorted(names)]) == [Path(name) for name in names]
 
 
 def test_one_of_many_parts_is_opened_without_the_others(tmp_path: Path) -> None:

@@ -72,6 +72,15 @@ def test_the_candidates_of_the_recipe_are_trained_and_judged(tmp_path: Path) -> 
         assert f"{candidate}, seed 66, 2 steps: sentences " in done.stdout
 
 
+@pytest.mark.parametrize(("named", "what"), [("stager", "candidate"), ("quite/stagger", "VAE")])
+def test_an_unknown_candidate_ends_the_recipe(tmp_path: Path, named: str, what: str) -> None:
+    environment = os.environ | {"COLA": "true", "PYTHON": sys.executable, "STORIES": "10"}
+    command = ["bash", str(PIPELINES / "recipe.sh"), str(tmp_path / "run"), named]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"recipe: unknown {what} {named.partition('/')[0]}\n"
+
+
 def test_stories_are_judged_by_their_sentences_names_and_things() -> None:
     specification = importlib.util.spec_from_file_location("stories", PIPELINES / "stories.py")
     assert specification is not None
