@@ -43,7 +43,8 @@ class AutoregressiveSampler(Sampler[_Row]):
         self.network = FusedTransformer(network) if fast else network
         self.device = network.token_out.weight.device
         self._cache = KeyValueCache(network.config.layers, network.config, network.token_out.weight)
-        self._side_by_side = SideBySide()
+        weights = sum(weight.numel() for weight in network.blocks[0].parameters())
+        self._side_by_side = SideBySide(weights, positions=1)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Request, Generation]]:

@@ -29,6 +29,7 @@ FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 HEADER_BYTES = 32 << 10
+SHORT_BODY = 4 << 10  # bytes of a request that is made ready on the loop's own thread
 GRACE = 30.0  # seconds more than the limit, for a client that reads slowly
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -157,11 +158,13 @@ class App:
 
     async def _answer(self, request: Request, kind: type[Wanted]) -> Response:
         started = time.monotonic()
-        wanted = parse(kind, await read_body(request, self._limits))
-        # a long text takes a while to tokenize
-        job = await asyncio.to_thread(
+        body = await read_body(request, self._limits)
+        wanted = parse(kind, body)
+        plan = partial(
             Job, wanted, self._served(wanted.model), self._limits, asyncio.get_running_loop()
         )
+        # a long text takes a while to tokenize, a short one less than to go to another thread
+        job = plan() if len(body) < SHORT_BODY else await asyncio.to_thread(plan)
         try:
             self._scheduler.submit([choice.ticket for choice in job.choices])
         except Busy:

@@ -24,6 +24,8 @@ from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.sampler import Sampler
 
 SLICE = 0.05  # seconds of a sampler's turn: a step may be a token or a block
+PAUSE = 0.002  # seconds in which the next of those who ask at the same moment must come
+PATIENCE = 0.05  # seconds for all of them
 IDLE = 4  # samplers kept with their packed weights while nobody uses them
 GLIMPSES = 4096  # that a slow watcher may be behind
 
@@ -150,6 +152,8 @@ class Scheduler:
         """Give free rows to those who wait, and take a step in each group."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self.active or self._closed)
+            if not self.active:
+                self._gather()
             now = time.monotonic()
             for ticket in [*self._waiting, *self._all()]:
                 if ticket.deadline < now and not ticket.gone:
@@ -168,6 +172,14 @@ class Scheduler:
         idle = [key for key, group in self._groups.items() if not group.tickets]
         for key in idle[:-IDLE]:
             del self._groups[key]
+
+    def _gather(self) -> None:
+        """Wait for those who ask at the same moment: their prompts are encoded together then, and blocks
+        share all passes. The lock is held, and released while this waits."""
+        end, came = time.monotonic() + PATIENCE, 0
+        while came < len(self._waiting) < self._room and time.monotonic() < end:
+            came = len(self._waiting)
+            self._changed.wait(PAUSE)
 
     def _turn(self, key: Any, joining: list[Ticket], seconds: float) -> None:
         """Let tickets join a group, and take a step, or as many as begin within so many seconds."""

@@ -58,10 +58,37 @@ def test_each_row_is_worked_on_once_in_order_on_threads_with_their_share() -> No
         seen.append((threading.current_thread().name, torch.get_num_threads()))
         return noise + torch.tensor([row.slot for row in part]).view(-1, 1, 1)
 
-    out = SideBySide().run(work, rows(8), torch.zeros(8, 2, 3))
+    out = SideBySide(weights=1, positions=1).run(work, rows(8), torch.zeros(8, 2, 3))
     assert out[:, 0, 0].tolist() == list(range(8))
     assert len({name for name, _ in seen}) == 2
     assert {count for _, count in seen} == {1}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("width", "positions", "count", "threads"),
+    [
+        (192, 4, 1, 1),
+        (256, 16, 1, 1),
+        (256, 32, 1, 2),  # with guidance
+        (512, 4, 1, 2),
+        (256, 16, 3, 2),  # of a batch that is not halved
+        (2048, 1, 1, 2),
+    ],
+)
+def test_a_small_layer_is_for_one_thread(
+    width: int, positions: int, count: int, threads: int
+) -> None:
+    seen: list[int] = []
+
+    def work(part: list[Generating], noise: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return noise
+
+    layer = 12 * width**2
+    SideBySide(layer, positions).run(work, rows(count), torch.zeros(count, 1, 1))
+    assert seen == [threads]
     assert torch.get_num_threads() == 2
 
 
@@ -77,5 +104,5 @@ def test_an_error_is_raised_when_all_parts_have_ended() -> None:
         return noise
 
     with pytest.raises(MemoryError, match="no room"):
-        SideBySide().run(work, rows(8), torch.zeros(8, 1, 1))
+        SideBySide(weights=1, positions=1).run(work, rows(8), torch.zeros(8, 1, 1))
     assert len(ended) == 1

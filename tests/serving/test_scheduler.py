@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cola_cli.api import LanguageModel
 from cola_cli.errors import UsageError
-from cola_cli.sampling.engine import Glimpse
+from cola_cli.sampling.engine import Engine, Glimpse
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.serving.scheduler import Busy, Scheduler, Ticket
 from cola_cli.settings.sample import SamplingOptions
@@ -110,6 +110,28 @@ def test_a_continuation_does_not_depend_on_what_else_is_served(
             assert (found.ids, found.finish) == (expected.ids, expected.finish)
     finally:
         scheduler.close()
+
+
+def test_those_who_ask_together_begin_together(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[int] = []
+    join = Engine.join
+
+    def counted(engine: Engine, requests: list[Request]) -> None:
+        joined.append(len(requests))
+        join(engine, requests)
+
+    monkeypatch.setattr(Engine, "join", counted)
+    monkeypatch.setattr("cola_cli.serving.scheduler.PAUSE", 1.0)
+    monkeypatch.setattr("cola_cli.serving.scheduler.PATIENCE", 60.0)
+    waiting = Waiting()
+    tickets = [waiting.ticket(MODELS[0], prompt(5), n, max_new_tokens=8, steps=2) for n in range(4)]
+    for ticket in tickets:
+        scheduler.submit([ticket])
+        time.sleep(0.02)
+    waiting.until(lambda: all(map(is_done, tickets)))
+    assert joined[0] == 4  # all rows: nobody else has to be waited for
 
 
 def test_the_one_that_fails_is_alone_in_it(scheduler: Scheduler) -> None:

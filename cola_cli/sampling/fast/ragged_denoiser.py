@@ -129,7 +129,10 @@ class RaggedDenoiser:
         self.fused = FusedPrior(prior, self._times)
         self.prior = packed(prior, "latent_out", "chain") if prior.config.chain else prior
         self.shown: Shown | None = None
-        self._side_by_side = SideBySide()
+        self._side_by_side = SideBySide(
+            sum(weight.numel() for weight in prior.blocks[0].parameters()),
+            self._block * (1 if options.guidance == 1 else 2),
+        )
 
     def reserve(self, slots: int, length: int) -> None:
         """Make room for so many rows of so many latents."""
