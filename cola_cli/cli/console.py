@@ -199,17 +199,21 @@ def errors_shown(debug: bool, as_json: bool = False) -> Iterator[None]:
         # The reader of our output has gone; Python must not try to flush into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(BROKEN_PIPE) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(show_error(Interrupted(2), debug, as_json)) from None
-    except (ColaError, Interrupted) as error:
-        raise typer.Exit(show_error(error, debug, as_json)) from None
     except (typer.Exit, typer.Abort):
         raise
-    except OSError as error:
-        raise typer.Exit(show_error(_of_the_system(error), debug, as_json)) from None
-    except Exception as error:
-        failure = NO_MEMORY if is_out_of_memory(error) else _fault(error)
-        raise typer.Exit(show_error(failure, debug, as_json)) from None
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
+        raise typer.Exit(show_error(as_failure(error), debug, as_json)) from None
+
+
+def as_failure(error: BaseException) -> ColaError | Interrupted:
+    """An exception as what is said of it."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(2)
+    if isinstance(error, ColaError | Interrupted):
+        return error
+    if isinstance(error, OSError):
+        return _of_the_system(error)
+    return NO_MEMORY if is_out_of_memory(error) else _fault(error)
 
 
 NO_MEMORY = ColaError(
@@ -242,7 +246,7 @@ def _of_the_system(error: OSError) -> ColaError:
     )
 
 
-def _fault(error: Exception) -> ColaError:
+def _fault(error: BaseException) -> ColaError:
     return ColaError(
         f"a fault in cola: {type(error).__name__}: {error}",
         "Run again with --debug for the traceback; finished work is kept.",

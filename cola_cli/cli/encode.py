@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cola_cli.cli.options import MODEL, STAGE, Invocation, command
+from cola_cli.cli.options import MACHINE, MODEL, SHARDED, Invocation, command
 
 
-@command(*STAGE, "shard", table="encode")
+@command("output", *MACHINE, *SHARDED, "dry_run", table="encode")
 def encode(
     tokens: Annotated[Path, typer.Argument(help="A tokens artifact, of `cola tokenize`.")],
     vae: Annotated[
@@ -33,6 +33,7 @@ def encode(
     if run.dry_run:
         run.show_plan(settings, plan_encode(tokens, vae, settings))
         return
+    run.make_shards()
     outcome = stage(tokens, vae, output, settings, run, run.shard)
 
     def describe(made: dict[str, Any]) -> list[str]:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.options import MODEL, Invocation, Model, command, output_option, setting_flags
+from cola_cli.cli.options import (
+    MACHINE,
+    MODEL,
+    SHARDED,
+    Invocation,
+    Model,
+    command,
+    output_option,
+    setting_flags,
+)
 
 
 @command()
@@ -36,7 +45,7 @@ def score(
     )
 
 
-@command("output", "shard", "device", "threads", "overwrite", table="eval")
+@command("output", *MACHINE, *SHARDED, table="eval")
 @setting_flags("steps", "guidance", "seed", "batch_size")
 def run(
     run: Invocation,
@@ -85,6 +94,7 @@ def run(
             "give either --data (with --template, if wanted) or --prompts.",
             f"Such as --data data/eval/{task}.jsonl.",
         )
+    run.make_shards()
     outcome = run_evaluation(model, task, questions, file, run.output, settings, run, run.shard)
     run.show_outcome(
         outcome, lambda made: [f"{run.output}: {made['correct']} of {made['n']} right"]

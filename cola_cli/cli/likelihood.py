@@ -9,6 +9,7 @@ import typer
 
 from cola_cli.cli.options import (
     MACHINE,
+    SHARDED,
     Invocation,
     Model,
     command,
@@ -18,7 +19,7 @@ from cola_cli.cli.options import (
 from cola_cli.errors import UsageError
 
 
-@command(*MACHINE, "shard", "overwrite", table="likelihood")
+@command(*MACHINE, *SHARDED, table="likelihood")
 @setting_flags("text_field", "draws", "steps", "divergence", "seed")
 def likelihood(
     run: Invocation,
@@ -44,7 +45,8 @@ def likelihood(
     for name, given in {"--text": text, "--prefix": prefix}.items():
         if given == "":
             raise UsageError(f"{name} is empty.", "Give it some text.")
-    if (output is not None and file is None) or (run.shard != WHOLE and output is None):
+    shared = run.shard != WHOLE or run.given["on"] is not None
+    if (output is not None and file is None) or (shared and output is None):
         raise UsageError("an artifact and its shards need --file and -o.", "Give both, or neither.")
     settings = run.settings()
     if output is not None and file is not None:
@@ -73,6 +75,7 @@ def likelihood(
 def _to_artifact(model: Path, file: Path, output: Path, settings: Any, run: Invocation) -> None:
     from cola_cli.stages.likelihood import likelihoods_to_artifact
 
+    run.make_shards()
     outcome = likelihoods_to_artifact(model, file, output, settings, run, run.shard)
 
     def describe(made: dict[str, Any]) -> list[str]:

@@ -95,6 +95,21 @@ COMMON: dict[str, tuple[Any, Any]] = {
         help="Make share I (from 0) of N of the parts only; a last run without it completes them. auto: as"
         " a SLURM array, an Indexed Job of Kubernetes (with COLA_SHARDS, the count) or torchrun says.",
     ),
+    "on": _option(
+        str | None,
+        None,
+        "--on",
+        metavar="ray[://HOST:PORT]",
+        help="Have the parts made as shards by Ray (extra ray): that cluster, the one in RAY_ADDRESS, or else"
+        " this machine. The files must be where they are here.",
+    ),
+    "shards": _option(
+        int | None,
+        None,
+        "--shards",
+        min=2,
+        help="Shards of --on. Default: one a GPU, or a processor (of --workers or --threads each).",
+    ),
     "preset": (Preset, None),
     "config": _option(Path | None, None, "--config", help="TOML file of settings."),
     "set": _option(
@@ -157,6 +172,7 @@ EVERYWHERE = ("json", "quiet", "debug")
 RESOLVED = ("preset", "config", "set")  # what settings are resolved from, beside their flags
 MACHINE = ("device", "threads")
 STAGE = ("output", *MACHINE, "overwrite", "dry_run")
+SHARDED = ("shard", "on", "shards", "overwrite")
 SHORT = {"max_new_tokens": "-n"}
 
 
@@ -164,10 +180,13 @@ SHORT = {"max_new_tokens": "-n"}
 class Invocation(Run):
     """A Run, with what the command line said that is not a stage's concern.
 
-    given: values of the common options by name. flags: values of setting flags by the setting's dotted name.
+    command: `module:name` of its function. asked: its parameters as they were given. given: values of the
+    common options by name. flags: values of setting flags by the setting's dotted name.
     origins: where each setting that is not at its default came from, once they are resolved.
     """
 
+    command: str
+    asked: Mapping[str, Any]
     given: Mapping[str, Any]
     table: str | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -194,6 +213,17 @@ class Invocation(Run):
         from cola_cli.stages.shards import parse_shard
 
         return parse_shard(self.given["shard"])
+
+    def make_shards(self) -> None:
+        """With --on: have the parts made, so that what is left to do here is to complete the artifact."""
+        if self.given["on"] is not None:
+            from cola_cli.cli.fleet import make_shards
+
+            make_shards(self.command, self.asked, self.reporter)
+        elif self.given["shards"] is not None:
+            from cola_cli.errors import UsageError
+
+            raise UsageError("--shards is for --on.", "Give --on ray too, or --shard I/N.")
 
     def settings(self, recorded: tuple[str, dict[str, Any]] | None = None) -> Any:
         """The resolved settings of the command's table; `recorded` as in `settings.resolve`."""
@@ -338,6 +368,7 @@ def _whole(
     shared = {name: COMMON[name] for name in COMMON if name in (*common, *resolved, *EVERYWHERE)}
 
     def call(**given: Any) -> None:
+        asked = dict(given)
         chosen = {name: given[name] for name in shared}
         if chosen["quiet"]:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -354,6 +385,8 @@ def _whole(
                 overwrite=chosen.get("overwrite", False),
                 log=tuple(chosen.get("log") or ()),
                 profile=chosen.get("profile"),
+                command=f"{body.__module__}:{body.__name__}",
+                asked=asked,
                 given=chosen,
                 table=table,
                 flags={name: given[flag] for flag, (name, _) in flags.items()},

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cola_cli.cli.console import print_json
-from cola_cli.cli.options import MACHINE, Invocation, Model, command, output_option, setting_flags
+from cola_cli.cli.options import (
+    MACHINE,
+    SHARDED,
+    Invocation,
+    Model,
+    command,
+    output_option,
+    setting_flags,
+)
 from cola_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
     from cola_cli.stages.answers import Sample
 
 
-@command(*MACHINE, "shard", "overwrite", "dry_run", table="sample")
+@command(*MACHINE, *SHARDED, "dry_run", table="sample")
 @setting_flags(
     "max_new_tokens", "steps", "solver", "guidance", "guidance_interval", "temperature", "top_k", "top_p",
     "repetition_penalty", "seed", panel="Sampling",
@@ -72,14 +80,17 @@ def sample(
         raise UsageError(
             "give either --prompt or --prompts.", 'Such as: --prompt "Once upon a time".'
         )
-    if run.shard != WHOLE and output is None:
-        raise UsageError("--shard is for artifacts.", "Give -o too, or drop --shard.")
+    if output is None and (run.shard != WHOLE or run.given["on"] is not None):
+        raise UsageError("--shard and --on are for artifacts.", "Give -o too, or drop them.")
+    if run.given["on"] is not None and (piped is not None or prompts == "-"):
+        raise UsageError("--on cannot pass on standard input.", "Give --prompts a file.")
     found = _prompts(prompt, prompts) if piped is None else iter([piped])
     if run.dry_run:
         run.show_plan(settings, plan_sampling(model, settings, list(found), run.device))
     elif output is not None:
         if prompts not in (None, "-"):
             require_apart(output, (Path(prompts),))
+        run.make_shards()
         outcome = sample_to_artifact(model, list(found), output, settings, run, run.shard)
         run.show_outcome(
             outcome,

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from cola_cli.cli.options import Invocation, command, setting_flags
+from cola_cli.cli.options import SHARDED, Invocation, command, setting_flags
 from cola_cli.errors import UsageError
 from cola_cli.machine.launcher import leads
 
 
-@command("output", "shard", "overwrite", "dry_run", table="tokenize")
+@command("output", *SHARDED, "dry_run", table="tokenize")
 @setting_flags(
     "vocab_size", "end_of_text", "seq_len", "text_field", "documents", "normalize",
     "validation_fraction", "seed", "workers", "chat", "malformed", "separate",
@@ -57,6 +57,8 @@ def tokenize(
         )
     if add and run.overwrite:
         raise UsageError("--add keeps what --overwrite replaces.", "Give one of them.")
+    if add and run.given["on"] is not None:
+        raise UsageError("--add is done by one process.", "Run it without --on.")
     output = run.output
     settings = run.settings(recorded_settings(output, "tokenize") if add else None)
     if chat_template is not None:
@@ -65,6 +67,7 @@ def tokenize(
         found = grown(corpus, output, read_manifest(output)) if add else find_corpus(corpus, output)
         run.show_plan(settings, {"files": len(found.files), "bytes": found.bytes})
         return
+    run.make_shards()
     outcome = stage(corpus, output, settings, tokenizer, run, run.shard, add)
     if not leads():
         return

@@ -146,7 +146,7 @@ def test_the_names_of_the_version_before_still_work(cola: Run) -> None:
     [
         ("cola tok", "tokenize"),
         ("cola train p", "prior"),
-        ("cola encode --sh", "--shard"),
+        ("cola encode --thr", "--threads"),
         ("cola sample m --solver h", "heun"),
         ("cola train prior l --mode j", "joint"),
         ("cola train prior l --preset p", "paper-2b"),

@@ -1,4 +1,4 @@
-"""pipelines/kubernetes/ and pipelines/slurm-shards.sh in miniature, started as their engines start them.
+"""pipelines/kubernetes/, slurm-shards.sh and ray.sh in miniature, started as their engines start them.
 
 `kubectl` is a small program here that does what the script relies on: it runs the command of every pod of a
 Job with the variables that the pod would have; two pods instead of eight, a folder instead of a volume.
@@ -6,7 +6,10 @@ Job with the variables that the pod would have; two pods instead of eight, a fol
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +22,8 @@ from cola_cli.artifacts import Artifact
 from cola_cli.families import TEXT_VAE
 from cola_cli.stages.train import train
 from tests.conftest import CPU, content
-from tests.pipelines.test_torchrun import PIPELINES
+from tests.pipelines.test_slurm import free_port
+from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
 from tests.stages.conftest import made_up_text, vae_settings
 
 KUBERNETES = PIPELINES / "kubernetes"
@@ -157,3 +161,39 @@ def test_an_array_of_slurm_makes_the_tokens_and_an_array_of_one_completes_them(
     assert said[0].startswith("out: 2,695 documents")
     run(tmp_path, sys.executable, "-m", "cola_cli", *command, "whole")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
+def test_a_cluster_of_ray_makes_the_artifacts(tmp_path: Path) -> None:
+    texts, port = corpus(tmp_path), str(free_port())
+    (tmp_path / "mini.toml").write_text(SETTINGS)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"id": 1, "prompt": "Tom"}) + "\n")
+    variables = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that it listens on the loopback interface alone
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "2",
+         "--port", str(free_port()), "--ray-client-server-port", port, "--include-dashboard", "false"],
+        env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert head.stdout is not None
+    try:
+        for line in head.stdout:
+            if "Ray runtime started" in line:
+                break
+        command = ("bash", PIPELINES / "ray.sh", "run", texts)
+        own = {"PRESET": "tiny", "SETTINGS": "mini.toml", "PROMPTS": "prompts.jsonl"}
+        own |= variables | {"RAY_ADDRESS": f"ray://127.0.0.1:{port}", "CUDA_VISIBLE_DEVICES": ""}
+        run(tmp_path, *command, **own)
+        for kind in ("tokens", "vae", "latents", "prior", "samples"):
+            Artifact.open(tmp_path / "run" / kind, kind)  # type: ignore[arg-type]
+    finally:
+        head.terminate()
+        head.communicate()
+    options = ("-o", "run/tokens", "--preset", "tiny", "--config", "mini.toml", "--on", "ray")
+    again = run(tmp_path, sys.executable, "-m", "cola_cli", "tokenize", texts, *options, **own)
+    assert again == ["run/tokens: up to date"]  # what is finished does not need the cluster
