@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from cola_cli.sampling.denoising import Denoising, Frame
 from cola_cli.sampling.engine import Engine, Glimpse
 from cola_cli.sampling.requests import Generation, Request
 from cola_cli.sampling.sampler import Sampler
+from cola_cli.sampling.texts import run_to_stops
 from cola_cli.settings import nearest
 from cola_cli.settings.sample import FirstBlock, SamplingOptions
 from cola_cli.weights.folder import open_model_folder
@@ -54,6 +54,7 @@ class Options(TypedDict, total=False):
     head_temperature: float
     history: Literal["generated", "re-encoded"]
     compat: Literal["none", "released"]
+    stop: str | Sequence[str]
     stop_ids: tuple[int, ...]
 
 
@@ -124,24 +125,21 @@ class LanguageModel(ABC):
     ) -> Generation | list[Generation]:
         """Continue a text, or several as one batch; what is not in `options` is as the model was stored.
 
-        Stops at, and cuts before, the tokenizer's end-of-text token unless `stop_ids` says otherwise. Each
-        Generation has .text, which continues its prompt without a gap, beside .ids and .latents. Raises
+        Stops at, and cuts before, the texts of `stop` and, unless `stop_ids` says otherwise, the tokenizer's
+        end-of-text token. Each Generation has .text, which continues its prompt without a gap, beside .ids
+        and .latents (of whole blocks, whatever was cut). Raises
         InputError without a tokenizer, TypeError for an unknown option, ValueError for one out of range.
         """
         if isinstance(prompts, str):
             return self.generate([prompts], max_new_tokens, batch_size, **options)[0]
         tokenizer = self.require_tokenizer()
         encoded = [tokenizer.encode(prompt) for prompt in prompts]
-        found = self.generate_ids(
+        return self.generate_ids(
             encoded,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             **self._stopping(options),
         )
-        return [
-            dataclasses.replace(one, text=tokenizer.continuation(ids, one.ids))
-            for ids, one in zip(encoded, found, strict=True)
-        ]
 
     def stream(
         self, prompt: str, max_new_tokens: int = 64, **options: Unpack[Options]
@@ -155,9 +153,7 @@ class LanguageModel(ABC):
         settings = self.options(max_new_tokens, **self._stopping(options))
         given = ""
         for _, found in self.stream_requests([Request(0, ids)], settings, 1):
-            text = tokenizer.continuation(ids, found.ids)
-            if found.finish == "running":  # a character may still be split between blocks
-                text = text.rstrip("\ufffd")
+            text = found.text or ""
             if text.startswith(given) and text != given:
                 yield text[len(given) :]
                 given = text
@@ -222,7 +218,7 @@ class LanguageModel(ABC):
         pad_id: int | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> Iterator[tuple[Request, Generation]]:
-        """Yield each request's generation so far, block by block; see `Sampler.run`.
+        """Yield each request's generation so far, block by block, with its text where a tokenizer is at hand.
 
         When memory runs out, what is unfinished starts again in batches of half the size, which `warn` is
         told; results do not depend on it. MemoryError is raised when a single prompt is too much, ValueError
@@ -230,8 +226,9 @@ class LanguageModel(ABC):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
-        if pad_id is None and self.tokenizer is not None:
-            pad_id = self.tokenizer.pad_id
+        tokenizer = self.require_tokenizer() if options.stop else self.tokenizer
+        if pad_id is None and tokenizer is not None:
+            pad_id = tokenizer.pad_id
         waiting = iter(requests)
         unfinished: dict[int, Request] = {}
 
@@ -243,7 +240,13 @@ class LanguageModel(ABC):
 
         while True:
             try:
-                for request, generation in self.sampler(options, batch_size, pad_id).run(taken()):
+                sampler = self.sampler(options, batch_size, pad_id)
+                running = (
+                    run_to_stops(sampler, taken(), tokenizer)
+                    if tokenizer is not None
+                    else sampler.run(taken())
+                )
+                for request, generation in running:
                     if generation.finish != "running":
                         del unfinished[request.item]
                     yield request, generation
@@ -334,10 +337,9 @@ class Cola(LanguageModel):
             frames.append(Frame(one.block, one.t, tokenizer.continuation(before, one.ids)))
 
         engine.on_step = keep
-        for _, found in engine.run([request]):
+        for _, found in run_to_stops(engine, [request], tokenizer):
             before = [*request.prompt, *found.ids]
-        text = tokenizer.continuation(request.prompt, found.ids)
-        return Denoising(prompt, frames, dataclasses.replace(found, text=text))
+        return Denoising(prompt, frames, found)
 
     @torch.inference_mode()
     def encode(self, ids: Tensor) -> Posterior:

@@ -26,7 +26,7 @@ HELP = (
 @command(*MACHINE, table="sample")
 @setting_flags(
     "max_new_tokens", "steps", "solver", "guidance", "temperature", "top_k", "top_p", "repetition_penalty",
-    "seed", panel="Sampling",
+    "seed", "stop", panel="Sampling",
 )  # fmt: skip
 @setting_flags("dtype")
 def chat(
@@ -105,17 +105,16 @@ def _turn(conversation: Conversation, line: str, run: Invocation) -> None:
         run.reporter.note(f"(its first {conversation.forgotten:,} tokens no longer fit)")
     shown, generation = 0, None
     if sys.stdout.isatty() and not run.json and (found := _watched(conversation, request)):
-        conversation.answer(request, found)
+        conversation.answer(found)
         return
     for _, generation in conversation.stream(request):
-        text = conversation.text(request, generation)
-        running = generation.finish == "running"
-        stable = text.rstrip("\ufffd") if running else text
+        text = generation.text or ""
         if not run.json:
-            print(stable[shown:], end="" if running else "\n", flush=True)
-        shown = max(shown, len(stable))
+            end = "" if generation.finish == "running" else "\n"
+            print(text[shown:], end=end, flush=True)
+        shown = max(shown, len(text))
     assert generation is not None
-    conversation.answer(request, generation)
+    conversation.answer(generation)
     if run.json:
         print_json({"text": text, "tokens": len(generation.ids), "finish": generation.finish})
 

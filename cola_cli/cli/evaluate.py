@@ -46,7 +46,7 @@ def score(
 
 
 @command("output", *MACHINE, *SHARDED, table="eval")
-@setting_flags("steps", "guidance", "seed", "batch_size")
+@setting_flags("steps", "guidance", "seed", "stop", "batch_size")
 def run(
     run: Invocation,
     model: Model,

@@ -453,6 +453,8 @@ def _flag(table: str, name: str, panel: str | None) -> Any:
     kind = kinds[0] if type(None) in get_args(about.annotation) else about.annotation
     default = about.default
     text = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    if Ellipsis in kinds:  # a tuple of any length: the option may be repeated
+        kind = list[kinds[0]]  # type: ignore[valid-type]
     option = typer.Option(
         f"--{leaf.replace('_', '-')}",
         *([SHORT[leaf]] if leaf in SHORT else []),

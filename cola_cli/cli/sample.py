@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @command(*MACHINE, *SHARDED, "dry_run", table="sample")
 @setting_flags(
     "max_new_tokens", "steps", "solver", "guidance", "guidance_interval", "temperature", "top_k", "top_p",
-    "repetition_penalty", "seed", panel="Sampling",
+    "repetition_penalty", "seed", "stop", panel="Sampling",
 )  # fmt: skip
 @setting_flags("first_block", "repaint_times", "repaint_fraction", panel="First block")
 @setting_flags("compat", "dtype", "batch_size")
@@ -171,12 +171,9 @@ def _print_text(samples: Iterator[Sample]) -> None:
                 if shown < 0:
                     shown = 0
                     print(current.prompt.text, end="")
-                # the last characters may change while a character is still split between two blocks
-                running = current.finish == "running"
-                stable = current.text.rstrip("\ufffd") if running else current.text
-                print(stable[shown:], end="", flush=True)
-                shown = max(shown, len(stable))
-                if running:
+                print(current.text[shown:], end="", flush=True)
+                shown = max(shown, len(current.text))
+                if current.finish == "running":
                     break
                 print("\n", flush=True)
                 del latest[following]

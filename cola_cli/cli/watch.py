@@ -31,7 +31,7 @@ class Page:
     def __init__(self, prompt: str, ids: list[int], tokenizer: TextTokenizer) -> None:
         """`ids` are the tokens of the prompt."""
         self.text = Text.assemble((prompt, "bold"))
-        self._prompt, self._ids, self._tokenizer = prompt, ids, tokenizer
+        self._prompt, self._ids, self.tokenizer = prompt, ids, tokenizer
         self._before = ids  # tokens before the block
         self._block: list[int] = []
         self._held: list[int] = []  # steps for which each token of the block has not changed
@@ -50,7 +50,7 @@ class Page:
         for place in range(1, len(block) + 1):
             if place == len(block) or self._style(place) != self._style(start):
                 style = self._style(start)
-                words = self._tokenizer.continuation(
+                words = self.tokenizer.continuation(
                     [*self._before, *block[:start]], block[start:place]
                 )
                 page.append(" ·" * (place - start) if style is None else words, style or "dim")
@@ -58,11 +58,13 @@ class Page:
         page.append(f"\n\nt = {t:.2f}", style="dim")
         return page
 
-    def finish_block(self, ids: list[int]) -> None:
-        """Take over the new tokens so far."""
-        new = self._tokenizer.continuation(self._ids, ids)
+    def finish_block(self, found: Generation) -> None:
+        """Take over the new tokens so far, and at the end the text, which a stop string may cut."""
+        new = self.tokenizer.continuation(self._ids, found.ids)
+        if found.finish != "running":
+            new = found.text or ""
         self.text = Text.assemble((self._prompt, "bold"), new)
-        self._before = [*self._ids, *ids]
+        self._before = [*self._ids, *found.ids]
         self._block = []
 
     def _style(self, place: int) -> str | None:
@@ -87,6 +89,8 @@ def watch(
     engine: Engine, request: Request, page: Page, console: Console, pause: float = SECONDS_A_STEP
 ) -> Generation:
     """Continue a request on the screen, where the page stays; a step takes `pause` seconds or more."""
+    from cola_cli.sampling.texts import run_to_stops
+
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
 
@@ -96,8 +100,8 @@ def watch(
                 time.sleep(max(0.0, pause - (time.monotonic() - started)))
 
             engine.on_step = show
-            for _, generation in engine.run([request]):
-                page.finish_block(generation.ids)
+            for _, generation in run_to_stops(engine, [request], page.tokenizer):
+                page.finish_block(generation)
     finally:
         console.print(page.text, end="\n\n", soft_wrap=True)
     return generation

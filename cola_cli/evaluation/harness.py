@@ -136,19 +136,16 @@ class ColaLM(TemplateLM):
             )
             new = min(asked["max_gen_toks"], self.max_length // 2)
             own = {name: asked[name] for name in SAMPLING if asked.get(name) is not None}
-            options = {**self._options, **own, "stop_ids": (self.eot_token_id,)}
+            own |= {"stop": tuple(filter(None, asked["until"])), "stop_ids": (self.eot_token_id,)}
             prompts = {place: self._prompt(requests[place].args[0], new) for place in places}
             for request, found in self.model.stream_requests(
                 [Request(place, ids) for place, ids in prompts.items()],
-                self.model.options(new, **options),
+                self.model.options(new, **{**self._options, **own}),
                 self._size,
             ):
                 if found.finish == "running":
                     continue
-                text = self._text.continuation(request.prompt, found.ids)
-                for stop in filter(None, asked["until"]):
-                    text = text.split(stop)[0]
-                texts[request.item] = text
+                texts[request.item] = text = found.text or ""
                 self.cache_hook.add_partial("generate_until", requests[request.item].args, text)
                 bar.update()
         bar.close()

@@ -73,14 +73,9 @@ class Conversation:
         """The continuation so far, block by block."""
         return self.model.stream_requests([request], self.options(), 1)
 
-    def text(self, request: Request, generation: Generation) -> str:
-        """The text of a continuation."""
-        return self.model.require_tokenizer().continuation(request.prompt, generation.ids)
-
-    def answer(self, request: Request, generation: Generation) -> None:
+    def answer(self, generation: Generation) -> None:
         """Add what was asked and its continuation to the conversation."""
-        text = self.text(request, generation)
-        self._said = [*self._asked, Message("assistant", text)]
+        self._said = [*self._asked, Message("assistant", generation.text or "")]
 
 
 def template_for(model: LanguageModel, named: Path | None) -> ChatTemplate | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
 import itertools
 import time
@@ -18,6 +17,7 @@ from cola_cli.errors import ColaError
 from cola_cli.flow.solvers import chosen_grid, evaluation_times
 from cola_cli.sampling.engine import Glimpse
 from cola_cli.sampling.requests import Generation, Request
+from cola_cli.sampling.texts import with_text
 from cola_cli.serving.chat import stop_ids
 from cola_cli.serving.scheduler import Busy, Ticket
 from cola_cli.serving.schema import ChatRequest, CompletionRequest, Refused, Wanted
@@ -65,7 +65,7 @@ class Served:
 class Choice:
     """One continuation: the text that may be shown of it, and how it ended."""
 
-    def __init__(self, index: int, ticket: Ticket, served: Served, stops: list[str], echo: str):
+    def __init__(self, index: int, ticket: Ticket, served: Served, stops: Sequence[str], echo: str):
         self.index, self.ticket = index, ticket
         self.text, self.tokens, self.finish = "", 0, ""
         self._generation: Generation | None = None
@@ -74,19 +74,10 @@ class Choice:
 
     def take(self, generation: Generation) -> None:
         """The generation so far; what may still become something else is held back."""
-        prompt, ids, self._generation = self.ticket.request.prompt, generation.ids, generation
-        text = self._tokenizer.continuation(prompt, ids)
-        self.tokens = len(ids)
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.text, self.finish, self.ticket.gone = text[: min(found)], "stop", True
-            self.tokens = bisect.bisect_left(
-                range(len(ids)), min(found), key=lambda n: self._length(prompt, ids[:n])
-            )
-        elif generation.finish == "running":
-            self.text = held_back(text.rstrip("\ufffd"), self._stops)
-        else:
-            self.text, self.finish = text, generation.finish
+        found = with_text(self._tokenizer, self.ticket.request.prompt, generation, self._stops)
+        self.text, self.tokens, self._generation = found.text or "", len(found.ids), found
+        if found.finish != "running":
+            self.finish, self.ticket.gone = found.finish, True
 
     def _length(self, prompt: Sequence[int], ids: list[int]) -> int:
         return len(self._tokenizer.continuation(prompt, ids))
@@ -101,7 +92,7 @@ class Choice:
                 {"token": self._tokenizer.decode([token]), "logprob": chance}
                 for token, chance in each.items()
             ]
-            for each in generation.logprobs[: self.tokens]
+            for each in generation.logprobs
         ]
         if chat:
             for one in itertools.chain.from_iterable(told):
@@ -126,16 +117,6 @@ class Choice:
         whole = self._echo + self.text
         new, self._told = whole[self._told :], max(self._told, len(whole))
         return new
-
-
-def held_back(text: str, stops: list[str]) -> str:
-    """The text without an end that may become one of the stop strings."""
-    for stop in stops:
-        for size in range(min(len(stop) - 1, len(text)), 0, -1):
-            if text.endswith(stop[:size]):
-                text = text[:-size]
-                break
-    return text
 
 
 class Job:
@@ -173,7 +154,7 @@ class Job:
             request = Request(wanted.item + index, prompt, options=options, logprobs=alternatives)
             ticket = Ticket(served.model, request, self._tell, end, wanted.watch)
             echo = tokenizer.decode(prompt) if getattr(wanted, "echo", False) else ""
-            self.choices.append(Choice(index, ticket, served, wanted.stops, echo))
+            self.choices.append(Choice(index, ticket, served, settings.stop, echo))
 
     def _tell(self) -> None:
         with contextlib.suppress(RuntimeError):  # the server has ended

@@ -23,7 +23,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",), "top_logprobs": (0,),
 }  # fmt: skip
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
-SETTINGS = sorted(set(Sampling.model_fields) - {"max_new_tokens"})
+SETTINGS = sorted(set(Sampling.model_fields) - {"max_new_tokens", "stop"})
 
 Token = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
@@ -69,11 +69,6 @@ class Wanted(BaseModel):
         """Likeliest tokens to tell beside each new one; None: no log-probabilities."""
         return None
 
-    @property
-    def stops(self) -> list[str]:
-        """The texts that end a continuation."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
     def settings(self, defaults: SampleSettings) -> SampleSettings:
         """The settings of sampling. Raises Refused for those that are not possible or not known."""
         own: dict[str, Any] = {}
@@ -89,6 +84,8 @@ class Wanted(BaseModel):
             own[name] = value
         if self.max_tokens is not None:
             own["max_new_tokens"] = self.max_tokens
+        if self.stop is not None:
+            own["stop"] = self.stop
         try:
             found = SampleSettings.model_validate_json(
                 json.dumps(defaults.model_dump(mode="json") | own), strict=True

@@ -55,7 +55,10 @@ def resolve(
             raise UsageError(
                 f"{source}: there is no setting {shown(name)!r} in {table}.", nearest(name, known)
             )
-        if isinstance(value, str) and not is_encodable(value):
+        texts = [
+            one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)
+        ]
+        if not all(map(is_encodable, texts)):
             raise UsageError(
                 f"{source}: the value {shown(value)!r} of {name} is not UTF-8.", "Give it in UTF-8."
             )

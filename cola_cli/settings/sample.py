@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cola_cli.models.config import later
 from cola_cli.settings.fields import Settings, runtime
@@ -14,7 +14,8 @@ MOST_TOKENS = 2**31 - 1  # of a continuation
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy, as in the released code
 # what requests of one batch may differ in
 OF_A_REQUEST = {
-    "max_new_tokens", "guidance", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop_ids",
+    "max_new_tokens", "guidance", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop",
+    "stop_ids",
 }  # fmt: skip
 FirstBlock = Literal["clean-repaint", "partial-repaint", "left-pad", "right-pad"]
 
@@ -78,6 +79,9 @@ class Sampling(Settings):
         description="On tokens generated in earlier blocks. Unset: 1.0, and 1.1 with compat = released.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of noise and token choice.")
+    stop: tuple[str, ...] = later(
+        (), description="Texts that end a continuation, which is cut before the first of them."
+    )
     first_block: FirstBlock = Field(
         default="clean-repaint",
         description="How a prompt that ends inside a block conditions that block.",
@@ -114,6 +118,19 @@ class Sampling(Settings):
     )
 
     _interval_fits = model_validator(mode="after")(interval_fits)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, stop: Any) -> Any:
+        # strict validation takes no list for a tuple once Python has seen it
+        return (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stop:
+            raise ValueError("an empty text ends nothing")
+        return stop
 
     @model_validator(mode="after")
     def _options_fit(self) -> Sampling:

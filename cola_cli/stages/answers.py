@@ -98,9 +98,8 @@ def sample_stream(
     for request, generation in model.stream_requests(
         requests(), options, settings.batch_size, warn=reporter.warn
     ):
-        ids, finish = generation.ids, generation.finish
-        text = tokenizer.continuation(request.prompt, ids)
-        yield Sample(request.item, by_item[request.item], text, len(ids), finish)
+        text, tokens, finish = generation.text or "", len(generation.ids), generation.finish
+        yield Sample(request.item, by_item[request.item], text, tokens, finish)
         if finish != "running":
             del by_item[request.item]
 

@@ -52,6 +52,17 @@ def test_turns_continue_what_both_have_written(cola: Run, plain: Path, tmp_path:
     assert "steps = 0 is not possible" in done.stderr
 
 
+def test_an_answer_ends_before_a_stop_string(cola: Run, plain: Path) -> None:
+    said = "Tom was\n/reset\n/stop  a\nTom was\n"
+    done = cola(
+        "chat", plain, "--json", "-n", "24", "--quiet", "--stop", "x", "--stop", "n", input=said
+    )
+    first, second = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (first["finish"], second["finish"]) == ("stop", "stop")
+    assert "n" not in first["text"]
+    assert first["text"].split("a")[0] == second["text"]
+
+
 def test_a_template_writes_the_conversation(cola: Run, tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
     (tmp_path / "chat.jinja").write_text(template)

@@ -128,7 +128,9 @@ def test_token_ids_are_prompts_and_echo_gives_the_prompt_back(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_ends_a_continuation_before_it(client: openai.OpenAI, stream: bool) -> None:
+def test_a_stop_string_ends_a_continuation_before_it(
+    server: Running, client: openai.OpenAI, stream: bool
+) -> None:
     asked: dict[str, Any] = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 60}
     whole = client.completions.create(**asked).choices[0].text
     stop = whole[25:31]
@@ -143,6 +145,11 @@ def test_a_stop_string_ends_a_continuation_before_it(client: openai.OpenAI, stre
         assert answer.usage.completion_tokens < 20
     assert text == whole[: whole.index(stop)]
     assert finish == "stop"
+    stops = tuple(asked["stop"])
+    (row,) = sampled(server.models[0], PROMPTS[:1], max_new_tokens=60, stop=stops)
+    assert (row["text"], row["finish"]) == (text, finish)  # `cola sample --stop` cuts there too
+    if not stream:
+        assert row["tokens"] == answer.usage.completion_tokens
 
 
 def test_a_stream_comes_block_by_block(client: openai.OpenAI) -> None:

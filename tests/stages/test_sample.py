@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,41 @@ def test_a_thousand_prompts_killed_twice_come_out_once_in_order_and_the_same(
     assert [row["id"] for row in samples] == [row["id"] for row in prompts]
     assert "up to date" in cola(*arguments, "-o", "killed").stdout
     assert cola("verify", "killed").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_text_is_cut_at_a_stop_string_and_a_killed_run_cuts_the_same(
+    cola: Run, tmp_path: Path, model: Path
+) -> None:
+    write_prompts(tmp_path / "p.jsonl", 96)
+    common = (
+        "sample", model, "--prompts", "p.jsonl", "--steps", 2, "-n", 8, "--temperature", 1.0,
+        "--batch-size", 16,
+    )  # fmt: skip
+    plain = rows_of(cola(*common, "--json").stdout)
+    having = Counter(letter for row in plain for letter in {*str(row["text"])})
+    texts = [letter for letter, count in having.items() if letter.isalnum() and 6 < count < 40][:2]
+    stops = [flag for text in texts for flag in ("--stop", text)]
+    cola(*common, *stops, "-o", "whole")
+    cut = list(read_samples(tmp_path / "whole"))
+    for before, after in zip(plain, cut, strict=True):
+        text = str(before["text"])
+        assert after["text"] == re.split("|".join(map(re.escape, texts)), text)[0]
+        assert after["finish"] == ("stop" if after["text"] != text else before["finish"])
+    assert 12 < sum(row["finish"] == "stop" for row in cut) < 96
+    assert rows_of(cola(*common, *stops, "--json").stdout) == cut
+    process = subprocess.Popen(cola_command(*common, *stops, "-o", "killed"), cwd=tmp_path)
+    while not list(tmp_path.glob("killed/parts/*.json")):
+        assert process.poll() is None, "it finished before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    cola(*common, *stops, "-o", "killed")
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    other = cola(*common, "-o", "whole", expect=3).stderr
+    assert "stop" in other
+    wrong = cola(*common, "--stop", "", expect=2).stderr
+    assert "--stop: setting stop = " in wrong
 
 
 def test_any_character_a_model_may_write_survives_the_artifact(
