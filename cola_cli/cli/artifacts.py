@@ -180,7 +180,7 @@ def log(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="tensorboard, wandb, trackio, or another logger that is installed."
+            "--to", help="tensorboard, wandb, trackio, mlflow, or another logger that is installed."
         ),
     ],
 ) -> None:

@@ -135,7 +135,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
         None,
         "--log",
         metavar="NAMES",
-        help="Metrics go to these loggers as well: tensorboard, wandb, trackio, or others installed.",
+        help="Metrics go to these loggers as well: tensorboard, wandb, trackio, mlflow, or others installed.",
     ),
     "profile": (
         Annotated[

@@ -39,6 +39,7 @@ class Logger(Protocol):
 
 
 MakeLogger = Callable[[Path, int], Logger]
+Send = Callable[[dict[str, float], int], Any]  # of metrics and their step
 
 
 class TensorBoard:
@@ -66,7 +67,7 @@ class TensorBoard:
 
 
 class Tracker(ABC):
-    """A run of wandb or of trackio, which have one interface; a training that goes on continues its run.
+    """A run that a tracker keeps; a training that goes on continues its run.
 
     The run is told by the artifact's place and fingerprint. Steps that it has already are not given again.
     """
@@ -76,16 +77,16 @@ class Tracker(ABC):
         known = f"{artifact.resolve()} {read_manifest(artifact).fingerprint}"
         identity = hashlib.sha256(known.encode()).hexdigest()[:16]
         with redirect_stdout(io.StringIO()):  # both greet there
-            self._run, self._reached, self._end = self.open(artifact, identity)
+            self._send, self._reached, self._end = self.open(artifact, identity)
 
     @abstractmethod
-    def open(self, artifact: Path, identity: str) -> tuple[Any, int, Callable[[], None]]:
-        """The run, new or continued, the last step that it has, and what ends it."""
+    def open(self, artifact: Path, identity: str) -> tuple[Send, int, Callable[[], None]]:
+        """What gives metrics to the run, new or continued, the last step that it has, and what ends it."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """All at once, by their names."""
         if step > self._reached:
-            self._run.log(dict(values), step=step)
+            self._send(dict(values), step)
 
     def close(self) -> None:
         """Wait until all is sent."""
@@ -96,7 +97,7 @@ class Tracker(ABC):
 class Wandb(Tracker):
     """A run of the project `cola`, or $WANDB_PROJECT; its files are in `wandb/` beside the artifact."""
 
-    def open(self, artifact: Path, identity: str) -> tuple[Any, int, Callable[[], None]]:
+    def open(self, artifact: Path, identity: str) -> tuple[Send, int, Callable[[], None]]:
         """As wandb is configured, with WANDB_MODE=offline without a network."""
         import wandb
 
@@ -108,13 +109,13 @@ class Wandb(Tracker):
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
-        return run, run.step - 1, wandb.finish
+        return run.log, run.step - 1, wandb.finish
 
 
 class Trackio(Tracker):
     """A run of the project `cola`, or $TRACKIO_PROJECT, on this machine; `trackio show` opens the page."""
 
-    def open(self, artifact: Path, identity: str) -> tuple[Any, int, Callable[[], None]]:
+    def open(self, artifact: Path, identity: str) -> tuple[Send, int, Callable[[], None]]:
         """trackio tells runs by their names."""
         import trackio
 
@@ -122,7 +123,43 @@ class Trackio(Tracker):
         name = f"{artifact.name}-{identity[:8]}"
         reached = trackio.SQLiteStorage.get_max_step_for_run(project, name)
         run = trackio.init(project=project, name=name, resume="allow", embed=False)
-        return run, -1 if reached is None else reached, trackio.finish
+        return run.log, -1 if reached is None else reached, trackio.finish
+
+
+class Mlflow(Tracker):
+    """A run of the experiment `cola`, or $MLFLOW_EXPERIMENT_NAME, in `mlflow.db` beside the artifact.
+
+    With $MLFLOW_TRACKING_URI it is where that says.
+    """
+
+    def open(self, artifact: Path, identity: str) -> tuple[Send, int, Callable[[], None]]:
+        """The metrics of a step are one request, so a run has all of a step or none."""
+        os.environ.setdefault(
+            "MLFLOW_LOGGING_LEVEL", "WARNING"
+        )  # else it tells how it makes tables
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
+
+        beside = f"sqlite:///{artifact.parent.resolve() / 'mlflow.db'}"
+        client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", beside))
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        known = client.get_experiment_by_name(name)
+        experiment = client.create_experiment(name) if known is None else known.experiment_id
+        found = client.search_runs([experiment], f"tags.cola = '{identity}'", max_results=1)
+        run = (
+            found[0]
+            if found
+            else client.create_run(experiment, tags={"cola": identity}, run_name=artifact.name)
+        )
+        number = run.info.run_id
+        client.update_run(number, "RUNNING")
+        steps = (m.step for key in run.data.metrics for m in client.get_metric_history(number, key))
+
+        def send(values: dict[str, float], step: int) -> None:
+            now = int(time.time() * 1000)
+            client.log_batch(number, [Metric(key, values[key], now, step) for key in values])
+
+        return send, max(steps, default=-1), lambda: client.set_terminated(number)
 
 
 def _wait_for_a_later_second(place: Path) -> None:
@@ -190,4 +227,6 @@ def _maker(name: str) -> MakeLogger:
     return OWN[name]
 
 
-OWN: dict[str, MakeLogger] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+OWN: dict[str, MakeLogger] = {
+    "tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio, "mlflow": Mlflow,
+}  # fmt: skip

@@ -114,6 +114,32 @@ def test_a_run_that_was_interrupted_is_one_run_of_wandb(
     assert all([*folder.glob("run-*.wandb")] for folder in folders)
 
 
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_is_one_run_of_mlflow(
+    made: Path, tmp_path: Path, cola: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = ("train", "ar", made / "tokens", "-o", "ar", *SIZES, *FEW, "--log", "mlflow")
+    _kill_after(cola_command(*command), "step 4: validation", tmp_path)
+    again = subprocess.run(cola_command(*command), cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "left out" not in again.stderr
+    cola("log", "ar", "--to", "mlflow")  # has nothing to add
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("cola")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("ar", "FINISHED")
+    for name in ("loss", "validation_loss"):
+        history = client.get_metric_history(run.info.run_id, name)
+        found = sorted((metric.step, metric.value) for metric in history)
+        assert found == column(tmp_path / "ar", name)
+
+
 def _kill_after(command: list[str], said: str, folder: Path) -> None:
     """Run a command, and kill it when it has said something."""
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
