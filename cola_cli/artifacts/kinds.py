@@ -105,6 +105,9 @@ class TokensStatistics(Record):
     end_of_text_id: Count = Field(description="The token between documents.")
     pad_id: Count = Field(description="The token that fills the last sequence of a part.")
     splits: dict[str, SplitStatistics] = Field(description="Totals of train and validation.")
+    near_duplicates: Count | None = Field(
+        default=None, description="Documents left out because an earlier one resembles them."
+    )
     lost_characters: Count | None = Field(
         default=None, description="Characters of the text that the tokenizer has no tokens for."
     )

@@ -15,7 +15,7 @@ from cola_cli.machine.launcher import leads
 @command("output", *SHARDED, "dry_run", table="tokenize")
 @setting_flags(
     "vocab_size", "end_of_text", "seq_len", "text_field", "documents", "normalize",
-    "validation_fraction", "seed", "workers", "chat", "malformed", "separate",
+    "near_duplicates", "validation_fraction", "seed", "workers", "chat", "malformed", "separate",
 )  # fmt: skip
 def tokenize(
     corpus: Annotated[
@@ -78,9 +78,10 @@ def tokenize(
         state, line = "unfinished", f"{made['parts']} parts done; other processes make the rest"
     else:
         state = "complete"
+        near = f" {made['near_duplicates']:,} near-duplicates," if "near_duplicates" in made else ""
         line = (
             f"{made['documents']:,} documents, {made['tokens']:,} tokens of {made['vocab_size']:,},"
             f" {made['bytes_per_token']:.2f} bytes per token, {made['duplicates']:,} duplicates,"
-            f" {made['rejects']:,} rejects"
+            f"{near} {made['rejects']:,} rejects"
         )
     run.say([f"{output}: {line}"], {"path": str(output), "status": state, "statistics": made})

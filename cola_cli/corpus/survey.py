@@ -1,9 +1,10 @@
 """What documents a corpus holds, found by any number of processes that read it once between them.
 
 A corpus is cut into pieces: small files together, large ones by bytes or row groups. The first pass writes
-the digest and the size of every document of a piece to `.scratch/FINGERPRINT/00000.parquet`. In these records
-DuckDB finds the duplicates, in bounded memory, and the plan says where each chunk begins and which documents
-to pass over, so that a second pass can make any chunk alone. How a corpus is cut changes no chunk.
+the digest and the size of every document of a piece to `.scratch/FINGERPRINT/00000.parquet`, with a signature
+if near-duplicates are looked for. In these records DuckDB finds duplicates, in bounded memory, and the plan
+says where each chunk begins and which documents to pass over, so that a second pass can make any chunk alone.
+How a corpus is cut changes no chunk.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ class Found(NamedTuple):
     chat: Chat = ()  # of which the text are the messages
 
 
+Row = tuple[bytes, int, int, Any]  # digest, bytes, characters, signature of a document
+
+
 @dataclass
 class Tally:
     """What was counted in a piece; `seen` are all documents, empty ones and null fields too."""
@@ -83,6 +87,7 @@ class Plan:
 
     documents: int = 0
     duplicates: int = 0
+    near_duplicates: int = 0
     rejects: int = 0  # empty texts, null fields, empty files
     bytes: int = 0
     characters: int = 0
@@ -214,14 +219,17 @@ def record_of(directory: Path, index: int) -> Path:
 
 def survey(piece: Piece, settings: TokenizeSettings, directory: Path) -> None:
     """Write the record of a piece: a row a document with text in it, in order."""
-    tally = Tally()
+    from cola_cli.corpus.near_duplicates import signature
 
-    def rows() -> Iterator[tuple[bytes, int, int]]:
+    tally, near = Tally(), settings.near_duplicates is not None
+
+    def rows() -> Iterator[Row]:
         for file, part, expected in piece.spans:
             before = tally.seen
             try:
                 for found in texts(file, replace(part), settings, tally, expected):
-                    yield found.digest, len(found.text.encode()), len(found.text)
+                    made = signature(found.text) if near else None
+                    yield found.digest, len(found.text.encode()), len(found.text), made
             except InputError:
                 if not part.whole:  # its lines have no numbers yet: the whole file tells them
                     for _ in texts(file, Range(), settings, Tally(), None):
@@ -230,15 +238,15 @@ def survey(piece: Piece, settings: TokenizeSettings, directory: Path) -> None:
             if part.whole and tally.seen == before:  # a file of no documents is one reject
                 tally.rejects += 1
 
-    _write(directory, piece.index, rows(), tally)
+    _write(directory, piece.index, rows(), tally, near)
 
 
-def _write(
-    directory: Path, index: int, rows: Iterator[tuple[bytes, int, int]], tally: Tally
-) -> None:
+def _write(directory: Path, index: int, rows: Iterator[Row], tally: Tally, near: bool) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from cola_cli.corpus.near_duplicates import SLOTS
 
     position = index << ORDINAL_BITS
     kinds = {
@@ -248,17 +256,22 @@ def _write(
         "bytes": pa.uint32(),
         "characters": pa.uint32(),
     }
+    if near:
+        kinds["signature"] = pa.list_(pa.uint32(), SLOTS)
     with (
         atomic_file(record_of(directory, index)) as temporary,
         arrow_file(temporary, "wb") as stream,
         pq.ParquetWriter(stream, pa.schema(kinds), use_dictionary=False) as out,
     ):
         for batch in iter(lambda: list(itertools.islice(rows, ROWS)), []):
-            digests, *counts = zip(*batch, strict=True)
+            digests, *counts, signatures = zip(*batch, strict=True)
             sizes, characters = (np.array(count, np.uint32) for count in counts)
             halves = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
             positions = np.arange(position, position + len(batch))
             columns = [positions, halves[:, 0], halves[:, 1], sizes, characters]
+            if near:
+                flat = pa.array(np.concatenate(signatures))
+                columns.append(pa.FixedSizeListArray.from_arrays(flat, SLOTS))
             out.write_table(pa.table(dict(zip(kinds, columns, strict=True))), ROWS)
             position += len(batch)
         out.add_key_value_metadata({"tally": json.dumps(asdict(tally))})
@@ -305,7 +318,7 @@ def make_plan(
 
     with atomic_file(directory / DUPLICATES) as temporary:
         surveyed = [record_of(directory, piece.index) for piece in pieces]
-        _find_duplicates(directory, surveyed, temporary, threads)
+        _find_duplicates(directory, surveyed, temporary, settings.near_duplicates, threads)
     plan = _chunks(directory, pieces, settings)
     totals = {name: value for name, value in vars(plan).items() if isinstance(value, int)}
     columns = {
@@ -346,12 +359,20 @@ def read_plan(directory: Path) -> Plan:
     return plan
 
 
-def _find_duplicates(directory: Path, surveyed: list[Path], path: Path, threads: int) -> None:
-    """Write the positions of all documents but the first of each digest, in their order."""
+def _find_duplicates(
+    directory: Path, surveyed: list[Path], path: Path, threshold: float | None, threads: int
+) -> None:
+    """Write the positions of all documents but the first of each digest, in their order.
+
+    threshold: also of those that resemble an earlier one so much; these are marked as near.
+    """
     import duckdb
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from cola_cli.corpus.near_duplicates import resembling
+
+    near = "SELECT 0 LIMIT 0" if threshold is None else resembling("documents", threshold)
     with duckdb.connect(":memory:") as connection:
         for setting, value in {
             "memory_limit": f"'{MEMORY}'",
@@ -365,20 +386,27 @@ def _find_duplicates(directory: Path, surveyed: list[Path], path: Path, threads:
         (progress,) = connection.execute("SELECT current_setting('enable_progress_bar')").fetchall()
         if progress[0]:
             connection.execute("SET enable_progress_bar = false")
+        connection.execute(
+            f"CREATE VIEW documents AS SELECT * FROM read_parquet({duckdb_list(surveyed)})"
+        )
         found = connection.execute(
             f"""
-            WITH documents AS (SELECT high, low, position FROM read_parquet({duckdb_list(surveyed)}))
-            SELECT position FROM documents JOIN (
-                SELECT high, low, min(position) AS first FROM documents
-                GROUP BY high, low HAVING count(*) > 1
-            ) USING (high, low)
-            WHERE position > first ORDER BY position
+            WITH equal AS (
+                SELECT position FROM documents JOIN (
+                    SELECT high, low, min(position) AS first FROM documents
+                    GROUP BY high, low HAVING count(*) > 1
+                ) USING (high, low)
+                WHERE position > first
+            ), resembling(position) AS ({near})
+            SELECT position, bool_and(near) FROM (
+                SELECT position, false AS near FROM equal UNION ALL SELECT position, true FROM resembling
+            ) GROUP BY position ORDER BY position
             """
         )
-        schema = pa.schema({"position": pa.int64()})
+        schema = pa.schema({"position": pa.int64(), "near": pa.bool_()})
         with arrow_file(path, "wb") as stream, pq.ParquetWriter(stream, schema) as out:
             while rows := found.fetchmany(ROWS):
-                out.write_table(pa.table([[row[0] for row in rows]], schema))
+                out.write_table(pa.table([*zip(*rows, strict=True)], schema))
 
 
 def duplicates_from(directory: Path, position: int) -> Iterator[int]:
@@ -389,7 +417,7 @@ def duplicates_from(directory: Path, position: int) -> Iterator[int]:
         for group in range(file.num_row_groups):
             last = file.metadata.row_group(group).column(0).statistics
             if last is None or last.max >= position:
-                found = file.read_row_group(group)["position"].to_numpy()
+                found = file.read_row_group(group, ["position"])["position"].to_numpy()
                 yield from found[found >= position].tolist()
 
 
@@ -439,4 +467,15 @@ def _chunks(directory: Path, pieces: list[Piece], settings: TokenizeSettings) ->
     if open_bytes:
         plan.sizes.append(open_bytes)
     plan.rejects += sum(not count for count in seen.values())
+    plan.near_duplicates = _near_duplicates(directory)
+    plan.duplicates -= plan.near_duplicates
     return plan
+
+
+def _near_duplicates(directory: Path) -> int:
+    """How many documents are left out though no equal one came before."""
+    import pyarrow.parquet as pq
+
+    with arrow_file(directory / DUPLICATES) as stream, pq.ParquetFile(stream) as file:
+        batches = file.iter_batches(columns=["near"])
+        return sum(batch.column(0).true_count for batch in batches)

@@ -29,6 +29,13 @@ class TokenizeSettings(Settings):
     end_of_text: str | None = Field(
         None, description="Token of a given tokenizer that ends documents. Unset: the usual names."
     )
+    near_duplicates: float | None = later(
+        None,
+        ge=0.7,
+        le=1.0,
+        description="Leave out documents that resemble an earlier one so much: the Jaccard index of their"
+        " runs of 13 bytes. Unset: only equal ones. Needs the extra near-duplicates.",
+    )
     chat: bool = later(
         False,
         description="Records are conversations, one a sequence, of which models learn the answers.",

@@ -99,6 +99,10 @@ def tokenize(
         template_of(template)
     elif settings.chat_template is not None:
         raise UsageError("--chat-template is for conversations.", "Give --chat too, or drop it.")
+    if settings.near_duplicates is not None:
+        from cola_cli.corpus.near_duplicates import require_library
+
+        require_library()
     chosen, given = _decisive(settings, tokenizer, before)
 
     def opened() -> tuple[Corpus, Output, Tokens | None]:
@@ -444,6 +448,7 @@ def _statistics(
         tokens=tokens,
         bytes_per_token=size / tokens,
         duplicates=plan.duplicates,
+        near_duplicates=None if settings.near_duplicates is None else plan.near_duplicates,
         rejects=plan.rejects + sum(part.rejects for _, part in parts),
         seq_len=settings.seq_len,
         vocab_size=tokenizer.vocab_size,
