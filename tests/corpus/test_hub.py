@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cola_cli.artifacts.manifest import read_manifest
-from tests.conftest import content
+from tests.conftest import cola_command, content
 from tests.stages.conftest import made_up_text
-from tests.weights.hub_server import Hub, serving
+from tests.weights.hub_server import CONVERTED, Hub, serving
 from tests.weights.test_hub import Command, cola  # noqa: F401  (a fixture)
 
 pytest.importorskip("huggingface_hub")
@@ -56,7 +59,11 @@ def test_the_commit_is_recorded_and_what_lies_there_is_read_once(
             hub.repositories[REPO][0][f"data/train-{n}.parquet"]
         )
     cola("tokenize", "train-*.parquet", "-o", "local", *SIZES)
-    names = [f"hf://datasets/{REPO}/data/*.parquet", f"hf://datasets/{REPO}"]
+    names = [
+        f"hf://datasets/{REPO}/data/*.parquet",
+        f"hf://datasets/{REPO}",
+        f"hf://datasets/{REPO}@{CONVERTED}",
+    ]
     for number, name in enumerate(names):
         cola("tokenize", name, "-o", f"t{number}", *SIZES)
         made, local = (content(tmp_path / one) for one in (f"t{number}", "local"))
@@ -84,6 +91,35 @@ def test_a_corpus_that_moved_on_is_another_and_its_old_commit_is_still_there(
     assert "corpus" in cola("tokenize", name, "-o", "t", *SIZES, expect=3).stderr
     pinned = f"hf://datasets/{REPO}@{before}"
     assert "up to date" in cola("tokenize", pinned, "-o", "t", *SIZES[:-1]).stdout
+
+
+@pytest.mark.slow
+def test_a_run_killed_over_the_hub_ends_in_the_same_bytes_though_the_hub_has_moved_on(
+    hub: Hub,
+    cola: Command,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    before = hub.digest(REPO, 0)
+    name = f"hf://datasets/{REPO}@{before}"
+    cola("tokenize", name, "-o", "whole", *SIZES)
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "other"), "HF_HUB_DISABLE_XET": "1",
+    }  # fmt: skip
+    command = cola_command("tokenize", name, "-o", "killed", *SIZES)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    while not list(tmp_path.glob("killed/parts/*.json")):
+        assert process.poll() is None, "it finished before it could be killed"
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert read_manifest(tmp_path / "killed").status == "incomplete"
+    hub.commit(REPO, {"data/train-0.parquet": parquet(7)})
+    cola("tokenize", name, "-o", "killed", *SIZES)
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    made = read_manifest(tmp_path / "killed")
+    assert all(f"@{before}/" in one for one in made.environment["corpus"])
+    cola("tokenize", f"hf://datasets/{REPO}", "-o", "moved", *SIZES)
+    assert read_manifest(tmp_path / "moved").fingerprint != made.fingerprint
 
 
 @pytest.mark.parametrize("name", ["org/nothing", f"{REPO}@nowhere"])

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_secret"
+CONVERTED = "refs/convert/parquet"  # where a hub keeps a data set as Parquet; here as it is
 
 
 class Hub:
@@ -40,7 +41,7 @@ class Hub:
     def find(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         commits = self.repositories[repo]
         digests = [self.digest(repo, number) for number in range(len(commits))]
-        if revision == "main" and commits:
+        if revision in ("main", CONVERTED) and commits:
             return digests[-1], commits[-1]
         return next(((d, c) for d, c in zip(digests, commits, strict=True) if d == revision), None)
 
