@@ -84,7 +84,7 @@ class TransformersJudge:
         except ImportError as error:
             raise UsageError(
                 f"--judge {folder}: loading it needs the package transformers.",
-                "Install it with `pip install transformers`, or name a model of `cola train ar`.",
+                "Install it: pip install 'cola-cli[judge]', or name a model of `cola train ar`.",
             ) from error
         transformers.utils.logging.disable_progress_bar()
         try:
@@ -232,7 +232,7 @@ def mauve_scores(
     try:
         mauve = importlib.import_module("mauve")
     except ImportError:
-        return nothing, "mauve: it needs the package mauve-text (`pip install mauve-text`)."
+        return nothing, "mauve: it needs mauve-text (pip install 'cola-cli[mauve]')."
     least = min(len(groups[0]), len(reference))
     if least < MAUVE_LEAST:
         return nothing, f"mauve: it needs {MAUVE_LEAST} texts on either side; there are {least}."

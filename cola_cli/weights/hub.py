@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_cli.artifacts.manifest import MANIFEST_NAME, read_manifest
+from cola_cli.artifacts.reading import reason
 from cola_cli.errors import InputError, UsageError
 
 PREFIX = "hf:"
@@ -122,6 +123,11 @@ def hub_errors(address: str) -> Iterator[None]:
             raise InputError(
                 f"{address}: the hub does not let you do this.",
                 "Log in with `hf auth login`, or set HF_TOKEN to a token that may.",
+            ) from error
+        if getattr(error, "response", None) is None:
+            raise InputError(
+                f"{address}: the hub cannot be reached ({reason(error)}).",
+                "Check the connection and HF_ENDPOINT, and run the same command again.",
             ) from error
         raise InputError(
             f"{address}: the hub says: {' '.join(str(error).split())[:300]}",

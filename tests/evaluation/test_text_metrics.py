@@ -376,7 +376,7 @@ def test_what_is_no_judge_is_refused(
         open_judge(tmp_path, CPU)
     monkeypatch.setitem(sys.modules, "transformers", None)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="pip install transformers"):
+    with pytest.raises(UsageError, match="needs the package transformers"):
         open_judge(tmp_path, CPU)
 
 
