@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cola_cli.artifacts.columns import column
+
 DIGEST_BYTES = 16
 ROW_GROUP = 1024  # rows; a training reader takes one group at a time
 
@@ -113,21 +115,18 @@ def _table(rows: list[PackedRow], seq_len: int, pad_id: int, chat: bool, apart: 
         target[places] = row.tokens
         if row.response:
             own[places] = row.response
-    fields = [("document", pa.int64()), ("offset", pa.int32()), ("length", pa.int32())]
-    pieces: list[list[tuple[int, ...]]] = [[*row.segments] for row in rows]
+    pieces = np.array([piece for row in rows for piece in row.segments], np.int64).reshape(-1, 3)
+    fields = {"document": pieces[:, 0]}
+    fields |= {"offset": pieces[:, 1].astype(np.int32), "length": pieces[:, 2].astype(np.int32)}
     if apart:
-        fields.append(("start", pa.int32()))
-        pieces = [
-            [(*piece, start) for piece, start in zip(row.segments, row.starts, strict=True)]
-            for row in rows
-        ]
-    names = [name for name, _ in fields]
-    segments = [[dict(zip(names, piece, strict=True)) for piece in own] for own in pieces]
-    starts = np.arange(len(rows) + 1, dtype=np.int32) * seq_len
+        fields["start"] = np.array([start for row in rows for start in row.starts], np.int32)
+    ends = np.cumsum([0, *(len(row.segments) for row in rows)], dtype=np.int32)
+    segments = pa.StructArray.from_arrays([*map(column, fields.values())], [*fields])
+    starts = column(np.arange(len(rows) + 1, dtype=np.int32) * seq_len)
     columns = {
-        "tokens": pa.ListArray.from_arrays(starts, tokens.ravel()),
-        "length": pa.array([row.stop for row in rows], pa.int32()),
-        "segments": pa.array(segments, pa.list_(pa.struct(fields))),
+        "tokens": pa.ListArray.from_arrays(starts, column(tokens.ravel())),
+        "length": column(np.array([row.stop for row in rows], np.int32)),
+        "segments": pa.ListArray.from_arrays(column(ends), segments),
     }
     if chat:
         columns["response"] = pa.ListArray.from_arrays(starts, pa.array(response.ravel()))

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cola_cli.artifacts.columns import column, numbers
 from cola_cli.artifacts.duckdb_names import duckdb_list
 from cola_cli.artifacts.files import arrow_file, atomic_file
 from cola_cli.artifacts.manifest import SCRATCH
@@ -268,11 +269,12 @@ def _write(directory: Path, index: int, rows: Iterator[Row], tally: Tally, near:
             sizes, characters = (np.array(count, np.uint32) for count in counts)
             halves = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
             positions = np.arange(position, position + len(batch))
-            columns = [positions, halves[:, 0], halves[:, 1], sizes, characters]
+            found = positions, halves[:, 0], halves[:, 1], sizes, characters
+            made = [column(values) for values in found]
             if near:
-                flat = pa.array(np.concatenate(signatures))
-                columns.append(pa.FixedSizeListArray.from_arrays(flat, SLOTS))
-            out.write_table(pa.table(dict(zip(kinds, columns, strict=True))), ROWS)
+                flat = column(np.concatenate(signatures))
+                made.append(pa.FixedSizeListArray.from_arrays(flat, SLOTS))
+            out.write_table(pa.table(dict(zip(kinds, made, strict=True))), ROWS)
             position += len(batch)
         out.add_key_value_metadata({"tally": json.dumps(asdict(tally))})
 
@@ -284,7 +286,7 @@ def records(directory: Path, index: int, columns: list[str]) -> Iterator[list[An
     with arrow_file(record_of(directory, index)) as stream, pq.ParquetFile(stream) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns)
-            yield [table[name].to_numpy() for name in columns]
+            yield [numbers(table[name]) for name in columns]
 
 
 def digests_of(directory: Path, index: int) -> Iterator[bytes]:
@@ -313,6 +315,7 @@ def make_plan(
     directory: Path, pieces: list[Piece], settings: TokenizeSettings, threads: int
 ) -> None:
     """Write the plan of a corpus whose pieces have all been surveyed."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -322,9 +325,7 @@ def make_plan(
     plan = _chunks(directory, pieces, settings)
     totals = {name: value for name, value in vars(plan).items() if isinstance(value, int)}
     columns = {
-        name: pa.array(value, pa.int64())
-        for name, value in vars(plan).items()
-        if name not in totals
+        name: column(np.array(value)) for name, value in vars(plan).items() if name not in totals
     }
     table = pa.table(columns).replace_schema_metadata({"totals": json.dumps(totals)})
     with atomic_file(directory / CHUNKS) as temporary, arrow_file(temporary, "wb") as stream:
@@ -332,14 +333,13 @@ def make_plan(
 
 
 @contextlib.contextmanager
-def damage_told(directory: Path) -> Iterator[None]:
-    """What Arrow and DuckDB raise of files that are not whole becomes DamagedArtifact."""
-    import duckdb
+def damage_told(directory: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """What Arrow raises of files that are not whole, and errors of these kinds, become DamagedArtifact."""
     import pyarrow as pa
 
     try:
         yield
-    except (duckdb.Error, pa.ArrowException) as error:
+    except (pa.ArrowException, *kinds) as error:
         raise DamagedArtifact(
             f"the survey in {directory} cannot be read ({reason(error)}).",
             f"If the disk is not full, remove {directory} and run the same command again.",
@@ -350,12 +350,12 @@ def read_plan(directory: Path) -> Plan:
     """The plan that `make_plan` wrote."""
     import pyarrow.parquet as pq
 
-    with arrow_file(directory / CHUNKS) as stream:
-        table = pq.read_table(stream)
+    with arrow_file(directory / CHUNKS) as stream, pq.ParquetFile(stream) as file:
+        table = file.read()
     totals = json.loads(table.schema.metadata[b"totals"])
     plan = Plan(**totals)
     for name in table.column_names:
-        getattr(plan, name).frombytes(table[name].to_numpy().tobytes())
+        getattr(plan, name).frombytes(numbers(table[name]).tobytes())
     return plan
 
 
@@ -373,7 +373,7 @@ def _find_duplicates(
     from cola_cli.corpus.near_duplicates import resembling
 
     near = "SELECT 0 LIMIT 0" if threshold is None else resembling("documents", threshold)
-    with duckdb.connect(":memory:") as connection:
+    with damage_told(directory, duckdb.Error), duckdb.connect(":memory:") as connection:
         for setting, value in {
             "memory_limit": f"'{MEMORY}'",
             "threads": min(threads, THREADS),
@@ -417,7 +417,7 @@ def duplicates_from(directory: Path, position: int) -> Iterator[int]:
         for group in range(file.num_row_groups):
             last = file.metadata.row_group(group).column(0).statistics
             if last is None or last.max >= position:
-                found = file.read_row_group(group, ["position"])["position"].to_numpy()
+                found = numbers(file.read_row_group(group, ["position"])["position"])
                 yield from found[found >= position].tolist()
 
 
