@@ -367,6 +367,7 @@ def _find_duplicates(
     threshold: also of those that resemble an earlier one so much; these are marked as near.
     """
     import duckdb
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -403,10 +404,11 @@ def _find_duplicates(
             ) GROUP BY position ORDER BY position
             """
         )
-        schema = pa.schema({"position": pa.int64(), "near": pa.bool_()})
+        schema = pa.schema({"position": pa.int64(), "near": pa.int64()})
         with arrow_file(path, "wb") as stream, pq.ParquetWriter(stream, schema) as out:
             while rows := found.fetchmany(ROWS):
-                out.write_table(pa.table([*zip(*rows, strict=True)], schema))
+                values = np.array(rows, np.int64).T
+                out.write_table(pa.table([column(one) for one in values], schema))
 
 
 def duplicates_from(directory: Path, position: int) -> Iterator[int]:
@@ -477,5 +479,5 @@ def _near_duplicates(directory: Path) -> int:
     import pyarrow.parquet as pq
 
     with arrow_file(directory / DUPLICATES) as stream, pq.ParquetFile(stream) as file:
-        batches = file.iter_batches(columns=["near"])
-        return sum(batch.column(0).true_count for batch in batches)
+        groups = range(file.num_row_groups)
+        return sum(int(numbers(file.read_row_group(n, ["near"])["near"]).sum()) for n in groups)

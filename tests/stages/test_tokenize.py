@@ -44,6 +44,17 @@ SMALL = ("--vocab-size", 320, "--seq-len", 32, "--validation-fraction", 0.1)
 PARTS = ("--set", "part_bytes=20000")
 
 
+def test_a_process_starts_without_what_takes_long(cola: Run, tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus")
+    (tmp_path / "slow").mkdir()
+    for name in ("torch", "pandas"):  # pyarrow would import pandas at its first array
+        (tmp_path / f"slow/{name}.py").write_text("import os; os._exit(9)")
+    variables = os.environ | {"PYTHONPATH": str(tmp_path / "slow")}
+    command = ("tokenize", "corpus", "-o", "tokens", *SMALL, "--workers", 1)
+    for shard in ("0/2", "1/2", None):
+        cola(*command, *(["--shard", shard] if shard else []), env=variables)
+
+
 def test_no_token_is_lost_and_the_statistics_are_true(cola: Run, tmp_path: Path) -> None:
     make_corpus(tmp_path / "corpus")
     result = cola("tokenize", "corpus", "-o", "tokens", *SMALL, *PARTS, "--json", "--workers", 2)
