@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,12 +83,33 @@ def test_an_unknown_candidate_ends_the_recipe(tmp_path: Path, named: str, what: 
     assert done.stderr == f"recipe: unknown {what} {named.partition('/')[0]}\n"
 
 
-def test_stories_are_judged_by_their_sentences_names_and_things() -> None:
-    specification = importlib.util.spec_from_file_location("stories", PIPELINES / "stories.py")
+def script(name: str) -> Any:
+    """A script of pipelines/ as a module."""
+    specification = importlib.util.spec_from_file_location(name, PIPELINES / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
-    stories = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(stories)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_a_log_is_judged_by_its_sentences_and_by_what_must_agree() -> None:
+    harbour = script("harbour")
+    source = random.Random(0)
+    own = [{"prompt": "", "text": harbour.entry(source)} for _ in range(100)]
+    assert set(harbour.judge(own).values()) == {1.0}
+    wrong = {
+        "prompt": "On Friday the Juno",
+        "text": ", a brig from Hull, came in with tea. Her master, Captain Voss, paid six crowns for the"
+        " salt. The wind was from the moon, and the brig lay by the old quay. On Friday Captain Reed sailed"
+        " for Cork.",
+    }
+    shares = harbour.judge([wrong])
+    assert shares == {"sentences": 3 / 4, "cargo": 0, "dues": 0, "captain": 0, "day": 0}
+
+
+def test_stories_are_judged_by_their_sentences_names_and_things() -> None:
+    stories = script("stories")
     good = {
         "prompt": "Leo was a kind painter who lived by a river. Most of all",
         "text": " he loved his green boat. There he played all day and forgot the boat. Leo was",
