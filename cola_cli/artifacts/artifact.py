@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
 
-from cola_cli.artifacts.checks import RESTORE, check_file
+from cola_cli.artifacts import mirror
+from cola_cli.artifacts.checks import RESTORE, fetch_file
 from cola_cli.artifacts.manifest import MANIFEST_NAME, Kind, Manifest, PartRecord, read_manifest
 from cola_cli.artifacts.parts import PARTS, read_part_record, record_name
 from cola_cli.errors import DamagedArtifact, InputError
@@ -58,10 +60,14 @@ class Artifact:
             raise InputError(
                 f"{self.path} has no file {name}.", "Name an artifact that a cola stage finished."
             )
-        if name not in self._checked:
-            check_file(self.path, record)
+        if name not in self._checked or not (self.path / name).exists():
+            fetch_file(self.path, record)
             self._checked.add(name)
         return self.path / name
+
+    def fetch_ahead(self, names: Iterable[str]) -> None:
+        """Begin to fetch files that are read next, where the artifact lies in an object store."""
+        mirror.fetch_ahead(self.path / name for name in names if name in self._records)
 
     @cached_property
     def part_count(self) -> int:
@@ -88,6 +94,7 @@ class Artifact:
     @property
     def parts(self) -> list[PartRecord]:
         """The records of the data parts, in order."""
+        self.fetch_ahead(map(record_name, range(self.part_count)))
         return [self.part(index) for index in range(self.part_count)]
 
     def part_file(self, index: int) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from cola_cli.artifacts import mirror
 from cola_cli.artifacts.duckdb_names import duckdb_list
 from cola_cli.artifacts.manifest import Manifest, flatten, read_manifest
 from cola_cli.artifacts.origin import stays_home
@@ -83,6 +84,7 @@ def query(artifacts: list[Path], sql: str) -> tuple[list[str], list[tuple[Any, .
 
 def _add_schema(connection: duckdb.DuckDBPyConnection, schema: str, path: Path) -> None:
     manifest = read_manifest(path)
+    mirror.fetch_all(path / record.path for record in manifest.files)
     connection.execute(f'CREATE SCHEMA "{schema}"')
     document = manifest.model_dump(mode="json", exclude={"files"})
     rows = [(name, json.dumps(value)) for name, value in flatten(document).items()]

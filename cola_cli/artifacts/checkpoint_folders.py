@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from cola_cli.artifacts.files import sync, writing_failed
+from cola_cli.artifacts.files import remove_directory, remove_file, sync, writing_failed
 
 CHECKPOINTS = "checkpoints"
 COMMITTED = "COMMITTED.json"  # written last: without it there is no checkpoint
@@ -41,8 +40,8 @@ def prune(directory: Path, keep_last: int, keep_every: int, always: int = 0) -> 
 
 def remove(path: Path) -> None:
     """Remove one checkpoint. Its record goes first, so a kill leaves an uncommitted one."""
-    (path / COMMITTED).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    remove_file(path / COMMITTED)
+    remove_directory(path)
 
 
 def remove_all(directory: Path, kept: Collection[str] = ()) -> None:
@@ -54,10 +53,10 @@ def remove_all(directory: Path, kept: Collection[str] = ()) -> None:
             remove(path)
     try:
         if directory.exists() and not left:
-            shutil.rmtree(directory)
+            remove_directory(directory)
         for path in left:
             for own in path.glob("written-*.json"):  # of use until the checkpoint is committed
-                own.unlink()
+                remove_file(own)
             sync(path)
         if left:
             sync(directory)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cola_cli.artifacts import mirror
 from cola_cli.errors import ColaError, OutputConflict, is_encodable
 from cola_cli.machine.liveness import state_of
 
@@ -73,7 +74,8 @@ def sync(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is synced and renamed to `path`, on error removed.
 
-    Readers see the old file or the whole new one, never a part of it.
+    Readers see the old file or the whole new one, never a part of it. A copy of what lies in an object store is
+    then put there.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}@{_host()}")
     try:
@@ -89,11 +91,31 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.close(descriptor)
         os.replace(temporary, path)
         sync(path.parent)
+        mirror.put(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if failure := _system_error(error):
             raise writing_failed(path, failure) from error
         raise
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, here and in the store whose copy it is; it need not be there."""
+    path.unlink(missing_ok=True)
+    mirror.remove(path)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory with all in it, as `remove_file` does."""
+    shutil.rmtree(path, ignore_errors=True)
+    mirror.remove_below(path)
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename a file within an artifact, here and in the store."""
+    os.replace(path, target)
+    path.unlink(missing_ok=True)  # two links to one file are not renamed
+    mirror.move(path, target)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from cola_cli.artifacts import mirror
 from cola_cli.artifacts.files import make_directory, refuse_link, writing_failed
+from cola_cli.artifacts.lease import Lease, holder_in_store
+from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.artifacts.reading import parse_json, shown
 from cola_cli.errors import OutputConflict, OutputLocked, UsageError
 from cola_cli.machine.liveness import state_of
@@ -45,6 +48,7 @@ def writer_lock(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     for path in directory.rglob("*"):
         refuse_link(path)
     with locked(directory, wait_seconds):
+        mirror.pull(directory, whole=True)
         yield
 
 
@@ -69,11 +73,14 @@ def locked(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
             time.sleep(POLL_SECONDS)
         try:
             os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_self_description()).encode(), 0)
+            about = _self_description()
+            os.pwrite(descriptor, json.dumps(about).encode(), 0)
         except OSError as error:
             raise writing_failed(directory / LOCK_NAME, error) from error
         try:
-            yield
+            with Lease(directory, about).held(deadline):
+                mirror.fetch(directory / MANIFEST_NAME, anew=True)  # others may have finished it
+                yield
         finally:
             # the holder's name matters only while the lock is held
             with contextlib.suppress(OSError):
@@ -146,7 +153,8 @@ def sharing(directory: Path) -> Iterator[None]:
 
 def holder_of(directory: Path) -> str | None:
     """Who writes to the artifact now, or None."""
-    return _writer_of(directory) or ("shards" if _is_shared(directory) else None)
+    shards = "shards" if _is_shared(directory) else None
+    return _writer_of(directory) or shards or holder_in_store(directory)
 
 
 def _is_shared(directory: Path) -> bool:

@@ -1,17 +1,20 @@
-"""Where a folder came from, if it lies in the cache of a Hugging Face hub. Needs no library of it."""
+"""Where a folder came from, if it lies in a cache, of a Hugging Face hub or ours. Needs no library of it."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from cola_cli.artifacts.stores import address_of
+
 _SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/([0-9a-f]{40})(?:/|$)")
 
 
 def published(path: Path) -> str | None:
-    """The address `hf:org/name@commit` of a folder or file that was fetched from a hub; None of any other."""
+    """The address of a folder or file: `hf:org/name@commit` of what was fetched from a hub, that in an object
+    store of a copy of it; None of any other."""
     found = _SNAPSHOT.search(path.absolute().as_posix())
-    return f"hf:{found[1].replace('--', '/')}@{found[2]}" if found else None
+    return f"hf:{found[1].replace('--', '/')}@{found[2]}" if found else address_of(path)
 
 
 def stays_home(path: Path, directory: Path) -> bool:

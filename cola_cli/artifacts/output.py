@@ -286,20 +286,19 @@ class Writer:
         """
         remove_temporaries(self.path)
         shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
-        digests = {name: record.sha256 for name, record in self.kept.items()}
+        files = {record.path: record for record in self.kept.values()}
         for part in self.recorded():
-            digests[part.file] = part.sha256
+            files[part.file] = part.data
             self._own.add(record_name(part.index))
-        files = []
-        for name in sorted(self._own | digests.keys()):
+        for name in self._own - files.keys():
             path = self.path / name
-            digest = digests.get(name) or sha256_file(path)
-            files.append(FileRecord(path=name, bytes=path.stat().st_size, sha256=digest))
+            size, digest = path.stat().st_size, sha256_file(path)
+            files[name] = FileRecord(path=name, bytes=size, sha256=digest)
         complete = self._manifest.model_copy(
             update={
                 "status": "complete",
                 "statistics": statistics or {},
-                "files": files,
+                "files": [files[name] for name in sorted(files)],
                 "seconds": round(time.monotonic() - self._started, 3),
             }
         )

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from cola_cli.artifacts import mirror
 from cola_cli.artifacts.checks import RESTORE, check_file
 from cola_cli.artifacts.files import (
     TEMPORARY,
     atomic_file,
     refuse_link,
+    remove_file,
     sha256_file,
     sync,
     write_atomic,
@@ -196,10 +198,10 @@ def intact_parts(path: Path, fingerprint: str) -> dict[int, PartRecord]:
                 raise DamagedArtifact(f"{file} is a part of another artifact.", RESTORE)
             kept[record.index] = record
         except DamagedArtifact:
-            file.unlink()
+            remove_file(file)
     recorded = {path / record.file for record in kept.values()}
-    for file in (path / PARTS).glob("*"):
+    for file in [*(path / PARTS).glob("*"), *mirror.names_elsewhere(path / PARTS)]:
         temporary = TEMPORARY.search(file.name)  # perhaps of a process that makes a part now
         if _PART.fullmatch(file.name) and file not in recorded and not temporary:
-            file.unlink()
+            remove_file(file)
     return kept

@@ -10,22 +10,32 @@ from pathlib import Path
 
 from cola_cli.artifacts.files import refuse_link
 from cola_cli.artifacts.manifest import MANIFEST_NAME
+from cola_cli.artifacts.mirror import pull
+from cola_cli.artifacts.stores import address_of, place_of
 from cola_cli.errors import OutputConflict, UsageError
 
 Key = tuple[int, int]  # device and inode
 
 
 def local(text: str) -> Path:
-    """The path that a text names, to be written to, taken literally.
+    """The path that a text names, to be written to, taken literally; of an address in an object store its copy.
 
-    Raises UsageError for an empty text, a URL, a name on the hub, and what no file system can write.
+    Raises UsageError for an empty text, another URL, a name on the hub, and what no file system can write.
     """
     if not text:
         raise UsageError("the output has no name.", "Is a variable in the command empty?")
+    if (place := place_of(text)) is not None:
+        if (address_of(place) or "").count("/") < 3:
+            raise UsageError(
+                f"{text} is a bucket.", "Name a folder in it, such as s3://bucket/run."
+            )
+        return place
     if re.match(r"hf:[^/]", text):
         raise UsageError(f"{text} is a name on the hub.", "`cola push` publishes a model.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise UsageError(f"{text} is a URL.", "cola writes to directories only.")
+        raise UsageError(
+            f"{text} is a URL.", "cola writes to directories, and to s3://, gs:// and az://."
+        )
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
@@ -33,6 +43,20 @@ def local(text: str) -> Path:
             f"{text!a} is not a name that this system can write.", "Choose another."
         ) from None
     return Path(text)
+
+
+def written_place(text: str) -> Path:
+    """`local`, its copy brought up to date if it lies in an object store."""
+    path = local(text)
+    pull(path, listed=True)
+    return path
+
+
+def read_place(name: str | Path) -> Path:
+    """The path of what is to be read; of an address in an object store its copy, brought up to date."""
+    path = (isinstance(name, str) and place_of(name)) or Path(name)
+    pull(path)
+    return path
 
 
 def require_apart(output: Path, reads: Iterable[Path]) -> None:

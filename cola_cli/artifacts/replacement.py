@@ -9,10 +9,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cola_cli.artifacts import mirror
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS
 from cola_cli.artifacts.checks import RESTORE, check_size, content_files
-from cola_cli.artifacts.files import make_directory, refuse_link, sync, write_atomic, writing_failed
+from cola_cli.artifacts.files import (
+    make_directory,
+    move,
+    refuse_link,
+    remove_file,
+    sync,
+    write_atomic,
+    writing_failed,
+)
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
     NEW,
@@ -79,12 +88,14 @@ def remove(path: Path) -> None:
             f"{new} holds files that cola did not write.", "Move it away; nothing was touched."
         )
     try:
+        for one in mirror.names_elsewhere(new):
+            mirror.remove(one)
         for entry in sorted(new.rglob("*"), reverse=True):  # what a folder holds before it
             if entry.is_dir() and not entry.is_symlink():
                 entry.rmdir()
             elif entry != new / MANIFEST_NAME:
-                entry.unlink()
-        (new / MANIFEST_NAME).unlink(missing_ok=True)  # last: it shows that the rest is ours
+                remove_file(entry)
+        remove_file(new / MANIFEST_NAME)  # last: it shows that the rest is ours
         new.rmdir()
         sync(path)
     except OSError as error:
@@ -108,7 +119,7 @@ def move_in(path: Path) -> Manifest:
     write_manifest(path, manifest.model_copy(update=empty))
     try:
         for name in sorted(leaving - arriving):
-            (path / name).unlink(missing_ok=True)
+            remove_file(path / name)
         folders = {above for name in leaving for above in Path(name).parents}
         for folder in sorted(folders, reverse=True):
             place = path / folder
@@ -117,12 +128,11 @@ def move_in(path: Path) -> Manifest:
         for record in manifest.files:
             if (new / record.path).exists():
                 make_directory((path / record.path).parent)
-                os.replace(new / record.path, path / record.path)
-                (new / record.path).unlink(missing_ok=True)  # two links to one file are not renamed
+                move(new / record.path, path / record.path)
             check_size(path, record)
         for folder in {(path / name).parent for name in arriving}:
             sync(folder)
-        os.replace(new / MANIFEST_NAME, path / MANIFEST_NAME)
+        move(new / MANIFEST_NAME, path / MANIFEST_NAME)
         sync(path)
     except OSError as error:
         raise writing_failed(path, error) from error

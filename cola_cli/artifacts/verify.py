@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cola_cli.artifacts import mirror
 from cola_cli.artifacts.artifact import METRICS
 from cola_cli.artifacts.checkpoint_folders import CHECKPOINTS, remove_all
 from cola_cli.artifacts.checks import check_file, content_files
-from cola_cli.artifacts.files import is_being_written, remove_temporaries, sync
+from cola_cli.artifacts.files import is_being_written, remove_file, remove_temporaries, sync
 from cola_cli.artifacts.lock import writer_lock
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
@@ -48,6 +49,7 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda count: None)
 
     An unfinished artifact is checked as far as its part records go. `advance` is told the bytes read.
     """
+    mirror.pull(directory, listed=True)
     try:
         manifest = read_manifest(directory)
     except DamagedArtifact as error:
@@ -57,6 +59,7 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda count: None)
     records = manifest.files if manifest.status == "complete" else [*manifest.files, *promised]
     for record in records:
         try:
+            mirror.fetch(directory / record.path, anew=True)
             check_file(directory, record)
         except DamagedArtifact as error:
             findings.append(Finding(record.path, error.problem))
@@ -144,8 +147,8 @@ def _parts(
 def _drop(directory: Path, name: str) -> None:
     """Remove a file and, for a data part, its partner: the part exists only while both do."""
     path = directory / name
-    path.unlink(missing_ok=True)
+    remove_file(path)
     if path.parent.name == PARTS:
         number = path.name.partition(".")[0]  # 00000 of 00000.json and 00000.jsonl.zst
         for partner in path.parent.glob(f"{number}.*"):
-            partner.unlink()
+            remove_file(partner)

@@ -191,10 +191,11 @@ def log(
     Example: cola log runs/demo/prior --to tensorboard
     """
     from cola_cli.artifacts.artifact import METRICS
+    from cola_cli.artifacts.mirror import fetch
     from cola_cli.training.loggers import Loggers, find_loggers
     from cola_cli.training.metrics import Metrics
 
-    metrics = Metrics(artifact / METRICS)
+    metrics = Metrics(fetch(artifact / METRICS))
     loggers = Loggers(find_loggers([to]), artifact, run.reporter)
     metrics.read()
     for row in metrics.rows:

@@ -16,6 +16,7 @@ from typing import Any
 
 import typer
 
+from cola_cli.artifacts.stores import with_addresses
 from cola_cli.errors import ColaError, InputError, Interrupted, is_out_of_memory
 from cola_cli.reporting import Reporter, Silent
 
@@ -37,7 +38,7 @@ class TerminalReporter:
         # Where there is no terminal tqdm would rewrite one line with carriage returns; it only keeps
         # the rate and the time left there, and _line prints them.
         self._bar = tqdm(
-            desc=what,
+            desc=with_addresses(what),
             total=total,
             unit=f" {unit}",
             initial=done,
@@ -67,10 +68,10 @@ class TerminalReporter:
         self._bar = None
 
     def note(self, text: str) -> None:
-        self._write(text)
+        self._write(with_addresses(text))
 
     def warn(self, text: str) -> None:
-        self._write(f"warning: {text}")
+        self._write(with_addresses(f"warning: {text}"))
 
     def _fitting(self, metrics: dict[str, float | str]) -> str:
         """The first of the metrics for which a terminal of this width has room beside a bar of ten cells."""
@@ -133,7 +134,7 @@ def print_json(value: Any) -> None:
         print("warning: some numbers are infinite or NaN; they are null", file=sys.stderr)
         finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
         text = json.dumps(finite, ensure_ascii=escaped)
-    print(text, flush=True)
+    print(with_addresses(text), flush=True)
 
 
 # title, columns, rows
@@ -156,7 +157,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     from rich.text import Text
 
     cells = [[f"{c:.4g}" if isinstance(c, float) else _shown(c) for c in row] for row in rows]
-    drawn = Table(title=Text(title) if title else None, title_justify="left")
+    drawn = Table(title=Text(with_addresses(title)) if title else None, title_justify="left")
     for number, name in enumerate(names):
         numeric = bool(rows) and isinstance(rows[0][number], int | float)
         drawn.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
@@ -168,7 +169,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         console.print(drawn)
         return
     if title:
-        print(title)
+        print(with_addresses(title))
     widest = max(map(len, names))
     blocks = [
         "".join(f"{name:<{widest}}  {cell}\n" for name, cell in zip(names, shown, strict=True))
@@ -182,7 +183,7 @@ def _shown(cell: object) -> str:
         return "-"
     if isinstance(cell, bytes):
         return f"{len(cell):,} bytes"
-    text = str(cell)
+    text = with_addresses(str(cell))
     if text.isprintable():
         return text
     from cola_cli.artifacts.reading import shown
@@ -259,10 +260,10 @@ def show_error(error: ColaError | Interrupted, debug: bool, as_json: bool = Fals
         traceback.print_exc()
     if as_json:
         told = {"problem": error.problem, "remedy": error.remedy, "exit_code": error.exit_code}
-        print(json.dumps({"error": told}), file=sys.stderr)
+        print(with_addresses(json.dumps({"error": told})), file=sys.stderr)
         return error.exit_code
     word = "cola" if isinstance(error, Interrupted) else "cola: error"
-    print(f"{word}: {error.problem}", file=sys.stderr)
+    print(with_addresses(f"{word}: {error.problem}"), file=sys.stderr)
     if error.remedy:
-        print(f"      {error.remedy}", file=sys.stderr)
+        print(with_addresses(f"      {error.remedy}"), file=sys.stderr)
     return error.exit_code

@@ -23,6 +23,7 @@ import typer
 from typer.core import TyperCommand
 from typer.models import ParameterInfo
 
+from cola_cli.artifacts.stores import with_addresses
 from cola_cli.cli.console import Table, errors_shown, print_json, reporter, table
 from cola_cli.machine import interruption
 from cola_cli.machine.launcher import leads
@@ -45,10 +46,16 @@ def on_disk(text: str) -> Path:
 
 
 def path(text: str) -> Path:
-    """A path to read. Raises BadParameter for an empty text, of which Path would make the current folder."""
+    """A path to read; of an address in an object store its copy, see `_pull`. Raises BadParameter for an empty text, of which Path would make the current folder."""
     if text == "":
         raise typer.BadParameter("it has no name. Is a variable in the command empty?")
-    return Path(text)
+    from cola_cli.artifacts.stores import place_of
+    from cola_cli.errors import UsageError
+
+    try:
+        return place_of(text) or Path(text)
+    except UsageError as error:
+        raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
 
 
 def output_option(help: str, *names: str) -> Any:
@@ -258,7 +265,7 @@ class Invocation(Run):
         if self.json:
             print_json(value)
         else:
-            print("\n".join(lines), flush=True)
+            print(with_addresses("\n".join(lines)), flush=True)
 
     def show_plan(self, settings: Settings, plan: Mapping[str, Any]) -> None:
         """Print the resolved settings and what the run is expected to take."""
@@ -372,6 +379,8 @@ def _whole(
         chosen = {name: given[name] for name in shared}
         if chosen["quiet"]:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        for name, value in given.items():
+            _pull(value, name == "output")
         for name, parameter in own.items():
             if MODEL in getattr(parameter.annotation, "__metadata__", ()):
                 given[name] = _found(given[name])
@@ -432,6 +441,15 @@ def _found(name: Any) -> Any:
     if isinstance(name, Path):
         return find_model(name)
     return [find_model(one) for one in name] if name else name
+
+
+def _pull(value: Any, output: bool) -> None:
+    """Have what lies in an object store as far as a command needs it to begin."""
+    from cola_cli.artifacts.mirror import pull
+
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, Path):
+            pull(one, listed=output)
 
 
 def _require_apart(given: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from cola_cli.artifacts.tensors import FORMS
 from cola_cli.corpus.parquet_footer import column_chunks, require_group
 from cola_cli.errors import DamagedArtifact, InputError
 
+AHEAD = 8  # batches whose parts are fetched in advance
 CHUNK = 1024  # rows that stay together until the window is permuted
 DOCUMENT_ROWS = 256  # sequences read at a time for their documents
 LARGEST_LOGVAR = 0x558B  # the half 88.6875, the last whose exponential float32 can hold
@@ -121,10 +122,16 @@ class Sequences:
             first += 1
         return concatenate(pieces)
 
+    def fetch_ahead(self, numbers: Integers) -> None:
+        """Begin to fetch the parts of the sequences of these numbers, where they lie in an object store."""
+        places = np.unique(np.searchsorted(self._starts, numbers, "right") - 1)
+        self.artifact.fetch_ahead(self._parts[place].file for place in places)
+
     def batches(self, size: int, limit: int | None = None) -> Iterator[Rows]:
         """All sequences (or the first `limit`) in order, `size` at a time."""
         end = self.count if limit is None else min(limit, self.count)
         for start in range(0, end, size):
+            self.fetch_ahead(np.arange(start, min(start + AHEAD * size, end)))
             yield self.read(start, min(start + size, end))
 
     def _read_part(self, part: int, start: int, stop: int) -> Rows:
@@ -200,6 +207,11 @@ class Shuffled:
         numbers = numbers[skipped : skipped + stop - start]
         return self._random(epoch, window + 1).permutation(numbers)
 
+    def _following(self, epoch: int, window: int) -> tuple[int, int]:
+        """The window that is read after one."""
+        last = (window + 1) * self._window >= self.count
+        return (epoch + 1, 0) if last else (epoch, window + 1)
+
     def _random(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.Generator(
             np.random.Philox(key=[self._seed, 2], counter=[0, 0, epoch, stream])
@@ -212,6 +224,8 @@ class Shuffled:
             breaks = np.flatnonzero(np.diff(ascending) != 1) + 1
             runs = np.split(ascending, breaks)
             self._rows = None  # let the old window go before the new one is read
+            for one in (epoch, window), self._following(epoch, window):
+                self.sequences.fetch_ahead(self.order(*one))
             read = concatenate([self.sequences.read(run[0], run[-1] + 1) for run in runs])
             self._rows = read.take(np.searchsorted(ascending, numbers))
             self._held = epoch, window

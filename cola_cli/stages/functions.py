@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from cola_cli.artifacts.places import local
+from cola_cli.artifacts.places import read_place, written_place
 from cola_cli.families import PRIOR, TEXT_VAE, Family
 from cola_cli.reporting import Reporter, Silent
 from cola_cli.settings import TABLES, resolve
@@ -51,8 +51,8 @@ def tokenize(
 
     names = [corpus] if isinstance(corpus, str | Path) else corpus
     settings, run = _prepared("tokenize", device="cpu", **given)
-    own = None if tokenizer is None else Path(tokenizer)
-    return stage([str(name) for name in names], local(str(output)), settings, own, run)
+    own = None if tokenizer is None else read_place(tokenizer)
+    return stage([str(name) for name in names], written_place(str(output)), settings, own, run)
 
 
 def train_vae(tokens: Place, output: Place, **given: Unpack[GivenDevice]) -> Outcome:
@@ -64,7 +64,12 @@ def encode(tokens: Place, vae: Place, output: Place, **given: Unpack[GivenDevice
     """The posterior of every sequence of a tokens artifact under a Text VAE, to a latents artifact."""
     from cola_cli.stages.encode import encode as stage
 
-    return stage(Path(tokens), Path(vae), local(str(output)), *_prepared("encode", **given))
+    return stage(
+        read_place(tokens),
+        read_place(vae),
+        written_place(str(output)),
+        *_prepared("encode", **given),
+    )
 
 
 def train_prior(latents: Place, output: Place, **given: Unpack[GivenDevice]) -> Outcome:
@@ -75,7 +80,9 @@ def train_prior(latents: Place, output: Place, **given: Unpack[GivenDevice]) -> 
 def _train(family: Family, source: Place, output: Place, given: GivenDevice) -> Outcome:
     from cola_cli.stages.train import train
 
-    return train(family, Path(source), local(str(output)), *_prepared(family.table, **given))
+    return train(
+        family, read_place(source), written_place(str(output)), *_prepared(family.table, **given)
+    )
 
 
 def _prepared(

@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from cola_cli.artifacts import mirror
 from cola_cli.artifacts.catalog import latent_forms, latent_shape, open_catalog
 from cola_cli.artifacts.checks import RESTORE
 from cola_cli.artifacts.kinds import TOKENIZER
@@ -75,7 +76,7 @@ def _decoded_rows(connection: Any, table: str, artifact: Path, rows: int) -> lis
     result = connection.execute(f"SELECT * FROM {table} LIMIT {rows}")
     columns = [column[0] for column in result.description]
     decode = None
-    if (artifact / TOKENIZER).exists():
+    if mirror.fetch(artifact / TOKENIZER).exists():
         from cola_cli.corpus.tokenizer import load_tokenizer
 
         decode = load_tokenizer(artifact / TOKENIZER).decode

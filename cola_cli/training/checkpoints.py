@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cola_cli.artifacts import mirror
 from cola_cli.artifacts.checkpoint_folders import COMMITTED, committed, prune, remove
 from cola_cli.artifacts.files import (
     atomic_file,
@@ -87,6 +88,7 @@ class Checkpoint:
         if any(Path(name).name != name for name in files) or STATE not in files:
             raise _damaged(path / COMMITTED)
         self._files = files
+        mirror.fetch_all(path / name for name in files)
         self._check(STATE)
         self.state = read_record(path / STATE, dict[str, Any], REMEDY, DamagedArtifact)
         names = sorted(name for name in files if name.endswith(".safetensors"))
@@ -173,6 +175,7 @@ def write(
         for name in names:  # torch syncs before the last bytes have left its buffer
             _sort_metadata(path / name)
             sync(path / name)
+            mirror.put(path / name)
     else:
         names.append(TENSORS)
         with atomic_file(path / TENSORS) as temporary:

@@ -1,0 +1,48 @@
+"""A store that speaks S3 on 127.0.0.1: `python -m tests.stores.server PORT`, moto's with what tests need besides.
+
+LATENCY: seconds that every request takes longer. UNCONDITIONAL: conditions of puts are not looked at. SKEWED:
+requests are refused, as S3 does where the clock of the client is off. Puts are made one after the other, since
+moto looks at their condition first and writes then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+SKEWED = b"<Error><Code>RequestTimeTooSkewed</Code><Message>The difference is too large.</Message></Error>"
+
+
+class Store:
+    """The WSGI application."""
+
+    def __init__(self) -> None:
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._one = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer a request."""
+        is_object = environ["PATH_INFO"].count("/") > 1
+        if is_object:
+            time.sleep(float(os.environ.get("LATENCY", "0")))
+        if is_object and "SKEWED" in os.environ:
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [SKEWED]
+        if "UNCONDITIONAL" in os.environ:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
+            environ.pop("HTTP_IF_MATCH", None)
+        if environ["REQUEST_METHOD"] != "PUT":
+            return self._moto(environ, start_response)
+        with self._one:
+            return [b"".join(self._moto(environ, start_response))]
+
+
+if __name__ == "__main__":
+    run_simple("127.0.0.1", int(sys.argv[1]), Store(), threaded=True)
