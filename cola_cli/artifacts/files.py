@@ -74,8 +74,8 @@ def sync(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is synced and renamed to `path`, on error removed.
 
-    Readers see the old file or the whole new one, never a part of it. A copy of what lies in an object store is
-    then put there.
+    Readers see the old file or the whole new one, never a part of it. A copy of what lies in an object store
+    is then put there.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}@{_host()}")
     try:

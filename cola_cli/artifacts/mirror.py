@@ -1,8 +1,8 @@
 """Copies on this machine of what lies in an object store: a folder that is read and written as any other.
 
 What is written there durably is put into the store at once, in the same order, so that the order of part,
-record and manifest holds in the store as on a disk. A file may be in the store alone (`elsewhere`) until it is
-asked for (`fetch`). The store is right wherever the two differ.
+record and manifest holds in the store as on a disk. A file may be in the store alone (`elsewhere`) until
+it is asked for (`fetch`). The store is right wherever the two differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from cola_cli.artifacts import stores
 from cola_cli.artifacts.stores import Changed, Found, Missing, Place, Unchanged
-from cola_cli.errors import ColaError, OutputConflict, UsageError
+from cola_cli.errors import ColaError, InputError, OutputConflict, UsageError
 
 TAGS = "tags"  # within the cache: the version in the store that each copy is of
 MANIFEST = "manifest.json"
@@ -44,8 +44,8 @@ guards: dict[Path, Callable[[], None]] = {}
 def pull(path: Path, whole: bool = False, listed: bool = False) -> None:
     """Bring the copy of an artifact, a folder of some, or a file up to date; nothing of a path elsewhere.
 
-    Of a finished artifact the manifest alone is fetched, of an unfinished one what is small besides, of another
-    folder everything. whole: all but data parts, for who goes on with it. listed: the names of all
+    Of a finished artifact the manifest alone is fetched, of an unfinished one what is small besides, of
+    another folder everything. whole: all but data parts, for who goes on with it. listed: the names of all
     objects are asked for, even if the manifest has them.
     """
     place = Place.of(path)
@@ -54,7 +54,7 @@ def pull(path: Path, whole: bool = False, listed: bool = False) -> None:
     with _alone(path):
         if not (whole or listed) and _is_finished(path):
             return
-        found = {path / one.key.removeprefix(place.key).lstrip("/"): one for one in place.list()}
+        found = {_file(path, place, one): one for one in place.list()}
         found = {file: one for file, one in found.items() if not _is_own(file)}
         if not found:
             _forget(path)
@@ -106,11 +106,10 @@ def fetch(path: Path, anew: bool = False) -> Path:
             os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
         return path
     with contextlib.suppress(Missing):
-        make_room(_listed.get(path, 0))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns()}")
         try:
-            tag = place.download(temporary)
+            tag = place.download(temporary, make_room)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -201,13 +200,13 @@ def remove(path: Path) -> None:
     _tag_file(path).unlink(missing_ok=True)
 
 
-def remove_below(path: Path, first: str = "") -> None:
+def remove_below(path: Path) -> None:
     """Remove the objects of a folder that was removed here."""
     place = Place.of(path)
     if place is None or _is_own(path):
         return
     for one in [*place.list()]:
-        remove(path / one.key.removeprefix(place.key).lstrip("/"))
+        remove(_file(path, place, one))
 
 
 def move(path: Path, target: Path) -> None:
@@ -273,6 +272,17 @@ def _bound() -> int:
 def _pool(process: int) -> ThreadPoolExecutor:
     """The threads that fetch, of this process."""
     return ThreadPoolExecutor(AT_ONCE, "store")
+
+
+def _file(path: Path, place: Place, found: Found) -> Path:
+    """The path of an object below a folder. Raises InputError for a name that would lead out of it."""
+    name = found.key.removeprefix(place.key).lstrip("/")
+    if not name or {".", "..", ""} & {*name.split("/")}:
+        raise InputError(
+            f"{place.address} holds an object of the name {found.key!r}, which no file can have.",
+            "Remove that object, or name a folder without it.",
+        )
+    return path / name
 
 
 def _is_own(path: Path) -> bool:
@@ -351,7 +361,7 @@ def _forget(path: Path) -> None:
 
 
 def _is_written(directory: Path) -> bool:
-    """Whether a process of this machine writes the artifact: its copy is newer than the store, if anything."""
+    """Whether a process of this machine writes the artifact, whose copy is newer than the store then."""
     try:
         descriptor = os.open(directory / OWN[0], os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

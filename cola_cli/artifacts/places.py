@@ -18,7 +18,7 @@ Key = tuple[int, int]  # device and inode
 
 
 def local(text: str) -> Path:
-    """The path that a text names, to be written to, taken literally; of an address in an object store its copy.
+    """The path that a text names, to be written to, taken literally; of an address in a store its copy.
 
     Raises UsageError for an empty text, another URL, a name on the hub, and what no file system can write.
     """

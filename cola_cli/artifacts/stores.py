@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,10 +23,18 @@ OBJECTS = "objects"  # within the cache: the copies
 RETRIES = 6
 RETRY_SECONDS = 60
 TIMEOUT = "120s"  # of a request; large objects are sent and fetched in several
-METADATA_SERVICE = "169.254.169.254"  # which is asked for credentials where none are given
+# In what is said of the services that are asked for credentials where none are given.
+NO_CREDENTIALS = (
+    "169.254.169.254",
+    "/latest/",
+    "metadata.google",
+    "must be specified",
+    "MissingAccount",
+    "token request",
+)
 # Where the credentials of each kind of store come from.
 CREDENTIALS = {
-    "s3": "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION (AWS_ENDPOINT_URL for another service).",
+    "s3": "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION; AWS_ENDPOINT_URL of another service.",
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account.",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or a token.",
 }
@@ -127,11 +135,15 @@ class Place:
             found = obstore.get(self._store, self.key, options=options)
             return bytes(found.bytes()), found.meta["e_tag"] or ""
 
-    def download(self, path: Path) -> str:
-        """Write the content to `path`, in pieces, so that memory stays flat; returns the tag."""
+    def download(self, path: Path, expect: Callable[[int], None]) -> str:
+        """Write the content to `path`, in pieces, so that memory stays flat; returns the tag.
+
+        expect: is told before how many bytes these are.
+        """
         obstore = self._library
         with self._errors():
             found = obstore.get(self._store, self.key)
+            expect(found.meta["size"])
             with open(path, "wb") as file:
                 for piece in found.stream():
                     file.write(piece)
@@ -171,10 +183,10 @@ class Place:
 
     def require_conditional_puts(self) -> None:
         """Raise OutputConflict unless the store refuses a put whose condition is not met; it must exist."""
-        data, tag = self.get()
+        data, _ = self.get()
         for condition in ("", '"0123456789abcdef0123456789abcdef"'):
             try:
-                tag = self.put(data, condition)
+                self.put(data, condition)
             except Changed:
                 continue
             raise self._no_conditions()
@@ -236,14 +248,7 @@ class Place:
                 f"{self.address}: the store refuses requests, as the clock of this machine is off.",
                 "Set the clock, and run the same command again.",
             )
-        signs = (
-            METADATA_SERVICE,
-            "metadata.google",
-            "must be specified",
-            "MissingAccount",
-            "token request",
-        )
-        if any(one in text for one in signs):
+        if any(one in text for one in NO_CREDENTIALS):
             return InputError(f"{self.address}: there are no credentials for this store.", remedy)
         if re.search(r"\b40[13]\b|Unauthenticated|PermissionDenied|AccessDenied", text):
             what = "writing" if writing else "reading"

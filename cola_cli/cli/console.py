@@ -16,12 +16,20 @@ from typing import Any
 
 import typer
 
-from cola_cli.artifacts.stores import with_addresses
 from cola_cli.errors import ColaError, InputError, Interrupted, is_out_of_memory
 from cola_cli.reporting import Reporter, Silent
 
 LINE_SECONDS = 10.0  # between progress lines when stderr is not a terminal
 BROKEN_PIPE = 141
+
+
+def with_addresses(text: str) -> str:
+    """A text for people in which copies of what lies in an object store are the addresses of it."""
+    if "/objects/" not in text:  # that room is not opened for nothing: a command begins at once
+        return text
+    from cola_cli.artifacts import stores
+
+    return stores.with_addresses(text)
 
 
 class TerminalReporter:

@@ -23,8 +23,7 @@ import typer
 from typer.core import TyperCommand
 from typer.models import ParameterInfo
 
-from cola_cli.artifacts.stores import with_addresses
-from cola_cli.cli.console import Table, errors_shown, print_json, reporter, table
+from cola_cli.cli.console import Table, errors_shown, print_json, reporter, table, with_addresses
 from cola_cli.machine import interruption
 from cola_cli.machine.launcher import leads
 from cola_cli.machine.threads import MOST
@@ -46,7 +45,10 @@ def on_disk(text: str) -> Path:
 
 
 def path(text: str) -> Path:
-    """A path to read; of an address in an object store its copy, see `_pull`. Raises BadParameter for an empty text, of which Path would make the current folder."""
+    """A path to read; of an address in an object store its copy, see `_pull`.
+
+    Raises BadParameter for an empty text, of which Path would make the current folder.
+    """
     if text == "":
         raise typer.BadParameter("it has no name. Is a variable in the command empty?")
     from cola_cli.artifacts.stores import place_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -20,18 +21,19 @@ import pytest
 
 from cola_cli.training.metrics import TIMES
 from tests.conftest import cola_command
-from tests.stages.conftest import PRIOR_MODEL, made_up_text, vae_settings
 from tests.stages.conftest import assignments as flags
+from tests.stages.conftest import made_up_text, vae_settings
 from tests.stages.conftest import prior_settings as settings_of_a_prior
 
-pytest.importorskip("obstore")
-pytest.importorskip("moto")
+needs_a_server = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("obstore", "moto", "flask_cors")),
+    reason="needs obstore and moto",
+)
 
 BUCKET = "shelf"
 VAE, PRIOR = flags(vae_settings()), flags(settings_of_a_prior())
 TOKENIZE = ("--set", "vocab_size=300", "--set", "seq_len=32", "--set", "part_bytes=4000")
 TOKENIZE = (*TOKENIZE, "--set", "workers=1", "--set", "validation_fraction=0.2")
-assert PRIOR_MODEL
 
 
 class Shelf:
@@ -77,7 +79,7 @@ class Shelf:
         """`cola` in a process of its own."""
         return subprocess.Popen(
             cola_command(*arguments),
-            env=self.environment | variables,
+            env={n: value for n, value in (self.environment | variables).items() if value},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,7 +1,7 @@
-"""A store that speaks S3 on 127.0.0.1: `python -m tests.stores.server PORT`, moto's with what tests need besides.
+"""A store that speaks S3 on 127.0.0.1: `python -m tests.stores.server PORT`, moto's with what tests need.
 
 LATENCY: seconds that every request takes longer. UNCONDITIONAL: conditions of puts are not looked at. SKEWED:
-requests are refused, as S3 does where the clock of the client is off. Puts are made one after the other, since
+requests are refused, as S3 does where the clock of the client is off. Puts are made one after the other, as
 moto looks at their condition first and writes then.
 """
 
@@ -29,7 +29,8 @@ class Store:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request."""
-        is_object = environ["PATH_INFO"].count("/") > 1
+        path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+        is_object = (path.count("/") > 1 and "moto-api" not in path) or "list-type" in query
         if is_object:
             time.sleep(float(os.environ.get("LATENCY", "0")))
         if is_object and "SKEWED" in os.environ:

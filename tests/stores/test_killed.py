@@ -1,4 +1,4 @@
-"""`cola` that writes to a store is killed at random moments; what it makes in the end is that of a quiet run."""
+"""`cola` that writes to a store is killed at random moments; it makes what a quiet run makes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.stores.conftest import Shelf, same_as_local, stages
+from tests.stores.conftest import Shelf, needs_a_server, same_as_local, stages
 
+pytestmark = needs_a_server
 SECONDS = 50.0  # of kills; COLA_KILLS, a number of them, takes as long as it takes
 
 
