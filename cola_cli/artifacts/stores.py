@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from cola_cli.errors import ColaError, InputError, OutputConflict, UsageError
 
 _ADDRESS = re.compile(r"(s3|gs|az)://([A-Za-z0-9][\w.-]*)((?:/[^/]+)*)/?")
-_LIKE_ONE = re.compile(r"(s3|gs|az):", re.IGNORECASE)
+_LIKE_ONE = re.compile(r"(s3|gs|az):/", re.IGNORECASE)  # s3:x is a name as any other
 OBJECTS = "objects"  # within the cache: the copies
 RETRIES = 6
 RETRY_SECONDS = 60
