@@ -62,7 +62,7 @@ def fetch_file(directory: Path, record: FileRecord) -> None:
     except DamagedArtifact:
         if address_of(path) is None:
             raise
-        mirror.fetch(path, anew=True)
+        mirror.fetch(path, again=True)
         check_file(directory, record)
 
 

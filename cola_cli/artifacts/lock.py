@@ -79,7 +79,7 @@ def locked(directory: Path, wait_seconds: float = 0.0) -> Iterator[None]:
             raise writing_failed(directory / LOCK_NAME, error) from error
         try:
             with Lease(directory, about).held(deadline):
-                mirror.fetch(directory / MANIFEST_NAME, anew=True)  # others may have finished it
+                mirror.fetch(directory / MANIFEST_NAME, again=True)  # others may have finished it
                 yield
         finally:
             # the holder's name matters only while the lock is held

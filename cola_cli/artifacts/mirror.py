@@ -92,15 +92,15 @@ def pull(path: Path, whole: bool = False, listed: bool = False) -> None:
         fetch_all(wanted)
 
 
-def fetch(path: Path, anew: bool = False) -> Path:
+def fetch(path: Path, again: bool = False) -> Path:
     """Have the copy of an object at `path`, if it lies in a store at all; returns `path`.
 
-    anew: whatever is there. Leaves a path alone whose object does not exist.
+    again: whatever is there. Leaves a path alone whose object does not exist.
     """
     place = Place.of(path)
     if place is None:
         return path
-    if path.exists() and not anew:
+    if path.exists() and not again:
         with contextlib.suppress(OSError):
             status = path.stat()
             os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))

@@ -59,7 +59,7 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda count: None)
     records = manifest.files if manifest.status == "complete" else [*manifest.files, *promised]
     for record in records:
         try:
-            mirror.fetch(directory / record.path, anew=True)
+            mirror.fetch(directory / record.path, again=True)
             check_file(directory, record)
         except DamagedArtifact as error:
             findings.append(Finding(record.path, error.problem))
