@@ -271,7 +271,6 @@ def test_addresses_and_their_copies(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "s3://",
         "S3://b/x",
         "s3://b//x",
-        "gs:b",
         "az://b/../x",
         "s3://b/a\nb",
     ):
