@@ -118,7 +118,7 @@ class Place:
     def put(self, data: bytes | Path, only: str | None = None) -> str:
         """Write the object in one step; returns the tag of its version.
 
-        only: "" for an object that is not there yet, or the tag of the version to replace. Else raises Changed.
+        only: "" for an object that must not be there, or the tag of the version to replace. Raises Changed.
         """
         obstore = self._library
         mode: Any = "overwrite" if only is None else {"e_tag": only} if only else "create"
