@@ -45,7 +45,7 @@ def score(
     )
 
 
-@command("output", *MACHINE, *SHARDED, table="eval")
+@command("output", *MACHINE, *SHARDED, "dry_run", table="eval")
 @setting_flags("steps", "guidance", "seed", "stop", "batch_size")
 def run(
     run: Invocation,
@@ -79,8 +79,9 @@ def run(
         read_ready_questions,
         read_template,
     )
+    from cola_cli.sampling.prompts import Prompt
     from cola_cli.stages.evaluate import run_evaluation
-    from cola_cli.stages.sample import stored_settings
+    from cola_cli.stages.sample import plan_sampling, stored_settings
 
     require_task(task)
     settings = run.settings(recorded=stored_settings(model))
@@ -94,6 +95,11 @@ def run(
             "give either --data (with --template, if wanted) or --prompts.",
             f"Such as --data data/eval/{task}.jsonl.",
         )
+    if run.dry_run:
+        asked = [Prompt(question.id, question.prompt, question.place) for question in questions]
+        plan = {"items": len(asked)} | plan_sampling(model, settings, asked, run.device)
+        run.show_plan(settings, plan)
+        return
     run.make_shards()
     outcome = run_evaluation(model, task, questions, file, run.output, settings, run, run.shard)
     run.show_outcome(

@@ -107,7 +107,11 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"cola {__version__}")
+        import platform
+        from importlib.metadata import version
+
+        # the build of torch names its CUDA; importing it to ask would take a second
+        print(f"cola {__version__} (Python {platform.python_version()}, torch {version('torch')})")
         raise typer.Exit
 
 

@@ -119,6 +119,10 @@ def test_the_command_runs_scores_and_is_then_up_to_date(
 ) -> None:
     data = DATA / "obqa.jsonl"
     arguments = ("eval", "run", model, "--task", "obqa", "--data", data, "-o", "out", "-q", *QUICK)
+    planned = json.loads(cola(*arguments, "--dry-run", "--json").stdout)
+    assert planned["plan"]["items"] > 0
+    assert planned["settings"]["max_new_tokens"]
+    assert not (tmp_path / "out").exists()
     refused = cola(*arguments, expect=4)
     assert f"{data}, line 1: the prompt has" in refused.stderr  # longer than the context of 64
     arguments = (*arguments, "--set=cut_prompts=true", "--limit", "3")
