@@ -18,6 +18,7 @@ from cola_cli.artifacts.manifest import read_manifest
 from cola_cli.artifacts.output import telling_what_is_saved
 from cola_cli.cli.console import as_failure
 from cola_cli.errors import ColaError, InputError, Interrupted, UsageError
+from cola_cli.machine import interruption
 from cola_cli.machine.fleet import fleet, require_engine
 from cola_cli.machine.launcher import launched
 from cola_cli.reporting import Reporter
@@ -85,6 +86,7 @@ def make_shards(command: str, asked: Mapping[str, Any], report: Reporter) -> Non
                     raise _of_shard(f"{number}/{count}", told)
                 report.advance(1)
         report.stop()
+    interruption.check()  # of a signal that came after the last shard
 
 
 def _of_shard(shard: str, told: Told) -> ColaError:

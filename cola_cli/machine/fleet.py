@@ -21,6 +21,7 @@ LOCAL = "ray"
 CLUSTER = "ray://"
 RETRIES = 6  # of a task whose worker dies; an error that a task tells is not tried again
 ENDING_SECONDS = 10.0  # for tasks that are cancelled to end
+POLL_SECONDS = 0.2  # for signals
 STORE_BYTES = 80 << 20  # the least that Ray takes: tasks exchange files, not objects
 SILENT: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
 
@@ -56,12 +57,10 @@ class Fleet:
         running = {remote.remote(*task): number for number, task in enumerate(tasks)}
         try:
             while running:
-                ready, _ = self._ray.wait([*running])
+                ready, _ = self._ray.wait([*running], timeout=POLL_SECONDS)
+                interruption.check()
                 for one in ready:
                     yield running.pop(one), self._result(one)
-        except KeyboardInterrupt:  # Ray makes it of every signal that it waits through
-            interruption.check()
-            raise
         finally:
             for one in running:
                 self._ray.cancel(one)
@@ -112,6 +111,8 @@ def fleet(where: str) -> Iterator[Fleet]:
                 "--on needs Ray, which is not installed.",
                 "Install it: pip install 'cola-cli[ray]', here and on all machines of a cluster.",
             ) from error
+        # an exception that a signal raises amid Ray's own code would come out as another
+        ends.enter_context(interruption.deferred())
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**options, **SILENT)

@@ -19,13 +19,13 @@ from tests.conftest import Run, cola_command, content, drawn_seed
 from tests.stages.conftest import made_up_text
 
 needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
-COMMAND = ("tokenize", "corpus", "--vocab-size", "300", "--set", "part_bytes=40000")
+COMMAND = ("tokenize", "corpus", "--vocab-size", "300", "--set", "part_bytes=10000")
 ON_RAY = ("--on", "ray", "--shards", "4", "--json", "--quiet")
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Two files of text, from which some 40 parts are made."""
+    """Two files of text, from which some 70 parts are made."""
     (tmp_path / "corpus").mkdir()
     for number in range(2):
         (tmp_path / f"corpus/{number}.txt").write_text(made_up_text(6000, number))
@@ -77,7 +77,8 @@ def test_a_worker_that_is_killed_costs_its_part_alone(corpus: Path, cola: Run) -
     cola(*COMMAND, "-o", "whole")
     driver = start(corpus, *COMMAND, "-o", "out", *ON_RAY)
     source = random.Random(seed := drawn_seed())
-    wait_for_parts(driver, corpus, source.randrange(2, 30))
+    made = len(list(corpus.glob("whole/parts/*.json")))
+    wait_for_parts(driver, corpus, source.randrange(2, made // 2))
     before, victim = parts(corpus), source.choice(sorted(workers(driver.pid)))
     os.kill(victim, signal.SIGKILL)
     out, errors = driver.communicate()
