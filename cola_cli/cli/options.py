@@ -44,7 +44,7 @@ def on_disk(text: str) -> Path:
         raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
 
 
-def path(text: str) -> Path:
+def path(text: str | Path) -> Path:
     """A path to read; of an address in an object store its copy, see `_pull`.
 
     Raises BadParameter for an empty text, of which Path would make the current folder.
@@ -55,7 +55,7 @@ def path(text: str) -> Path:
     from cola_cli.errors import UsageError
 
     try:
-        return place_of(text) or Path(text)
+        return place_of(str(text)) or Path(text)  # a default comes as the path that it is
     except UsageError as error:
         raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
 
