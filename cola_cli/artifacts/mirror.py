@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,8 +55,9 @@ def pull(path: Path, whole: bool = False, listed: bool = False) -> None:
             return
         found = {_file(path, place, one): one for one in place.list()}
         found = {file: one for file, one in found.items() if not _is_own(file)}
+        busy = [] if whole else _being_written(path)
         if not found:
-            _forget(path)
+            _forget(path, busy)
             with contextlib.suppress(Missing):
                 if place.key:
                     place.head()
@@ -67,7 +67,7 @@ def pull(path: Path, whole: bool = False, listed: bool = False) -> None:
             del _listed[file]
         _listed.update({file: one.bytes for file, one in found.items()})
         for file in [*path.rglob("*")] if path.is_dir() else []:
-            if file.is_file() and not _is_own(file):
+            if file.is_file() and not _is_own(file) and not _is_below(file, busy):
                 one = found.get(file)
                 if one is None:
                     file.unlink()
@@ -232,7 +232,7 @@ def make_room(size: int) -> None:
         return
     copies, total = [], 0
     root = stores.cache() / stores.OBJECTS
-    written = [lock.parent for lock in root.rglob(".lock") if _is_written(lock.parent)]
+    busy = _being_written(root)
     for path in root.rglob("*"):
         with contextlib.suppress(OSError):
             status = path.stat()
@@ -240,11 +240,7 @@ def make_room(size: int) -> None:
                 continue
             total += status.st_size
             idle = time.time() - status.st_atime > FRESH_SECONDS
-            if (
-                idle
-                and not SMALL.search(path.as_posix())
-                and not any(map(path.is_relative_to, written))
-            ):
+            if idle and not SMALL.search(path.as_posix()) and not _is_below(path, busy):
                 copies.append((status.st_atime, status.st_size, path))
     for _, bytes_, path in sorted(copies):
         if total + size <= bound * 0.9:
@@ -349,15 +345,27 @@ def _is_copy(path: Path, of: Found | None = None) -> bool:
     return same and tag is not None and (of is None or tag == of.tag)
 
 
-def _forget(path: Path) -> None:
-    """Remove the copies of what is not in the store any more."""
-    for file in [*path.rglob("*")] if path.is_dir() else [path]:
-        if not _is_own(file):
-            with contextlib.suppress(OSError):
-                file.unlink()
-                _tag_file(file).unlink(missing_ok=True)
-    if path.is_dir() and not (path / OWN[0]).exists():
-        shutil.rmtree(path, ignore_errors=True)
+def _forget(path: Path, busy: list[Path]) -> None:
+    """Remove the copies of what is not in the store any more, but for artifacts that are being written."""
+    entries = [*path.rglob("*"), path] if path.is_dir() else [path]
+    for entry in sorted(entries, reverse=True):  # what a folder holds before it
+        if entry.name == OWN[0] or TEMPORARY.search(entry.name) or _is_below(entry, busy):
+            continue
+        with contextlib.suppress(OSError):  # such as a folder that is not empty
+            if entry.is_dir():
+                entry.rmdir()
+            else:
+                entry.unlink()
+                _tag_file(entry).unlink(missing_ok=True)
+
+
+def _being_written(path: Path) -> list[Path]:
+    """The artifacts at or below a folder that processes of this machine write."""
+    return [lock.parent for lock in path.rglob(OWN[0]) if _is_written(lock.parent)]
+
+
+def _is_below(path: Path, folders: list[Path]) -> bool:
+    return any(map(path.is_relative_to, folders))
 
 
 def _is_written(directory: Path) -> bool:
