@@ -43,9 +43,8 @@ def signature(text: str) -> np.ndarray:
     count = len(data) - SHINGLE + 1
     bounds = np.linspace(0, count, 1 + -(-count // BLOCK), dtype=np.int64).tolist()
     found = np.full(SLOTS, np.iinfo(np.uint32).max, np.uint32)
-    for start, stop in itertools.pairwise(
-        bounds
-    ):  # the signature of a union is the least of each slot
+    # the signature of a union is the least of each slot
+    for start, stop in itertools.pairwise(bounds):
         hashes = _hashes(data[start : stop + SHINGLE - 1])
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
             hashes, [0, len(hashes)], SLOTS, SEED
