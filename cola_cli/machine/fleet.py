@@ -128,5 +128,6 @@ def fleet(where: str) -> Iterator[Fleet]:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+    """The first and the last line of the message of an error; of a server's, the cause is the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ... ".join(dict.fromkeys(lines[:1] + lines[-1:])) or type(error).__name__

@@ -177,7 +177,7 @@ def test_a_cluster_of_ray_makes_the_artifacts(tmp_path: Path) -> None:
     }
     head = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "2",
-         "--port", str(free_port()), "--ray-client-server-port", port, "--include-dashboard", "false"],
+         "--port", port, "--include-dashboard", "false"],
         env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert head.stdout is not None
@@ -187,7 +187,7 @@ def test_a_cluster_of_ray_makes_the_artifacts(tmp_path: Path) -> None:
                 break
         command = ("bash", PIPELINES / "ray.sh", "run", texts)
         own = {"PRESET": "tiny", "SETTINGS": "mini.toml", "PROMPTS": "prompts.jsonl"}
-        own |= variables | {"RAY_ADDRESS": f"ray://127.0.0.1:{port}", "CUDA_VISIBLE_DEVICES": ""}
+        own |= variables | {"RAY_ADDRESS": f"127.0.0.1:{port}", "CUDA_VISIBLE_DEVICES": ""}
         run(tmp_path, *command, **own)
         for kind in ("tokens", "vae", "latents", "prior", "samples"):
             Artifact.open(tmp_path / "run" / kind, kind)  # type: ignore[arg-type]
