@@ -220,7 +220,8 @@ def _validate(
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(step) for step in first["loc"])
-        why = shown(first["msg"].removeprefix("Value error, "))
+        said = first["msg"].removeprefix("Value error, ")
+        why = shown(said.replace("Input should be", "it must be"))
         given = [name for name in values if f"{place}.".startswith(f"{name}.")]
         # values that do not go together: all that were given to their table
         within = [name for name in values if not place or name.startswith(f"{place}.")]

@@ -149,3 +149,8 @@ def test_a_number_that_python_does_not_write_is_told(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(f"[tokenize]\nseed = 0x{'f' * 5000}\n")
     with pytest.raises(UsageError, match="seed = a number of thousands of digits is not possible"):
         resolve(TABLES["tokenize"], "tokenize", config=tmp_path / "c.toml")
+
+
+def test_a_value_that_is_not_possible_is_refused_in_plain_words() -> None:
+    with pytest.raises(UsageError, match=r"steps = 0 .* \(it must be greater than or equal to 1\)"):
+        resolve(TABLES["sample"], "sample", flags={"steps": 0})
