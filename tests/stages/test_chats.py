@@ -149,8 +149,8 @@ def assert_answers(model: LanguageModel) -> None:
     for question, answer in [*ANSWERS.items()][:2]:
         request = conversation.ask(question)
         *_, (_, found) = conversation.stream(request)
-        assert (conversation.text(request, found), found.finish) == (answer, "stop")
-        conversation.answer(request, found)
+        assert (found.text, found.finish) == (answer, "stop")
+        conversation.answer(found)
 
 
 def test_an_autoregressive_model_learns_where_answers_end_and_obeys(
