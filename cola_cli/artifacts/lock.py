@@ -18,16 +18,9 @@ from cola_cli.artifacts.files import make_directory, refuse_link, writing_failed
 from cola_cli.artifacts.lease import Lease, holder_in_store
 from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.artifacts.reading import parse_json, shown
-from cola_cli.errors import OutputConflict, OutputLocked, UsageError
+from cola_cli.errors import OutputConflict, OutputLocked
+from cola_cli.machine.file_locks import fcntl
 from cola_cli.machine.liveness import state_of
-
-try:
-    import fcntl
-except ImportError as error:
-    raise UsageError(
-        "cola runs on Linux and macOS; this Python has no file locks (fcntl).",
-        "On Windows, use it within WSL.",
-    ) from error
 
 LOCK_NAME = ".lock"
 STOPPED_SECONDS = 30.0  # for a holder that is stopped to go on

@@ -8,7 +8,6 @@ it is asked for (`fetch`). The store is right wherever the two differ.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 from cola_cli.artifacts import stores
 from cola_cli.artifacts.stores import Changed, Found, Missing, Place, Unchanged
 from cola_cli.errors import ColaError, InputError, OutputConflict, UsageError
+from cola_cli.machine.file_locks import fcntl
 
 TAGS = "tags"  # within the cache: the version in the store that each copy is of
 MANIFEST = "manifest.json"

@@ -18,23 +18,18 @@ Key = tuple[int, int]  # device and inode
 
 
 def local(text: str) -> Path:
-    """The path that a text names, to be written to, taken literally; of an address in a store its copy.
+    """The path on a disk that a text names, to be written to, taken literally.
 
-    Raises UsageError for an empty text, another URL, a name on the hub, and what no file system can write.
+    Raises UsageError for an empty text, a URL, a name on the hub, and what no file system can write.
     """
     if not text:
         raise UsageError("the output has no name.", "Is a variable in the command empty?")
-    if (place := place_of(text)) is not None:
-        if (address_of(place) or "").count("/") < 3:
-            raise UsageError(
-                f"{text} is a bucket.", "Name a folder in it, such as s3://bucket/run."
-            )
-        return place
     if re.match(r"hf:[^/]", text):
         raise UsageError(f"{text} is a name on the hub.", "`cola push` publishes a model.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise UsageError(
-            f"{text} is a URL.", "cola writes to directories, and to s3://, gs:// and az://."
+            f"{text} is a URL.",
+            "Name a place on a disk; an artifact may also lie at s3://, gs:// or az://.",
         )
     try:
         os.fsencode(text)
@@ -45,9 +40,18 @@ def local(text: str) -> Path:
     return Path(text)
 
 
+def artifact_place(text: str) -> Path:
+    """`local` for an artifact: of an address in an object store its copy."""
+    if (place := place_of(text)) is None:
+        return local(text)
+    if (address_of(place) or "").count("/") < 3:
+        raise UsageError(f"{text} is a bucket.", "Name a folder in it, such as s3://bucket/run.")
+    return place
+
+
 def written_place(text: str) -> Path:
-    """`local`, its copy brought up to date if it lies in an object store."""
-    path = local(text)
+    """`artifact_place`, its copy brought up to date if it lies in an object store."""
+    path = artifact_place(text)
     pull(path, listed=True)
     return path
 

@@ -30,7 +30,8 @@ def likelihood(
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="A corpus file of texts.")] = None,
     output: Annotated[
-        Path | None, output_option("Write an artifact of those of --file, which resumes.")
+        Path | None,
+        output_option("Write an artifact of those of --file, which resumes.", artifact=True),
     ] = None,
 ) -> None:
     """ELBO and IWAE perplexity of texts, with posterior, prior and decoder terms of every token.

@@ -10,11 +10,12 @@ makes the command `encode` with the argument `tokens`, `--batch-size`, the named
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -36,10 +37,25 @@ if TYPE_CHECKING:
 def on_disk(text: str) -> Path:
     """A path to write to. Raises BadParameter for what cannot be one, see `local`."""
     from cola_cli.artifacts.places import local
+
+    with _as_bad_parameter():
+        return local(text)
+
+
+def for_artifact(text: str) -> Path:
+    """A path to write an artifact to. Raises BadParameter for what cannot be one, see `artifact_place`."""
+    from cola_cli.artifacts.places import artifact_place
+
+    with _as_bad_parameter():
+        return artifact_place(text)
+
+
+@contextlib.contextmanager
+def _as_bad_parameter() -> Iterator[None]:
     from cola_cli.errors import UsageError
 
     try:
-        return local(text)
+        yield
     except UsageError as error:
         raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
 
@@ -52,17 +68,15 @@ def path(text: str | Path) -> Path:
     if text == "":
         raise typer.BadParameter("it has no name. Is a variable in the command empty?")
     from cola_cli.artifacts.stores import place_of
-    from cola_cli.errors import UsageError
 
-    try:
+    with _as_bad_parameter():
         return place_of(str(text)) or Path(text)  # a default comes as the path that it is
-    except UsageError as error:
-        raise typer.BadParameter(f"{error.problem} {error.remedy}") from None
 
 
-def output_option(help: str, *names: str) -> Any:
-    """The option for a place to write to."""
-    return typer.Option(*(names or ("--output", "-o")), parser=on_disk, metavar="PATH", help=help)
+def output_option(help: str, *names: str, artifact: bool = False) -> Any:
+    """The option for a place to write to; artifact: which may lie in an object store."""
+    parser = for_artifact if artifact else on_disk
+    return typer.Option(*(names or ("--output", "-o")), parser=parser, metavar="PATH", help=help)
 
 
 def _presets(begun: str) -> list[str]:
@@ -94,7 +108,10 @@ def _option(kind: Any, default: Any, *names: str, **about: Any) -> tuple[Any, An
 
 # In the order in which `--help` lists them: (declaration, default).
 COMMON: dict[str, tuple[Any, Any]] = {
-    "output": (Annotated[Path, output_option("Directory of the artifact to make.")], REQUIRED),
+    "output": (
+        Annotated[Path, output_option("Directory of the artifact to make.", artifact=True)],
+        REQUIRED,
+    ),
     "shard": _option(
         str | None,
         None,

@@ -50,7 +50,7 @@ def sample(
     ] = None,
     output: Annotated[
         Path | None,
-        output_option("Write a samples artifact, which resumes."),
+        output_option("Write a samples artifact, which resumes.", artifact=True),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show the block being denoised (on a terminal).")
