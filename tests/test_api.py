@@ -263,8 +263,8 @@ def test_weights_that_are_not_numbers_are_named(speaking: Path, temperature: flo
         model.generate(["the cat"], 20, steps=1, temperature=1.0, repetition_penalty=1e-44)
 
 
-@pytest.mark.parametrize("output", ["", "s3://bucket/tokens", "hf:org/name"])
-def test_stages_write_to_directories_only(
+@pytest.mark.parametrize("output", ["", "s3://bucket", "x://bucket/tokens", "hf:org/name"])
+def test_stages_write_where_artifacts_can_lie(
     tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

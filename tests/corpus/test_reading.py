@@ -20,7 +20,7 @@ def numbered(count: int) -> Sequences:
         numbers = np.arange(start, stop)
         return Rows(numbers, numbers[:, None], np.ones(stop - start, np.int64))
 
-    return cast(Any, SimpleNamespace(count=count, read=read))
+    return cast(Any, SimpleNamespace(count=count, read=read, fetch_ahead=lambda numbers: None))
 
 
 @settings(max_examples=60)

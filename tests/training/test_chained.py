@@ -63,7 +63,7 @@ def test_tokens_of_a_block_belong_together(passes: int) -> None:
     optimizer = torch.optim.Adam(prior.parameters(), lr=5e-3)
     source = np.random.default_rng(1)
     losses = []
-    for step in range(300):
+    for step in range(400):
         tokens = source.integers(1, 3, (16, LENGTH // BLOCK)).repeat(BLOCK, 1)
         posterior = vae.encode(torch.from_numpy(tokens)).mean.detach().numpy().astype(np.float16)
         rows = Rows(np.arange(16), tokens, np.full(16, LENGTH), posterior, posterior)
