@@ -24,8 +24,9 @@ from tests.faults.cases import DONE, Verdict
 from tests.faults.points import Point
 from tests.faults.processes import FAILURE, Outcome, Running, prepare
 from tests.faults.stages import FOLDER, ORDER, Stages, differences, fresh
+from tests.ports import free_port
 from tests.reliability import RANKS, write_section
-from tests.stages.ranks import environment, free_port
+from tests.stages.ranks import environment
 
 TRAINED = ("train vae", "train prior", "train prior, joint", "distill", "train ar")
 SHARED = ("encode", "tokenize")

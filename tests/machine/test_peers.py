@@ -12,7 +12,8 @@ import pytest
 
 from cola_cli.errors import UsageError
 from cola_cli.machine.launcher import Launch, launched
-from tests.stages.ranks import environment, free_port, start
+from tests.ports import free_port
+from tests.stages.ranks import environment, start
 
 TIMEOUT = 0.15  # minutes
 # Ranks add numbers; the last one then meets its fate.

@@ -22,8 +22,8 @@ from cola_cli.artifacts import Artifact
 from cola_cli.families import TEXT_VAE
 from cola_cli.stages.train import train
 from tests.conftest import CPU, content
-from tests.pipelines.test_slurm import free_port
 from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
+from tests.ports import free_port
 from tests.stages.conftest import made_up_text, vae_settings
 
 KUBERNETES = PIPELINES / "kubernetes"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from cola_cli.stages.encode import encode
 from cola_cli.stages.train import train
 from tests.conftest import CPU
 from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
+from tests.ports import free_port
 from tests.stages.conftest import make_tokens, vae_settings
 
 SRUN = f"""#!{sys.executable}
@@ -45,12 +45,6 @@ show) echo 127.0.0.1 ;;
 requeue) echo "$2" >> requeued ;;
 esac
 """
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+from tests.ports import free_port
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -82,11 +76,12 @@ def main(plan: Path) -> None:
 
         Training._update = stopping  # type: ignore[method-assign]
         try:
-            command.main([*run["arguments"], "--quiet"], standalone_mode=False)
+            code = command.main([*run["arguments"], "--quiet"], standalone_mode=False)
         except Killed:
             assert "killed" in run
         else:
             assert "killed" not in run
+            assert not code, (run, code)  # without standalone mode an exit code is returned
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 
 from cola_cli.training.metrics import TIMES
 from tests.conftest import cola_command
+from tests.ports import free_port
 from tests.stages.conftest import assignments as flags
 from tests.stages.conftest import made_up_text, vae_settings
 from tests.stages.conftest import prior_settings as settings_of_a_prior
@@ -40,9 +40,7 @@ class Shelf:
     """The server, and how to run `cola` against it; `variables` are of both."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = os.environ | {
             "AWS_ENDPOINT_URL": self.url,
