@@ -89,6 +89,10 @@ bench-quality *arguments:
 bench-frontier *arguments:
     {{python}} tests/bench/frontier.py {{arguments}}
 
+# how long training waits for latents in an object store whose requests take 100 ms longer
+bench-store *arguments:
+    {{python}} tests/bench/store.py {{arguments}}
+
 # one training step of the prior against a plain one
 bench-train *arguments:
     {{python}} tests/bench/train.py {{arguments}}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+# What makes the text of an error one for people, such as addresses in the place of the paths of copies.
+translations: list[Callable[[str], str]] = []
+
 
 def printable(text: str) -> str:
     """A text on one line, control characters escaped: names in foreign files could drive a terminal."""
@@ -16,6 +21,8 @@ class ColaError(Exception):
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)
+        for translate in translations:
+            problem, remedy = translate(problem), translate(remedy)
         self.problem = printable(problem)
         if len(self.problem) > self.longest:
             half = self.longest // 2

@@ -10,14 +10,13 @@ and a ship sails on a later day than she came in. Entries are separated by blank
 
 from __future__ import annotations
 
-import json
 import random
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
+
+import grammars
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"]
 DUES = {
@@ -92,23 +91,10 @@ def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in marks.items()}
 
 
-def main() -> None:
-    if {"-h", "--help"} & {*sys.argv}:
-        print(__doc__)
-        return
-    if sys.argv[1:2] == ["judge"]:
-        from cola_cli.stages.sample import read_samples
-
-        shares = judge(read_samples(Path(sys.argv[2])))
-        print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
-        return
-    opening = sys.argv[1:2] == ["openings"]
-    count, seed = map(int, sys.argv[1 + opening : 3 + opening])
-    source = random.Random(seed)
-    for _ in range(count):
-        text = entry(source)
-        print(json.dumps({"prompt": text.partition(",")[0]}) if opening else f"{text}\n")
+def opening(text: str) -> str:
+    """The beginning of an entry, up to its first comma."""
+    return text.partition(",")[0]
 
 
 if __name__ == "__main__":
-    main()
+    grammars.run(__doc__, entry, opening, judge)

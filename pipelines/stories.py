@@ -12,13 +12,13 @@ continues can be held against what went before. Stories are separated by blank l
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
+
+import grammars
 
 OPENING = 13  # words of a story that a model is given
 NAMES = {
@@ -205,30 +205,18 @@ def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(found) / max(1, len(found)) for name, found in marks.items()}
 
 
+def opening(text: str) -> str:
+    """The first words of a story."""
+    return " ".join(text.split()[:OPENING])
+
+
 def main() -> None:
-    if {"-h", "--help"} & {*sys.argv}:
-        print(__doc__)
-        return
     if sys.argv[1:] == ["check"]:
         rule = grammar()
         found = [bool(rule.fullmatch(one)) for one in sentences(sys.stdin.read())]
         print(f"{sum(found)} of {len(found)} sentences ({sum(found) / len(found):.1%})")
-        return
-    if sys.argv[1:2] == ["judge"]:
-        from cola_cli.stages.sample import read_samples
-
-        shares = judge(read_samples(Path(sys.argv[2])))
-        print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
-        return
-    opening = sys.argv[1:2] == ["openings"]
-    count, seed = map(int, sys.argv[1 + opening : 3 + opening])
-    source = random.Random(seed)
-    for _ in range(count):
-        text = story(source)
-        if opening:
-            print(json.dumps({"prompt": " ".join(text.split()[:OPENING])}))
-        else:
-            print(text + "\n")
+    else:
+        grammars.run(__doc__, story, opening, judge)
 
 
 if __name__ == "__main__":

@@ -106,13 +106,8 @@ def fetch(path: Path, again: bool = False) -> Path:
             os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
         return path
     with contextlib.suppress(Missing):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns()}")
-        try:
+        with _replacing(path) as temporary:
             tag = place.download(temporary, make_room)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         _remember(path, tag)
     return path
 
@@ -303,10 +298,8 @@ def _is_finished(path: Path) -> bool:
         return _says_complete(file)
     except Missing:
         return False
-    path.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{MANIFEST}.tmp-{os.getpid()}-{time.monotonic_ns()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, file)
+    with _replacing(file) as temporary:
+        temporary.write_bytes(data)
     _remember(file, tag)
     return _says_complete(file)
 
@@ -322,11 +315,21 @@ def _tag_file(path: Path) -> Path:
 
 def _remember(path: Path, tag: str) -> None:
     """Note of which version in the store the file at `path` is a copy."""
-    file, status = _tag_file(path), path.stat()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.tmp-{os.getpid()}-{time.monotonic_ns()}")
-    temporary.write_text(json.dumps([tag, status.st_size, status.st_mtime_ns, status.st_ino]))
-    os.replace(temporary, file)
+    status = path.stat()
+    with _replacing(_tag_file(path)) as temporary:
+        temporary.write_text(json.dumps([tag, status.st_size, status.st_mtime_ns, status.st_ino]))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A new file that takes the place of `path` when all goes well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _tag(path: Path) -> list[Any]:

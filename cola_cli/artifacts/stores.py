@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cola_cli.errors import ColaError, InputError, OutputConflict, UsageError
+from cola_cli.errors import ColaError, InputError, OutputConflict, UsageError, translations
 
 _ADDRESS = re.compile(r"(s3|gs|az)://([A-Za-z0-9][\w.-]*)((?:/[^/]+)*)/?")
 _LIKE_ONE = re.compile(r"(s3|gs|az):/", re.IGNORECASE)  # s3:x is a name as any other
@@ -38,6 +38,11 @@ CREDENTIALS = {
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account.",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or a token.",
 }
+
+# Variables that name another service than the provider's own.
+ENDPOINTS = (
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL",
+)  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -98,6 +103,9 @@ def with_addresses(text: str) -> str:
     """A text for people in which paths within the cache are the addresses that they stand for."""
     root = str(cache() / OBJECTS)
     return re.sub(re.escape(root) + r"/(s3|gs|az)/", r"\1://", text) if root in text else text
+
+
+translations.append(with_addresses)
 
 
 class Place:
@@ -268,9 +276,7 @@ def _store(bucket: str) -> Any:
     from obstore.store import from_url
 
     client: Any = {"timeout": TIMEOUT, "connect_timeout": "10s"}
-    if any(
-        os.environ.get(f"{n}_ENDPOINT_URL", "").startswith("http://") for n in ("AWS", "GOOGLE")
-    ):
+    if any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS):
         client["allow_http"] = True  # a store on one's own network
     retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
     return from_url(bucket, client_options=client, retry_config=retry)

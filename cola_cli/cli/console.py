@@ -268,10 +268,10 @@ def show_error(error: ColaError | Interrupted, debug: bool, as_json: bool = Fals
         traceback.print_exc()
     if as_json:
         told = {"problem": error.problem, "remedy": error.remedy, "exit_code": error.exit_code}
-        print(with_addresses(json.dumps({"error": told})), file=sys.stderr)
+        print(json.dumps({"error": told}), file=sys.stderr)
         return error.exit_code
     word = "cola" if isinstance(error, Interrupted) else "cola: error"
-    print(with_addresses(f"{word}: {error.problem}"), file=sys.stderr)
+    print(f"{word}: {error.problem}", file=sys.stderr)
     if error.remedy:
-        print(with_addresses(f"      {error.remedy}"), file=sys.stderr)
+        print(f"      {error.remedy}", file=sys.stderr)
     return error.exit_code

@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ModuleNotFoundError as error:
+    if error.name != "lm_eval" or __name__ != "__main__":
+        raise
+    sys.stderr.write(
+        "cola: error: this is the command line of lm-evaluation-harness, which is not installed.\n"
+        "      Install it: pip install 'cola-cli[lm-eval]'\n"
+    )
+    raise SystemExit(2) from None
 
 from cola_cli.api import BATCH_SIZE, Baseline, Cola, load_any
 from cola_cli.corpus.chats import Message, template_of

@@ -183,8 +183,14 @@ def test_the_server_with_its_extra_alone(cola: Command, installed: Path, tmp_pat
 
 
 def test_the_harness_knows_cola_with_its_extra_alone(installed: Path) -> None:
+    python, module = installed / "venv/bin/python", "cola_cli.evaluation.harness"
+    missing = subprocess.run(
+        [python, "-m", module], env=environment(installed, ""), capture_output=True, text=True
+    )
+    assert missing.returncode == 2
+    assert missing.stderr.endswith("Install it: pip install 'cola-cli[lm-eval]'\n")
     code = "import cola_cli.evaluation.harness as h; print(h.ColaLM('demo').max_length)"
-    run = [installed / "venv/bin/python", "-c", code]
+    run = [python, "-c", code]
     done = subprocess.run(
         run, env=environment(installed, "lm-eval"), capture_output=True, text=True
     )

@@ -263,6 +263,7 @@ def test_addresses_and_their_copies(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert place is not None
         assert address_of(place) == f"{scheme}://shelf/run/tokens"
         assert with_addresses(f"{place / 'x'} is") == f"{scheme}://shelf/run/tokens/x is"
+        assert InputError(f"{place} is wrong.").problem == f"{scheme}://shelf/run/tokens is wrong."
         assert type(Place.of(place)._store).__name__ == kind  # type: ignore[union-attr]
     assert place_of("runs/s3/x") is None
     assert place_of("/s3://x") is None

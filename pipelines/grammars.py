@@ -1,0 +1,35 @@
+"""The command line of a grammar of texts: stories.py, harbour.py."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+def run(
+    usage: str | None,
+    text: Callable[[random.Random], str],
+    opening: Callable[[str], str],
+    judge: Callable[[Iterable[dict[str, Any]]], dict[str, float]],
+) -> None:
+    """Do what the command says: texts, their openings as prompts, or the marks of a samples artifact."""
+    match sys.argv[1:]:
+        case ["judge", samples]:
+            from cola_cli.stages.sample import read_samples
+
+            shares = judge(read_samples(Path(samples)))
+            print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+        case ["openings", count, seed]:
+            source = random.Random(int(seed))
+            for _ in range(int(count)):
+                print(json.dumps({"prompt": opening(text(source))}))
+        case [count, seed] if count.isdecimal():
+            source = random.Random(int(seed))
+            for _ in range(int(count)):
+                print(text(source) + "\n")
+        case _:
+            print(usage)

@@ -1,0 +1,103 @@
+"""Artifacts at az://, in the store that Azurite is: `npm install -g azurite`."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from cola_cli.artifacts import stores
+from cola_cli.artifacts.stores import Changed, Place
+from tests.conftest import Run, content
+from tests.ports import free_port
+from tests.stores.conftest import TOKENIZE
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("azurite-blob") is None, reason="needs azurite"),
+]
+# the account that everybody's Azurite has
+ACCOUNT = "devstoreaccount1"
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+CONTAINER = "shelf"
+
+
+def make_container(endpoint: str) -> None:
+    """Ask for a container, signed with the account's key (Azure's "Shared Key" rules)."""
+    headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+    lines = ["PUT", *[""] * 11, *(f"{name}:{value}" for name, value in headers.items())]
+    lines += [f"/{ACCOUNT}/{ACCOUNT}/{CONTAINER}", "restype:container"]
+    signed = hmac.digest(base64.b64decode(KEY), "\n".join(lines).encode(), hashlib.sha256)
+    headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(signed).decode()}"
+    address = f"{endpoint}/{CONTAINER}?restype=container"
+    urllib.request.urlopen(urllib.request.Request(address, method="PUT", headers=headers)).close()
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a container, which this process may use."""
+    pytest.importorskip("obstore")
+    port = free_port()
+    server = subprocess.Popen(
+        ["azurite-blob", "--silent", "--skipApiVersionCheck", "--blobPort", str(port),
+         "--location", str(tmp_path / "azurite")],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", KEY)
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", endpoint)
+    monkeypatch.setenv("COLA_CACHE", str(tmp_path / "cache"))
+    stores._store.cache_clear()
+    try:
+        for _ in range(300):
+            with contextlib.suppress(ConnectionError, urllib.error.URLError):
+                make_container(endpoint)
+                break
+            time.sleep(0.1)
+        yield f"az://{CONTAINER}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_tokens_in_a_container_are_those_on_a_disk(
+    container: str, corpus: Path, cola: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = f"{container}/run/tokens"
+    cola("tokenize", corpus, "-o", tmp_path / "tokens", *TOKENIZE)
+    cola("tokenize", corpus, "-o", at, *TOKENIZE)
+    monkeypatch.setenv("COLA_CACHE", str(tmp_path / "of-another-machine"))
+    assert "up to date" in cola("tokenize", corpus, "-o", at, *TOKENIZE).stdout
+    cola("verify", at)
+    copy = stores.place_of(at)
+    assert copy is not None
+    here, there = content(tmp_path / "tokens"), content(copy)
+    parts = {name for name in here if name.startswith("parts/") and name.endswith("parquet")}
+    assert len(parts) > 2
+    assert {name: there.get(name) for name in parts} == {name: here[name] for name in parts}
+    changed = [*TOKENIZE, "--set", "seq_len=16"]
+    assert "seq_len: 32 -> 16" in cola("tokenize", corpus, "-o", at, *changed, expect=3).stderr
+    cola("tokenize", corpus, "-o", at, *changed, "--overwrite")
+
+
+def test_who_comes_second_is_refused(container: str) -> None:
+    place = Place(f"{container}/one")
+    first = place.put(b"first", "")
+    with pytest.raises(Changed):
+        place.put(b"second", "")
+    later = place.put(b"later", first)
+    with pytest.raises(Changed):
+        place.put(b"second", first)
+    assert place.get() == (b"later", later)

@@ -1,0 +1,109 @@
+"""Several processes at one artifact in an object store, and the commands that measure."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from tests.stages.ranks import start
+from tests.stores.conftest import Shelf, needs_a_server, same_as_local, stages
+
+pytestmark = [needs_a_server, pytest.mark.slow]
+DATA = Path(__file__).parents[2] / "data/eval"
+
+
+@pytest.fixture(scope="module")
+def made(shelf: Shelf, corpus: Path) -> str:
+    """The address of tokens, VAE, latents and prior."""
+    for command in stages("s3://shelf/together", corpus)[:4]:
+        shelf.cola(*command)
+    return "s3://shelf/together"
+
+
+def measuring(at: str, model: str, text: Path) -> list[list[str]]:
+    """Commands that write answers and likelihoods below `at`."""
+    cpu = ["--device", "cpu"]
+    return [
+        ["eval", "run", model, "--task", "obqa", "--data", str(DATA / "obqa.jsonl"),
+         "--steps", "2", "-o", f"{at}/answers", *cpu],
+        ["likelihood", model, "--file", str(text), "--steps", "2", "-o", f"{at}/likelihoods", *cpu],
+    ]  # fmt: skip
+
+
+def test_answers_and_likelihoods_are_those_on_a_disk(
+    shelf: Shelf, made: str, local: Path, cola: Run, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(f'{{"text": "Anna sees {n} cats."}}\n' for n in range(12)))
+    for command in measuring(str(tmp_path), str(local / "prior"), text):
+        cola(*command)
+    for command in measuring("s3://shelf/measured", f"{made}/prior", text):
+        shelf.cola(*command)
+        assert "up to date" in shelf.cola(*command).stdout
+    for name in ("answers", "likelihoods"):
+        same_as_local(shelf, f"measured/{name}", tmp_path)
+    assert "s3://shelf/measured/answers" in shelf.cola("status", "s3://shelf/measured").stdout
+
+
+@pytest.mark.parametrize("stage", [0, 2, 4], ids=["tokenize", "encode", "sample"])
+def test_shards_on_two_machines(
+    shelf: Shelf, made: str, corpus: Path, local: Path, stage: int
+) -> None:
+    command = stages(made, corpus)[stage]
+    output = command.index("-o") + 1
+    name = command[output].rpartition("/")[2]
+    command[output] = f"s3://shelf/shards/{name}"
+    caches = [f"{shelf.environment['COLA_CACHE']}-{name}-{n}" for n in range(2)]
+    shards = [
+        shelf.start(*command, "--shard", f"{n}/2", COLA_CACHE=cache)
+        for n, cache in enumerate(caches)
+    ]
+    for process in shards:
+        told = process.communicate()
+        assert process.returncode == 0, told
+    shelf.cola(*command, COLA_CACHE=caches[0])
+    same_as_local(shelf, f"shards/{name}", local)
+
+
+def test_ray_makes_parts_in_a_store(shelf: Shelf, made: str, corpus: Path, local: Path) -> None:
+    pytest.importorskip("ray")
+    command = stages(made, corpus)[2]
+    command[command.index("-o") + 1] = "s3://shelf/ray/latents"
+    shelf.cola(*command, "--on", "ray", "--shards", "2")
+    same_as_local(shelf, "ray/latents", local)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_train_into_a_store(
+    shelf: Shelf, made: str, local: Path, tmp_path: Path, parallel: str
+) -> None:
+    """What they write there is what they write on a disk; undisturbed, and after both were killed."""
+    corpus = tmp_path / "none"
+
+    def command(at: str, into: str) -> list[str]:
+        found = stages(at, corpus)[3]
+        found[found.index("-o") + 1] = into
+        return [*found, "--set", f"train.parallel={parallel}", "--set", "train.checkpoint_every=2"]
+
+    def trained(arguments: list[str], kill: bool = False) -> None:
+        ranks = start(arguments, 2, ["-m", "cola_cli"], **shelf.environment)
+        if kill:
+            prefix = arguments[arguments.index("-o") + 1].removeprefix("s3://shelf/")
+            while not any("COMMITTED" in key for key in shelf.content(prefix)):
+                assert ranks[0].poll() is None
+            for rank in ranks:
+                rank.kill()
+        told = [rank.communicate()[1] for rank in ranks]
+        assert kill or [rank.returncode for rank in ranks] == [0, 0], "\n".join(told)
+
+    trained(command(str(local), str(tmp_path / "prior")))
+    for name in ("quiet", "killed"):
+        at = f"ranks/{parallel}-{name}/prior"
+        if name == "killed":
+            trained(command(made, f"s3://shelf/{at}"), kill=True)
+            shutil.rmtree(shelf.environment["COLA_CACHE"])  # the next machine has nothing
+        trained(command(made, f"s3://shelf/{at}"))
+        same_as_local(shelf, at, tmp_path)
