@@ -275,11 +275,23 @@ class Place:
 def _store(bucket: str) -> Any:
     from obstore.store import from_url
 
+    return from_url(bucket, **_manners())
+
+
+def azure_files() -> Any:
+    """All containers of Azure as a file system of fsspec. Raises ImportError without obstore."""
+    from obstore.fsspec import FsspecStore
+
+    return FsspecStore("az", **_manners())
+
+
+def _manners() -> dict[str, Any]:
+    """How long a store is waited for and asked again, and whether without encryption."""
     client: Any = {"timeout": TIMEOUT, "connect_timeout": "10s"}
     if any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS):
         client["allow_http"] = True  # a store on one's own network
     retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
-    return from_url(bucket, client_options=client, retry_config=retry)
+    return {"client_options": client, "retry_config": retry}
 
 
 def _found(meta: Any) -> Found:

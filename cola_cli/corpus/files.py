@@ -1,10 +1,11 @@
-"""Corpus files, on disk or behind a URL that pyarrow (s3://, gs://, hdfs://) or fsspec opens."""
+"""Corpus files: on disk, or at URLs that pyarrow (s3, gs, hdfs), obstore (az) or fsspec opens."""
 
 from __future__ import annotations
 
 import errno
 import fnmatch
 import glob
+import importlib.util
 import io
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from cola_cli.artifacts import stores
 from cola_cli.artifacts.files import sha256_stream
 from cola_cli.artifacts.manifest import MANIFEST_NAME
 from cola_cli.artifacts.parts import PARTS
@@ -397,14 +399,17 @@ def _parents(paths: list[str], base: str) -> list[str]:
 
 
 def _filesystem(url: str) -> tuple[FileSystem, str]:
-    """The file system of a URL and the path in it: pyarrow's own, else fsspec's."""
+    """The file system of a URL and the path in it: pyarrow's own, else obstore's or fsspec's."""
     import pyarrow as pa
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
     try:
         return FileSystem.from_uri(url)
     except pa.ArrowInvalid:
-        import fsspec
+        if url.startswith("az://") and importlib.util.find_spec("obstore"):
+            filesystem, path = stores.azure_files(), url.removeprefix("az://")
+        else:
+            import fsspec
 
-        filesystem, path = fsspec.core.url_to_fs(url)
+            filesystem, path = fsspec.core.url_to_fs(url)
         return PyFileSystem(FSSpecHandler(filesystem)), path

@@ -50,7 +50,7 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     pytest.importorskip("obstore")
     port = free_port()
     server = subprocess.Popen(
-        ["azurite-blob", "--silent", "--skipApiVersionCheck", "--blobPort", str(port),
+        ["azurite-blob", "--silent", "--disableTelemetry", "--skipApiVersionCheck", "--blobPort", str(port),
          "--location", str(tmp_path / "azurite")],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
@@ -101,3 +101,12 @@ def test_who_comes_second_is_refused(container: str) -> None:
     with pytest.raises(Changed):
         place.put(b"second", first)
     assert place.get() == (b"later", later)
+
+
+def test_a_corpus_in_a_container(container: str, corpus: Path, cola: Run, tmp_path: Path) -> None:
+    Place(f"{container}/texts/corpus.txt").put(corpus.read_bytes())
+    cola("tokenize", f"{container}/texts/*.txt", "-o", tmp_path / "there", *TOKENIZE)
+    cola("tokenize", corpus, "-o", tmp_path / "here", *TOKENIZE)
+    here, there = content(tmp_path / "here"), content(tmp_path / "there")
+    assert here.keys() == there.keys()
+    assert all(here[name] == there[name] for name in here if name.endswith(".parquet"))

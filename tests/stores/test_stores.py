@@ -70,6 +70,16 @@ def test_tokens_in_a_store_are_those_on_a_disk(
     same_as_local(shelf, "made/tokens", tmp_path)
 
 
+def test_a_corpus_in_the_store_is_the_one_on_a_disk(
+    shelf: Shelf, here: Path, tokens: str, corpus: Path, tmp_path: Path
+) -> None:
+    Place("s3://shelf/texts/corpus.txt").put(corpus.read_bytes())
+    shelf.cola("tokenize", "s3://shelf/texts/*.txt", "-o", tmp_path / "tokens", *TOKENIZE)
+    parts = {n: one for n, one in shelf.content("made/tokens").items() if n.endswith(".parquet")}
+    assert len(parts) > 2
+    assert parts == {n: (tmp_path / "tokens" / n).read_bytes() for n in parts}
+
+
 def test_who_reads_sees_every_byte(cola: Run, here: Path, tokens: str) -> None:
     found = json.loads(cola("verify", tokens, "--json").stdout)
     assert "damaged" not in json.dumps(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from tests.stages.ranks import start
 from tests.stores.conftest import Shelf, needs_a_server, same_as_local, stages
 
 pytestmark = [needs_a_server, pytest.mark.slow]
-DATA = Path(__file__).parents[2] / "data/eval"
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def made(shelf: Shelf, corpus: Path) -> str:
     return "s3://shelf/together"
 
 
-def measuring(at: str, model: str, text: Path) -> list[list[str]]:
+def measuring(at: str, model: str, asked: Path, text: Path) -> list[list[str]]:
     """Commands that write answers and likelihoods below `at`."""
     cpu = ["--device", "cpu"]
     return [
-        ["eval", "run", model, "--task", "obqa", "--data", str(DATA / "obqa.jsonl"),
-         "--steps", "2", "-o", f"{at}/answers", *cpu],
+        ["eval", "run", model, "--task", "squad", "--prompts", str(asked), "--steps", "2",
+         "-o", f"{at}/answers", *cpu],
         ["likelihood", model, "--file", str(text), "--steps", "2", "-o", f"{at}/likelihoods", *cpu],
     ]  # fmt: skip
 
@@ -36,11 +36,13 @@ def measuring(at: str, model: str, text: Path) -> list[list[str]]:
 def test_answers_and_likelihoods_are_those_on_a_disk(
     shelf: Shelf, made: str, local: Path, cola: Run, tmp_path: Path
 ) -> None:
-    text = tmp_path / "text.jsonl"
+    asked, text = tmp_path / "asked.jsonl", tmp_path / "text.jsonl"
+    question = {"prompt": "Anna sees", "ground_truth": "cats"}
+    asked.write_text("".join(json.dumps({"id": n, **question}) + "\n" for n in range(4)))
     text.write_text("".join(f'{{"text": "Anna sees {n} cats."}}\n' for n in range(12)))
-    for command in measuring(str(tmp_path), str(local / "prior"), text):
+    for command in measuring(str(tmp_path), str(local / "prior"), asked, text):
         cola(*command)
-    for command in measuring("s3://shelf/measured", f"{made}/prior", text):
+    for command in measuring("s3://shelf/measured", f"{made}/prior", asked, text):
         shelf.cola(*command)
         assert "up to date" in shelf.cola(*command).stdout
     for name in ("answers", "likelihoods"):
