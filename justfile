@@ -89,6 +89,10 @@ bench-quality *arguments:
 bench-frontier *arguments:
     {{python}} tests/bench/frontier.py {{arguments}}
 
+# CPU seconds of leaving out near-duplicates: just bench-near-duplicates CORPUS
+bench-near-duplicates *arguments:
+    {{python}} tests/bench/near_duplicates.py {{arguments}}
+
 # how long training waits for latents in an object store whose requests take 100 ms longer
 bench-store *arguments:
     {{python}} tests/bench/store.py {{arguments}}

@@ -97,6 +97,8 @@ class TerminalReporter:
         return ", ".join(shown)
 
     def _line(self) -> None:
+        if self._bar.disable:  # by TQDM_DISABLE
+            return
         self._printed = time.monotonic()
         print(str(self._bar).replace("\r", ""), file=sys.stderr, flush=True)
 

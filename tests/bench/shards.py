@@ -43,7 +43,7 @@ def make_corpus(folder: Path, files: int, size: int, text: Path | None) -> None:
             (folder / f"{number:03d}.txt").write_text("\n\n".join(documents))
 
 
-def cost(corpus: Path, output: Path, chunk: int, *options: str) -> tuple[float, float]:
+def cost(corpus: Path | str, output: Path, chunk: int, *options: str) -> tuple[float, float]:
     """CPU seconds of `cola tokenize` with its children, and its largest memory in MB."""
     common = ["--vocab-size", "2048", "--workers", "1", "--quiet", "--set", f"part_bytes={chunk}"]
     command = [*COLA, "tokenize", str(corpus), "-o", str(output), *common, *options]

@@ -267,6 +267,7 @@ def test_with_json_an_error_is_json_and_quiet_has_a_variable(cola: Run, tmp_path
     assert told["remedy"]
     make(tmp_path / "tokens")
     assert cola("verify", "tokens", env=os.environ | {"COLA_QUIET": "1"}).stderr == ""
+    assert cola("verify", "tokens", env=os.environ | {"TQDM_DISABLE": "1"}).stderr == ""
 
 
 def test_foreign_text_is_neither_markup_nor_control_of_the_terminal(tmp_path: Path) -> None:
