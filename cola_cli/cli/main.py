@@ -148,7 +148,7 @@ def main() -> None:
     """Entry point of the `cola` script."""
     prepare_streams()
     try:
-        with errors_shown(False):  # also of what a command needs before it begins
+        with errors_shown("--debug" in sys.argv):  # also of what a command needs before it begins
             app()
     except typer.Exit as end:
         sys.exit(end.exit_code)

@@ -270,6 +270,14 @@ def test_with_json_an_error_is_json_and_quiet_has_a_variable(cola: Run, tmp_path
     assert cola("verify", "tokens", env=os.environ | {"TQDM_DISABLE": "1"}).stderr == ""
 
 
+def test_a_fault_before_a_command_begins_has_a_traceback_too(
+    cola: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cola_cli.cli.main.app", lambda: {}["missing"])
+    assert "Traceback" not in cola("status", expect=1).stderr
+    assert "Traceback" in cola("status", "--debug", expect=1).stderr
+
+
 def test_foreign_text_is_neither_markup_nor_control_of_the_terminal(tmp_path: Path) -> None:
     from tests.artifacts.test_promises import make
 
