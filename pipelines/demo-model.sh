@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The small model that ships with cola: stories from a grammar and the World English Bible, tokens, VAE, latents, prior, then
-# instructions, and both networks rounded to bf16. Three and a half hours of one core. Stop it and run it again: it goes on.
+# instructions and the beginnings of other texts (replies.py), and both networks rounded to bf16. Four hours of one core.
+# Stop it and run it again: it goes on.
 #
 #   bash pipelines/demo-model.sh [RUN] [MODEL]      runs/demo-model and RUN/model by default
 #   bash pipelines/demo-model.sh runs/demo-model cola_cli/demo       replaces the one that ships
@@ -16,7 +17,8 @@ cola=${COLA:-$root/.venv/bin/cola} # the command to run
 export PYTHON=${PYTHON:-$root/.venv/bin/python}
 [ -n "${COLA:-}" ] || bash "$root/pipelines/setup.sh"
 
-if [ -z "${CORPUS:-}" ]; then
+given=${CORPUS:-}
+if [ -z "$given" ]; then
     bash "$root/pipelines/bible.sh"
     CORPUS="$root/downloads/bible/*.txt"
 fi
@@ -39,6 +41,6 @@ if [ "$more" -gt 0 ]; then
 fi
 
 "$cola" import "$prior" -o "$run/stories" --dtype bfloat16 # the weights alone, in half the size
-BASELINE='' bash "$root/pipelines/chat.sh" "$run/chat" "$run/stories"
+BASELINE='' TASK=replies CORPUS=$given STEPS=${STEPS:-1800} bash "$root/pipelines/chat.sh" "$run/chat" "$run/stories"
 "$cola" import "$run/chat/prior" -o "$model" --dtype bfloat16
 "$cola" sample "$model" --prompt "Once upon a time there was" --max-new-tokens 96

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 COMMAND = ["link-parser", "en", "-graphics=0", "-null=0", "-panic=0", "-timeout=20", "-verbosity=1"]
 LEAST = 3  # words
+ENDS = (".", "!", "?")  # of sentences
 
 
 def sentences(text: str) -> list[str]:
@@ -34,7 +35,7 @@ def written(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     """The whole sentences that begin behind the prompts of samples."""
     for row in rows:
         begun = len(sentences(row["prompt"]))
-        if not row["prompt"].rstrip().endswith((".", "!", "?")):
+        if not row["prompt"].rstrip().endswith(ENDS):
             begun += 1  # the prompt's last sentence, which the model only ended
         yield from sentences(row["prompt"] + row["text"])[begun:]
 

@@ -4,17 +4,17 @@
     python pipelines/replies.py prompts COUNT SEED TEXT... > prompts.jsonl    beginnings of real sentences
     python pipelines/replies.py judge SAMPLES                                 of `cola sample` of these
 
-TEXT are files of real text, of which one in twenty is for prompts alone. Of ten chats, four are instructions
-(instructions.py), two are stories that are gone on with from any word, three begin as a real sentence does:
-the answer ends that sentence, and a story follows. In one somebody says such a sentence and hears a story.
-The system's turn CONTINUE marks what is written without labels (demo-chat.jinja).
+TEXT are files or patterns of real text, of which one in twenty is for prompts alone. Of ten chats, four are
+instructions (instructions.py), two are stories that are gone on with from any word, three begin as a real
+sentence does: the answer leaves it open, with three dots, and a story follows. In one somebody says such a
+sentence and hears a story. The system's turn CONTINUE marks what is written without labels (demo-chat.jinja).
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import random
-import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -26,39 +26,32 @@ import parses
 import stories
 
 CONTINUE = "continue"
-WORDS = range(4, 17)  # of a real sentence
-LEFT = 8  # words at most that an answer adds to it
-PLAIN = re.compile(r"[A-Z][a-z]*(?:,? [A-Za-z][a-z']*)+[.?!]")
+WORDS = range(1, 25)  # of a real sentence
+OPEN = "..."
 HELD_OUT = 20  # one in so many files
 
 
-def real(texts: Iterable[Path], prompts: bool) -> list[str]:
-    """Plain sentences of these files: those held out for prompts, or all others."""
-    found = []
-    for path in sorted(texts):
-        if (zlib.crc32(path.name.encode()) % HELD_OUT == 0) == prompts:
-            sentences = parses.sentences(path.read_text("utf-8"))
-            found += [
-                one for one in sentences if PLAIN.fullmatch(one) and len(one.split()) in WORDS
-            ]
-    return found
+def real(texts: Iterable[str], prompts: bool) -> list[str]:
+    """Sentences of the files that are held out for prompts, or of all others; of all if they are too few."""
+    files = sorted(Path(one) for text in texts for one in glob.glob(text))
+    chosen = [one for one in files if (zlib.crc32(one.name.encode()) % HELD_OUT == 0) == prompts]
+    found = [one for path in chosen or files for one in parses.sentences(path.read_text("utf-8"))]
+    return [one for one in found if len(one.split()) in WORDS]
 
 
-def begun(sentence: str, source: random.Random) -> tuple[str, str]:
-    """A sentence cut between two words, or before or behind its end."""
+def begun(sentence: str, source: random.Random) -> str:
+    """A sentence, in two cases of three cut behind any of its words."""
     words = sentence.split()
-    kept = source.randint(max(1, len(words) - LEFT), len(words) + 1)
-    if kept > len(words):
-        return sentence, ""
-    if kept == len(words):
-        return sentence[:-1], sentence[-1]
-    return " ".join(words[:kept]), " " + " ".join(words[kept:])
+    return (
+        sentence if source.randrange(3) == 0 else " ".join(words[: source.randint(1, len(words))])
+    )
 
 
 def going_on(known: list[str], source: random.Random) -> tuple[str, str]:
-    """The beginning of a real sentence; its end and a story."""
-    beginning, end = begun(source.choice(known), source)
-    return beginning, f"{end} {stories.story(source)}"
+    """The beginning of a real sentence, or all of it, and a story."""
+    beginning = begun(source.choice(known), source)
+    left_open = "" if beginning.endswith(parses.ENDS) else OPEN
+    return beginning, f"{left_open} {stories.story(source)}"
 
 
 def of_a_story(source: random.Random) -> tuple[str, str]:
@@ -68,8 +61,8 @@ def of_a_story(source: random.Random) -> tuple[str, str]:
     return " ".join(words[:kept]), " " + " ".join(words[kept:])
 
 
-def chats(count: int, source: random.Random, known: list[str]) -> Iterator[list[tuple[str, str]]]:
-    """Turns of conversations: role and content."""
+def chats(count: int, source: random.Random, known: list[str]) -> Iterator[list[dict[str, str]]]:
+    """The messages of conversations."""
     for _ in range(count):
         what, system = source.randrange(10), [("system", CONTINUE)]
         if what < 4:
@@ -80,22 +73,27 @@ def chats(count: int, source: random.Random, known: list[str]) -> Iterator[list[
             question, answer = going_on(known, source)
         else:
             system, (question, answer) = [], (source.choice(known), stories.story(source))
-        yield [*system, ("user", question), ("assistant", answer)]
+        turns = [*system, ("user", question), ("assistant", answer)]
+        yield [{"role": role, "content": content} for role, content in turns]
 
 
 def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Shares of samples that say something, and of their whole sentences that parse: the one that begins in
-    the prompt, and those behind it."""
-    said, first, later = [], [], []
+    """Shares of answers: not empty, ended by themselves, a story at once or behind three dots; and of their
+    sentences those that the grammar of stories.py can write, and that parse."""
+    rule = stories.grammar()
+    marks: dict[str, list[bool]] = {"answered": [], "ended": [], "stories": [], "sentences": []}
+    written = []
     for row in rows:
-        said.append(bool(row["text"].strip()))
-        begun, *rest = parses.sentences(row["prompt"] + row["text"]) or [""]
-        first.append(begun)
-        later += rest
-    return {
-        "answered": sum(said) / len(said),
-        "first sentences that parse": parses.parsed([one for one in first if one]) / len(first),
-        "later ones": parses.parsed(later) / max(1, len(later)),
+        text = row["text"].removeprefix(OPEN).strip()
+        found = stories.sentences(text)
+        right = [bool(rule.fullmatch(one)) for one in found]
+        marks["answered"].append(bool(text))
+        marks["ended"].append(row["finish"] == "stop")
+        marks["stories"].append(bool(text) and all(right))
+        marks["sentences"] += right
+        written += found if text else []
+    return {name: sum(found) / max(1, len(found)) for name, found in marks.items()} | {
+        "parse": parses.parsed(written) / max(1, len(written))
     }
 
 
@@ -107,14 +105,13 @@ def main() -> None:
             shares = judge(read_samples(Path(samples)))
             print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
         case ["chats" | "prompts" as what, count, seed, *texts] if texts:
-            source, known = random.Random(int(seed)), real(map(Path, texts), what == "prompts")
+            source, known = random.Random(int(seed)), real(texts, what == "prompts")
             if what == "prompts":
                 for _ in range(int(count)):
-                    print(json.dumps({"prompt": begun(source.choice(known), source)[0]}))
+                    print(json.dumps({"prompt": begun(source.choice(known), source)}))
             else:
-                for turns in chats(int(count), source, known):
-                    turn = [{"role": role, "content": content} for role, content in turns]
-                    print(json.dumps({"messages": turn}))
+                for messages in chats(int(count), source, known):
+                    print(json.dumps({"messages": messages}))
         case _:
             print(__doc__)
 

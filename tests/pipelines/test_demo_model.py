@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
 import os
 import random
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cola_cli.corpus.chats import PLAIN, ChatTemplate, read_chat
 from tests.pipelines.conftest import cola_script
 from tests.pipelines.test_torchrun import PIPELINES, SETTINGS
 from tests.stages.conftest import made_up_text
@@ -83,17 +87,16 @@ def test_an_unknown_candidate_ends_the_recipe(tmp_path: Path, named: str, what: 
     assert done.stderr == f"recipe: unknown {what} {named.partition('/')[0]}\n"
 
 
-def script(name: str) -> Any:
-    """A script of pipelines/ as a module."""
-    specification = importlib.util.spec_from_file_location(name, PIPELINES / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A script of pipelines/ as a module; it imports others beside it."""
+    monkeypatch.syspath_prepend(PIPELINES)
+    return importlib.import_module
 
 
-def test_a_log_is_judged_by_its_sentences_and_by_what_must_agree() -> None:
+def test_a_log_is_judged_by_its_sentences_and_by_what_must_agree(
+    script: Callable[[str], Any],
+) -> None:
     harbour = script("harbour")
     source = random.Random(0)
     own = [{"prompt": "", "text": harbour.entry(source)} for _ in range(100)]
@@ -108,7 +111,9 @@ def test_a_log_is_judged_by_its_sentences_and_by_what_must_agree() -> None:
     assert shares == {"sentences": 3 / 4, "cargo": 0, "dues": 0, "captain": 0, "day": 0}
 
 
-def test_stories_are_judged_by_their_sentences_names_and_things() -> None:
+def test_stories_are_judged_by_their_sentences_names_and_things(
+    script: Callable[[str], Any],
+) -> None:
     stories = script("stories")
     good = {
         "prompt": "Leo was a kind painter who lived by a river. Most of all",
@@ -142,3 +147,35 @@ def test_every_story_is_by_the_grammar_and_a_wrong_word_is_not() -> None:
     assert share("Leo was very sad and began to cry. Leo was very and began to cry.") == (
         "1 of 2 sentences (50.0%)\n"
     )
+
+
+def test_replies_are_stories_behind_any_beginning(
+    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = script("replies")
+    for number in range(60):
+        (tmp_path / f"{number}.txt").write_text(f"It was day {number}. Who came then? Nobody.")
+    pattern = str(tmp_path / "*.txt")
+    known, held_out = replies.real([pattern], False), replies.real([pattern], True)
+    assert {"Who came then?", "It was day 7."} <= {*known, *held_out}
+    assert {one for one in known if "day" in one}.isdisjoint(held_out)
+    template = ChatTemplate((PIPELINES / "demo-chat.jinja").read_text())
+    rows, written = [], []
+    for messages in replies.chats(300, random.Random(0), known):
+        chat = read_chat(json.dumps({"messages": messages}))
+        *asked, answer = chat
+        text = template.render(chat, ask=False)
+        if asked[0].role == "system":
+            assert text == asked[1].content + answer.content
+            written.append(text)
+        else:
+            assert text == ChatTemplate(PLAIN).render(chat, ask=False)
+            assert template.render(asked) == ChatTemplate(PLAIN).render(asked)
+        rows.append({"prompt": "", "text": answer.content, "finish": "stop"})
+    assert any(re.match(r"It was( day)?\.\.\. [A-Z]", text) for text in written)
+    assert any(text.startswith("Who came then? ") for text in written)
+    monkeypatch.setattr(replies.parses, "parsed", len)
+    shares = replies.judge([row for row in rows if row["text"][0] in " ."])
+    assert shares["sentences"] > 0.9  # but for what begins in the middle of a sentence
+    nothing = replies.judge([{"prompt": "Go", "text": " ", "finish": "length"}])
+    assert (nothing["answered"], nothing["ended"], nothing["stories"]) == (0, 0, 0)

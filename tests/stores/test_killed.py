@@ -12,7 +12,7 @@ import pytest
 from tests.stores.conftest import Shelf, needs_a_server, same_as_local, stages
 
 pytestmark = needs_a_server
-SECONDS = 50.0  # of kills; COLA_KILLS, a number of them, takes as long as it takes
+SECONDS = 30.0  # of kills; COLA_KILLS, a number of them, takes as long as it takes
 
 
 @pytest.mark.slow
