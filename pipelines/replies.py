@@ -6,7 +6,7 @@
 
 TEXT are files or patterns of real text, of which one in twenty is for prompts alone. Of ten chats, four are
 instructions (instructions.py), two are stories that are gone on with from any word, three begin as a real
-sentence does: the answer leaves it open, with three dots, and a story follows. In one somebody says such a
+sentence does: the answer breaks it off with a dash, and a story follows. In one somebody says such a
 sentence and hears a story. The system's turn CONTINUE marks what is written without labels (demo-chat.jinja).
 """
 
@@ -27,7 +27,7 @@ import stories
 
 CONTINUE = "continue"
 WORDS = range(1, 25)  # of a real sentence
-OPEN = "..."
+OPEN = " -"
 HELD_OUT = 20  # one in so many files
 
 
@@ -78,7 +78,7 @@ def chats(count: int, source: random.Random, known: list[str]) -> Iterator[list[
 
 
 def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Shares of answers: not empty, ended by themselves, a story at once or behind three dots; and of their
+    """Shares of answers: not empty, ended by themselves, a story at once or behind a dash; and of their
     sentences those that the grammar of stories.py can write, and that parse."""
     rule = stories.grammar()
     marks: dict[str, list[bool]] = {"answered": [], "ended": [], "stories": [], "sentences": []}

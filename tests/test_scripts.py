@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BENCH = [f"tests.bench.{path.stem}" for path in sorted((ROOT / "tests/bench").glob("*.py"))]
-SCRIPTS = sorted((ROOT / "pipelines").glob("*.py"))
+PROGRAMS = sorted((ROOT / "pipelines").glob("*.py"))
+SCRIPTS = [path for path in PROGRAMS if "__main__" in path.read_text()]
 
 
 def run(*arguments: str) -> str:

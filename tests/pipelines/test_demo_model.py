@@ -172,10 +172,10 @@ def test_replies_are_stories_behind_any_beginning(
             assert text == ChatTemplate(PLAIN).render(chat, ask=False)
             assert template.render(asked) == ChatTemplate(PLAIN).render(asked)
         rows.append({"prompt": "", "text": answer.content, "finish": "stop"})
-    assert any(re.match(r"It was( day)?\.\.\. [A-Z]", text) for text in written)
+    assert any(re.match(r"It was( day)? - [A-Z]", text) for text in written)
     assert any(text.startswith("Who came then? ") for text in written)
     monkeypatch.setattr(replies.parses, "parsed", len)
-    shares = replies.judge([row for row in rows if row["text"][0] in " ."])
+    shares = replies.judge([row for row in rows if row["text"][0] == " "])
     assert shares["sentences"] > 0.9  # but for what begins in the middle of a sentence
     nothing = replies.judge([{"prompt": "Go", "text": " ", "finish": "length"}])
     assert (nothing["answered"], nothing["ended"], nothing["stories"]) == (0, 0, 0)
