@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -50,3 +51,21 @@ def test_the_demo_model_obeys_instructions_that_it_has_not_seen(cola: Run, tmp_p
     obeyed = re.match(r"obeyed ([\d.]+)%", judged.stdout)
     assert obeyed, judged.stdout
     assert float(obeyed[1]) >= 80, judged.stdout
+
+
+def test_the_demo_model_goes_on_from_any_beginning_with_a_story(cola: Run) -> None:
+    beginnings = [
+        "In the beginning God", "What is the capital of France?", "Hello", "My fellow citizens, we",
+        "The king said to his people", "It rained.", "The receipts of the last year are", "Yes, but",
+    ]  # fmt: skip
+    asked = [word for beginning in beginnings for word in ("--prompt", beginning)]
+    told = cola("sample", "demo", *asked, "--max-new-tokens", "140", "--json", "--quiet").stdout
+    replies = [json.loads(line)["text"].removeprefix(" -") for line in told.splitlines()]
+    assert len(replies) == len(beginnings)
+    assert all(len(reply.split()) > 20 for reply in replies), replies
+    checked = subprocess.run(
+        [sys.executable, PIPELINES / "stories.py", "check"],
+        input=" ".join(replies), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    right, _, total, *_ = checked.stdout.split()
+    assert int(right) >= 0.8 * int(total), told
