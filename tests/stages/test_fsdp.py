@@ -32,8 +32,18 @@ RUN = TRAIN | {"steps": 10, "batch_size": 6, "micro_batch": 1, "checkpoint_every
 TRANSFORMER = {"dim": 32, "ffn_dim": 64, "heads": 2, "head_dim": 16, "layers": 2}
 FULL = (0.9, 4)  # decay of the average, steps between validations
 OTHERS = [(0.9, 1), (0.9, 10), (0.0, 4)]  # of one kind
-CHATS = ("chats", "chats-ar", "chats-llada")  # answers of conversations packed apart
-KINDS = ("frozen", "joint", "ar", "vae", "tokens", "distill", "chained", "lora", *CHATS)
+KINDS = (
+    "frozen",
+    "joint",
+    "ar",
+    "vae",
+    "tokens",
+    "distill",
+    "chained",
+    "lora",
+    "chats",
+    "chats-ar",
+)
 THREE = ("joint", "ar", "tokens")  # trained by three ranks too, a number that divides few sizes
 # Of the prior that predicts tokens: all that its loss can have.
 HEAD = {

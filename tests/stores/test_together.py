@@ -12,7 +12,7 @@ from tests.conftest import Run
 from tests.stages.ranks import start
 from tests.stores.conftest import Shelf, needs_a_server, same_as_local, stages
 
-pytestmark = [needs_a_server, pytest.mark.slow]
+pytestmark = [needs_a_server, pytest.mark.slow, pytest.mark.xdist_group("stores")]
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +78,14 @@ def test_ray_makes_parts_in_a_store(shelf: Shelf, made: str, corpus: Path, local
     same_as_local(shelf, "ray/latents", local)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_train_into_a_store(
-    shelf: Shelf, made: str, local: Path, tmp_path: Path, parallel: str
-) -> None:
+def test_two_ranks_train_into_a_store(shelf: Shelf, made: str, local: Path, tmp_path: Path) -> None:
     """What they write there is what they write on a disk; undisturbed, and after both were killed."""
     corpus = tmp_path / "none"
 
     def command(at: str, into: str) -> list[str]:
         found = stages(at, corpus)[3]
         found[found.index("-o") + 1] = into
-        return [*found, "--set", f"train.parallel={parallel}", "--set", "train.checkpoint_every=2"]
+        return [*found, "--set", "train.parallel=fsdp", "--set", "train.checkpoint_every=2"]
 
     def trained(arguments: list[str], kill: bool = False) -> None:
         ranks = start(arguments, 2, ["-m", "cola_cli"], **shelf.environment)
@@ -103,7 +100,7 @@ def test_two_ranks_train_into_a_store(
 
     trained(command(str(local), str(tmp_path / "prior")))
     for name in ("quiet", "killed"):
-        at = f"ranks/{parallel}-{name}/prior"
+        at = f"ranks/{name}/prior"
         if name == "killed":
             trained(command(made, f"s3://shelf/{at}"), kill=True)
             shutil.rmtree(shelf.environment["COLA_CACHE"])  # the next machine has nothing
