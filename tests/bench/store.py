@@ -1,6 +1,6 @@
 """How long training waits for latents in an object store, whose requests take longer than those to a disk.
 
-    python tests/bench/store.py [--latency 0.1] [--steps 400] [--stories 20000] [--part-bytes 400000] [--json]
+    python tests/bench/store.py [--latency 0.1] [--steps 100] [--stories 10000] [--part-bytes 400000] [--json]
 
 A prior of `tiny` is trained on the same latents on a disk and in a store that speaks S3 on this machine, each
 request later by --latency seconds, with an empty cache. `waiting` is the share of the steps' time spent
@@ -38,8 +38,8 @@ def cola(*arguments: object, environment: dict[str, str] | None = None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--latency", type=float, default=0.1)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--stories", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--stories", type=int, default=10_000)
     parser.add_argument("--part-bytes", type=int, default=400_000)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()

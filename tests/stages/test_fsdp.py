@@ -78,7 +78,7 @@ def arguments(made: Path, kind: str, ema: float, validate_every: int) -> list[st
     changes = RUN | {"ema_decay": ema, "validate_every": validate_every}
     if kind == "vae":
         flags = ["train", "vae", str(made / "tokens"), *assignments(vae_settings(**changes))]
-    elif kind.endswith(("ar", "llada")):
+    elif kind.endswith("ar"):
         tables = {"model": TRANSFORMER, "optim": OPTIM, "train": changes}
         source, _, command = f"-{kind}".rpartition("-")
         flags = ["train", command, str(made / ("chat-tokens" if source else "tokens"))]
