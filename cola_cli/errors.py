@@ -20,9 +20,9 @@ class ColaError(Exception):
     longest = 1000  # characters of the problem: names in foreign files may be megabytes long
 
     def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(problem)
         for translate in translations:
             problem, remedy = translate(problem), translate(remedy)
+        super().__init__(problem)
         self.problem = printable(problem)
         if len(self.problem) > self.longest:
             half = self.longest // 2

@@ -1,4 +1,4 @@
-"""The command line of a grammar of texts: stories.py, harbour.py."""
+"""What the scripts that write texts and judge models by them have in common: their command lines."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+# rows of a samples artifact -> shares
+Judge = Callable[[Iterable[dict[str, Any]]], dict[str, float]]
+
+
+def tell(judge: Judge, samples: str) -> None:
+    """Print the marks of a samples artifact."""
+    from cola_cli.stages.sample import read_samples
+
+    shares = judge(read_samples(Path(samples)))
+    print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+
 
 def run(
     usage: str | None,
     text: Callable[[random.Random], str],
     opening: Callable[[str], str],
-    judge: Callable[[Iterable[dict[str, Any]]], dict[str, float]],
+    judge: Judge,
 ) -> None:
-    """Do what the command says: texts, their openings as prompts, or the marks of a samples artifact."""
+    """The command line of a grammar: its texts, their openings as prompts, or the marks of samples."""
     match sys.argv[1:]:
         case ["judge", samples]:
-            from cola_cli.stages.sample import read_samples
-
-            shares = judge(read_samples(Path(samples)))
-            print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+            tell(judge, samples)
         case ["openings", count, seed]:
             source = random.Random(int(seed))
             for _ in range(int(count)):

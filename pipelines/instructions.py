@@ -16,15 +16,13 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
+import grammars
 import stories
 
 # COUNT, SEED, whether they are for prompts, further arguments -> questions and answers
 Exchanges = Callable[[int, int, bool, list[str]], Iterable[tuple[str, str]]]
-# rows of a samples artifact -> shares
-Judge = Callable[[Iterable[dict[str, Any]]], dict[str, float]]
 
 SLOTS = {
     "name": [name for some in stories.NAMES.values() for name in some],
@@ -90,7 +88,7 @@ def drawn(count: int, seed: int, prompts: bool, more: list[str]) -> Iterator[tup
         yield exchange(source)
 
 
-def run(usage: str | None, exchanges: Exchanges, judge: Judge, more: int = 0) -> None:
+def run(usage: str | None, exchanges: Exchanges, judge: grammars.Judge, more: int = 0) -> None:
     """Do what the command says: chats or prompts as JSON lines, or the marks of samples.
 
     more: how many further arguments there may be.
@@ -99,10 +97,7 @@ def run(usage: str | None, exchanges: Exchanges, judge: Judge, more: int = 0) ->
 
     match sys.argv[1:]:
         case ["judge", samples]:
-            from cola_cli.stages.sample import read_samples
-
-            shares = judge(read_samples(Path(samples)))
-            print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+            grammars.tell(judge, samples)
         case ["chats" | "prompts" as what, count, seed, *others] if len(others) <= more:
             for question, answer in exchanges(int(count), int(seed), what == "prompts", others):
                 if what == "chats":

@@ -21,13 +21,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grammars
 import instructions
 import parses
 import stories
 
 CONTINUE = "continue"
 WORDS = range(1, 25)  # of a real sentence
-OPEN = " -"
+BROKEN_OFF = " -"  # what stands between the beginning of a sentence and a story
 HELD_OUT = 20  # one in so many files
 
 
@@ -41,17 +42,17 @@ def real(texts: Iterable[str], prompts: bool) -> list[str]:
 
 def begun(sentence: str, source: random.Random) -> str:
     """A sentence, in two cases of three cut behind any of its words."""
+    if source.randrange(3) == 0:
+        return sentence
     words = sentence.split()
-    return (
-        sentence if source.randrange(3) == 0 else " ".join(words[: source.randint(1, len(words))])
-    )
+    return " ".join(words[: source.randint(1, len(words))])
 
 
 def going_on(known: list[str], source: random.Random) -> tuple[str, str]:
     """The beginning of a real sentence, or all of it, and a story."""
     beginning = begun(source.choice(known), source)
-    left_open = "" if beginning.endswith(parses.ENDS) else OPEN
-    return beginning, f"{left_open} {stories.story(source)}"
+    between = "" if beginning.endswith(parses.ENDS) else BROKEN_OFF
+    return beginning, f"{between} {stories.story(source)}"
 
 
 def of_a_story(source: random.Random) -> tuple[str, str]:
@@ -84,7 +85,7 @@ def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     marks: dict[str, list[bool]] = {"answered": [], "ended": [], "stories": [], "sentences": []}
     written = []
     for row in rows:
-        text = row["text"].removeprefix(OPEN).strip()
+        text = row["text"].removeprefix(BROKEN_OFF).strip()
         found = stories.sentences(text)
         right = [bool(rule.fullmatch(one)) for one in found]
         marks["answered"].append(bool(text))
@@ -100,10 +101,7 @@ def judge(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     match sys.argv[1:]:
         case ["judge", samples]:
-            from cola_cli.stages.sample import read_samples
-
-            shares = judge(read_samples(Path(samples)))
-            print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+            grammars.tell(judge, samples)
         case ["chats" | "prompts" as what, count, seed, *texts] if texts:
             source, known = random.Random(int(seed)), real(texts, what == "prompts")
             if what == "prompts":

@@ -322,7 +322,10 @@ def _remember(path: Path, tag: str) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A new file that takes the place of `path` when all goes well."""
+    """A new file that takes the place of `path` when all goes well.
+
+    Not synced as `files.atomic_file` is, nor put into the store: what is lost here is fetched again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{time.monotonic_ns()}")
     try:

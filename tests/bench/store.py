@@ -27,12 +27,13 @@ from tests.stores.conftest import Shelf
 
 COLA = [sys.executable, "-m", "cola_cli"]
 WARM = 20
-SIZES = ("--preset", "tiny", "--set", "train.log_every=1", "--device", "cpu", "--quiet")
+SIZES = ("--preset", "tiny", "--set", "train.log_every=1", "--device", "cpu")
 
 
 def cola(*arguments: object, environment: dict[str, str] | None = None) -> None:
     """Run `cola` to its end."""
-    subprocess.run([*COLA, *map(str, arguments)], env=environment, check=True)
+    command = [*COLA, *map(str, arguments), "--quiet"]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
@@ -49,25 +50,34 @@ def main() -> None:
         text = [sys.executable, str(ROOT / "pipelines/stories.py"), str(asked.stories), "1"]
         with open(folder / "stories.txt", "wb") as file:
             subprocess.run(text, stdout=file, check=True)
-        sizes = ("--vocab-size", 1024, "--set", f"part_bytes={asked.part_bytes}", "--quiet")
+        sizes = (
+            "--preset",
+            "tiny",
+            "--vocab-size",
+            1024,
+            "--set",
+            f"part_bytes={asked.part_bytes}",
+        )
         cola("tokenize", folder / "stories.txt", "-o", folder / "tokens", *sizes)
         few = ("--set", "train.steps=2", *SIZES)
         cola("train", "vae", folder / "tokens", "-o", folder / "vae", *few)
         with contextlib.closing(Shelf(folder / "shelf", LATENCY=str(asked.latency))) as shelf:
-            there = {n: v for n, v in shelf.environment.items() if n != "OMP_NUM_THREADS"}
+            # all threads, and a cache that what `encode` wrote is not in
+            making = {n: v for n, v in shelf.environment.items() if n != "OMP_NUM_THREADS"}
+            training = making | {"COLA_CACHE": str(folder / "empty")}
             for place, at in (("disk", str(folder)), ("store", "s3://shelf/run")):
-                latents, own = f"{at}/latents", dict(there)
-                making = ("--vae", folder / "vae", "-o", latents, "--device", "cpu", "--quiet")
-                cola("encode", folder / "tokens", *making, environment=own)
-                own["COLA_CACHE"] = str(folder / "empty")
+                latents, prior = f"{at}/latents", folder / f"prior-{place}"
+                of_vae = ("--vae", folder / "vae", "-o", latents, "--device", "cpu")
+                cola("encode", folder / "tokens", *of_vae, environment=making)
                 steps = ("--set", f"train.steps={asked.steps}", *SIZES)
-                prior = folder / f"prior-{place}"
-                cola("train", "prior", latents, "-o", prior, *steps, environment=own)
+                cola("train", "prior", latents, "-o", prior, *steps, environment=training)
                 rows = pq.read_table(prior / "metrics.parquet").to_pylist()
-                first, late = rows[0], [row for row in rows if row["step"] >= WARM]
+                late = [row for row in rows if row["step"] >= WARM]
                 waited = sum(row["reader_share"] * row["seconds"] for row in late)
-                found[place] = {"waiting": waited / sum(row["seconds"] for row in late)}
-                found[place]["begun"] = first["seconds"]
+                found[place] = {
+                    "waiting": waited / sum(row["seconds"] for row in late),
+                    "begun": rows[0]["seconds"],
+                }
     if asked.json:
         print(json.dumps(found))
     else:

@@ -32,19 +32,9 @@ RUN = TRAIN | {"steps": 10, "batch_size": 6, "micro_batch": 1, "checkpoint_every
 TRANSFORMER = {"dim": 32, "ffn_dim": 64, "heads": 2, "head_dim": 16, "layers": 2}
 FULL = (0.9, 4)  # decay of the average, steps between validations
 OTHERS = [(0.9, 1), (0.9, 10), (0.0, 4)]  # of one kind
-KINDS = (
-    "frozen",
-    "joint",
-    "ar",
-    "vae",
-    "tokens",
-    "distill",
-    "chained",
-    "lora",
-    "chats",
-    "chats-ar",
-)
-THREE = ("joint", "ar", "tokens")  # trained by three ranks too, a number that divides few sizes
+CHATS = ("chats", "chats-ar", "chats-llada")  # answers of conversations packed apart
+KINDS = ("frozen", "joint", "ar", "vae", "tokens", "distill", "chained", "lora", *CHATS)
+THREE = ("joint", "ar", "tokens")  # of three ranks too
 # Of the prior that predicts tokens: all that its loss can have.
 HEAD = {
     "model.prediction": "tokens", "model.stagger": 1.0, "model.causal_history": True,
@@ -78,7 +68,7 @@ def arguments(made: Path, kind: str, ema: float, validate_every: int) -> list[st
     changes = RUN | {"ema_decay": ema, "validate_every": validate_every}
     if kind == "vae":
         flags = ["train", "vae", str(made / "tokens"), *assignments(vae_settings(**changes))]
-    elif kind.endswith("ar"):
+    elif kind.endswith(("ar", "llada")):
         tables = {"model": TRANSFORMER, "optim": OPTIM, "train": changes}
         source, _, command = f"-{kind}".rpartition("-")
         flags = ["train", command, str(made / ("chat-tokens" if source else "tokens"))]
