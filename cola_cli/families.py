@@ -203,9 +203,9 @@ def _prior_config(data: Data, settings: PriorSettings) -> PriorConfig:
     if settings.model.prediction == "tokens":
         head = data.vocab_size
         _require_head_fits(settings, positions, data.length)
-    config = PriorConfig(
-        latent_dim=data.encoder.latent_dim, vocab_size=head, **settings.model.model_dump()
-    )
+    sizes = settings.model.model_dump()
+    sizes["evidence"] &= bool(head)  # so that a preset's goes with its token head
+    config = PriorConfig(latent_dim=data.encoder.latent_dim, vocab_size=head, **sizes)
     if settings.timesteps.law == "decided" and positions != data.length:
         raise UsageError(
             f"prior.timesteps.law = decided needs one latent per token; {data.length} tokens have"

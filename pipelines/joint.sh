@@ -13,7 +13,7 @@ options=(--preset "${PRESET:-tiny}")
 [ -f "$run/words.txt" ] || bash "$root/pipelines/quickstart.sh" "$run"
 
 "$cola" train prior "$run/latents" --mode joint --vae "$run/vae" --set model.prediction=velocity \
-    --set model.stagger=0 -o "$run/joint" "${options[@]}"
+    --set model.stagger=0 --set model.causal_history=false -o "$run/joint" "${options[@]}"
 "$cola" sample "$run/joint" --prompts "${PROMPTS:-$root/data/prompts.jsonl}" -o "$run/joint-samples" "${options[@]}"
 for samples in samples joint-samples; do
     echo "$samples"

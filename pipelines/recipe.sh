@@ -15,13 +15,14 @@ python=${PYTHON:-$root/.venv/bin/python}
 seed=${SEED:-66}
 steps=${STEPS:-1500}
 [ -n "${COLA:-}" ] || bash "$root/pipelines/setup.sh"
-[ $# -gt 0 ] || set -- paper tokens stagger copies block16 ar
+[ $# -gt 0 ] || set -- paper tokens stagger evidence copies block16 ar
 
 settings() { # the flags of a candidate
     case $1 in
     paper) echo "model.prediction=velocity model.stagger=0" ;;
     tokens) echo "model.stagger=0" ;;
-    stagger) echo "" ;; # the preset's own
+    stagger) echo "" ;;
+    evidence) echo "model.evidence=true model.causal_history=true loss.next_token=0.5" ;; # the preset's own
     serial) echo "model.stagger=3" ;; # one position after another
     copies) echo "data.noisy_copies=3" ;;
     block16) echo "model.block_size=16 model.stagger=5 data.noisy_copies=2 sampling.steps=32" ;;

@@ -29,4 +29,5 @@ def small_networks(seed: int, vocabulary: int, **shape: Any) -> tuple[TextVAE, P
             parameter.add_(torch.randn_like(parameter) * 0.1)
         if prior.config.prediction == "tokens":
             prior.codes.normal_()
+            prior.code_variance.uniform_(0.1, 0.5)
     return vae.eval(), prior.eval()

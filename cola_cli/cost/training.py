@@ -251,6 +251,7 @@ def prior_history(config: PriorConfig, length: int, foretold: bool = False) -> f
     inner, block = config.heads * config.head_dim, prior_block(config)
     products = config.layers * block + config.latent_dim * config.dim
     products += config.out_dim * config.dim if foretold else 2 * config.dim * inner - block
+    products += config.evidence_products() // 2  # the nearest code
     layers = config.layers if foretold else config.layers - 1
     pairs = layers * causal_pairs(length, config.history_block)
     return 2.0 * (length * products + 2 * inner * pairs)

@@ -165,18 +165,18 @@ def token_bound(
     place = (torch.arange(length, device=device) % block).expand(draws, -1)
 
     def logits(times: Tensor) -> Tensor:
-        """The head at the times (block,) of the positions of every block."""
+        """Of the tokens, at the times (block,) of the positions of every block."""
         t = times.repeat(blocks)[:length, None]
         noise = torch.randn(draws, *codes.shape, generator=generator).to(codes)
         z = (1 - t) * codes + ((1 - t) ** 2 * variance + t**2).sqrt() * noise
         output: Tensor = prior(z, prior.level_modulation(times, place), view)
-        return output.float()
+        return prior.token_logits(output.float(), z, t)
 
     diffusion = torch.zeros(draws, length, device=device)
     for stratum, offset in enumerate(torch.rand(steps, generator=generator).tolist()):
         time = torch.tensor((stratum + offset) / steps, device=device)
         times = position_times(time, stagger, block)
-        estimate = prior.clean_estimate(logits(times), codes, times)
+        estimate = logits(times).softmax(-1) @ prior.codes
         weight = diffusion_weight(times[:, None], variance)  # (block, d)
         weight = weight * position_speeds(time, stagger, block)[:, None]
         errors = (codes - estimate).square() * weight.repeat(blocks, 1)[:length]

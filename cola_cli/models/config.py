@@ -156,6 +156,12 @@ class PriorShape(Shape):
         description="Whether a prior that predicts tokens adds to the mean code what tokens do not say.",
     )
 
+    evidence: bool = later(
+        False,
+        description="With prediction tokens: whether the network is given what a latent says of its token, by"
+        " Bayes' rule in the logits and of clean latents as the token's embedding.",
+    )
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> PriorShape:
         if self.residual and self.prediction != "tokens":
@@ -194,6 +200,8 @@ class PriorConfig(PriorShape):
     def _head_fits(self) -> PriorConfig:
         if (self.prediction == "tokens") != bool(self.vocab_size):
             raise ValueError("vocab_size goes with prediction 'tokens', and only with it")
+        if self.evidence and not self.vocab_size:
+            raise ValueError("evidence goes with prediction 'tokens', and only with it")
         if self.chain and not (self.vocab_size and self.passes):
             raise ValueError("a chain goes with passes and prediction 'tokens'")
         if self.chain and self.block_size % self.passes:
@@ -232,7 +240,12 @@ class PriorConfig(PriorShape):
 
     def end_products(self) -> int:
         """Multiplications of a position before and after the blocks of the network."""
-        return self.dim * (self.latent_dim + self.out_dim + 2 * self.chain)
+        own = self.dim * (self.latent_dim + self.out_dim + 2 * self.chain)
+        return own + self.evidence_products()
+
+    def evidence_products(self) -> int:
+        """Multiplications of a position for its tokens' likelihoods, which have two terms a channel."""
+        return 2 * self.latent_dim * self.vocab_size if self.evidence else 0
 
     def parameter_count(self) -> int:
         """Number of weights: 1,829,875,728 at the paper's size."""
@@ -244,12 +257,14 @@ class PriorConfig(PriorShape):
         timestep = dim * (TIMESTEP_CHANNELS + 1) + 2 * dim * (dim + 1)
         ends = dim * (self.latent_dim + 1) + self.out_dim * (dim + 1)
         ends += dim * self.latent_dim * int(self.self_conditioning)
+        ends += self.vocab_size * dim * int(self.evidence)
         ends += self.chain and self.chain * (self.vocab_size + 2 * dim + 2)
         return self.layers * block + timestep + ends + 2 * dim + 2 * dim * (dim + 1)
 
     def core_parameter_count(self) -> int:
-        """Number of weights without a token head, which a baseline is matched to."""
-        return self.parameter_count() - self.vocab_size * (self.dim + 1 + self.chain)
+        """Number of weights without token head and embedding, which a baseline is matched to."""
+        own = self.dim * (1 + int(self.evidence)) + 1 + self.chain
+        return self.parameter_count() - self.vocab_size * own
 
 
 class TransformerShape(Shape):

@@ -26,6 +26,7 @@ from cola_cli.models.modulation import (
 )
 from cola_cli.models.rotary import Rotation, rotary_frequencies, rotate_interleaved, rotation, wide
 
+INIT_STD = 0.02
 TIMESTEP_SCALE = 1000.0  # t in [0, 1] is embedded as 1000 t
 
 
@@ -136,6 +137,9 @@ class Prior(nn.Module):
         if config.prediction == "tokens":
             self.register_buffer("codes", torch.zeros(config.vocab_size, config.latent_dim))
             self.register_buffer("code_variance", torch.zeros(config.latent_dim))
+        self.token_embed: nn.Embedding | None = None
+        if config.evidence:
+            self.token_embed = nn.Embedding(config.vocab_size, dim)
         self.chain: Chain | None = None
         if config.chain:
             self.chain = Chain(dim, config.vocab_size, config.chain)
@@ -143,18 +147,28 @@ class Prior(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """AdaLN and output projection zero (each block starts as the identity), the rest Xavier."""
+        """AdaLN and output projection zero (each block starts as the identity), the rest Xavier.
+
+        With `evidence` as a baseline begins, so that it learns as fast: normal with a small deviation, and
+        gates of one.
+        """
         if self.latent_in.weight.is_meta:
             return
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
+                if self.config.evidence:
+                    nn.init.normal_(module.weight, std=INIT_STD)
+                else:
+                    nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for linear in (self.timestep_in, self.timestep_hidden, self.timestep_out):
             nn.init.normal_(linear.weight, std=0.02)
         for block in self.each_block():
             nn.init.zeros_(block.modulation.weight)
+            if self.config.evidence:
+                gates = block.modulation.bias.detach().unflatten(0, (6, -1))[2::3]
+                nn.init.ones_(gates)
         nn.init.zeros_(self.out_modulation.weight)
         if self.config.prediction == "tokens":
             nn.init.normal_(self.latent_out.weight, std=0.02)
@@ -163,6 +177,8 @@ class Prior(nn.Module):
             nn.init.zeros_(self.latent_out.weight)
         if self.estimate_in is not None:
             nn.init.zeros_(self.estimate_in.weight)
+        if self.token_embed is not None:
+            nn.init.normal_(self.token_embed.weight, std=INIT_STD)
         if self.chain is not None:
             self.chain.initialise()
 
@@ -210,9 +226,9 @@ class Prior(nn.Module):
     ) -> Tensor:
         """E[z_0 | z_t] (B, n, d) from the network's output (B, n, out_dim) at t, broadcast to (B, n, 1).
 
-        For `prediction: tokens` sum_k p_k c_k with p the softmax of the logits / temperature, c_k the codes;
-        with `residual` the rest of the output added. With a chain z_t, but in the first group of a block that
-        is still noise, which is the same one in all rows, the codes of the tokens that the chain chooses.
+        For `prediction: tokens` sum_k p_k c_k with p the softmax of `token_logits`, c_k the codes; with
+        `residual` the rest of the output added. With a chain z_t, but in the first group of a block that is
+        still noise, which is the same one in all rows, the codes of the tokens that the chain chooses.
         """
         if self.chain is not None:
             start = 0  # of a single pass, so that nothing is read back from a GPU
@@ -228,7 +244,7 @@ class Prior(nn.Module):
             estimate[:, group] = torch.where(known, found, torch.nan)
             return estimate
         if self.config.prediction == "tokens":
-            chances = (self.logits(output) / temperature).softmax(-1)
+            chances = self.token_logits(output, z_t, t, temperature).softmax(-1)
             code = chances @ self.codes.to(output.dtype)
             return code + output[..., len(self.codes) :] if self.config.residual else code
         if self.config.prediction == "latent":
@@ -239,10 +255,45 @@ class Prior(nn.Module):
         """Those of the tokens (..., vocab) in the output (..., out_dim) of a prior that predicts them."""
         return output[..., : len(self.codes)]
 
+    def token_logits(
+        self, output: Tensor, z_t: Tensor, t: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """Of p(token | z_t, history), (..., vocab), from the output (..., out_dim) for z_t (..., d) at t.
+
+        With `evidence` the output is p(token | history, the block's other latents), which the temperature is
+        of, and Bayes' rule adds log p(z_t | token).
+        """
+        logits = self.logits(output)
+        if temperature != 1.0:
+            logits = logits / temperature
+        return self._with_evidence(logits, z_t, t) if self.config.evidence else logits
+
+    def log_evidence(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """log p(z_t | token) (..., vocab) but for what all tokens share, of z_t (..., d) at t (..., 1).
+
+        z_t = (1 - t) z_0 + t z_1 of a z_0 about the token's code c with `code_variance` s is normal about
+        (1 - t) c with the variance (1 - t)^2 s + t^2.
+        """
+        nothing = self.codes.new_zeros(*z_t.shape[:-1], len(self.codes))
+        return self._with_evidence(nothing, z_t, t)
+
+    def _with_evidence(self, logits: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        z_t, t = wide(z_t), wide(t)
+        precision = 1 / ((1 - t) ** 2 * self.code_variance + t.clamp(min=path.T_MIN) ** 2)
+        linear = (1 - t) * z_t * precision
+        square = (-0.5 * (1 - t) ** 2 * precision).expand_as(linear)
+        seen, codes = torch.cat((linear, square), -1), self.codes.to(z_t.dtype)
+        known = torch.cat((codes, codes.square()), -1).T
+        with torch.autocast(z_t.device.type, enabled=False):  # differences of large numbers
+            rows = wide(logits).flatten(0, -2)
+            return torch.addmm(rows, seen.flatten(0, -2), known).view_as(logits)
+
     def nearest_tokens(self, z: Tensor) -> Tensor:
         """The tokens (B, n) whose codes are nearest to z (B, n, d), for a prior with a token head."""
         codes = self.codes.to(z.dtype)
-        return (2 * z @ codes.T - codes.square().sum(-1)).argmax(-1)
+        with torch.autocast(z.device.type, enabled=False):
+            near = torch.addmm(-codes.square().sum(-1), z.flatten(0, -2), codes.T, alpha=2)
+        return near.argmax(-1).view(z.shape[:-1])
 
     def to_velocity(
         self, output: Tensor, z_t: Tensor, t: Tensor, temperature: float = 1.0
@@ -347,6 +398,8 @@ class Prior(nn.Module):
         the first is None.
         """
         x = self.latent_in(z.to(self.latent_in.weight.dtype))
+        if self.token_embed is not None:
+            x = x + self.token_embed(self.nearest_tokens(z))
         kept = []
         for block in self.each_block():
             last = block.layer + 1 == self.config.layers

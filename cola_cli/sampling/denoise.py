@@ -77,7 +77,8 @@ class Estimates:
             return prior.to_velocity(output, z, t, self._temperature)
         if output is not None:
             self.clean[moving] = prior.clean_estimate(output, z[moving], t, self._temperature)
-            chances, tokens = prior.logits(output).softmax(-1).max(-1)
+            logits = prior.token_logits(output, z[moving], t)
+            chances, tokens = logits.softmax(-1).max(-1)
             same = ((tokens == self._tokens[moving]) & (chances > SURE)).all(1)
             self._tokens[moving] = tokens
             self._same[moving] = torch.where(same, self._same[moving] + 1, 0)

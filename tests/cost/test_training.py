@@ -51,7 +51,9 @@ PRIOR = PriorConfig(
 SIZES = {"vocab_size": 300, "layers": 3, "dim": 192, "ffn_dim": 512, "heads": 4, "head_dim": 48}
 
 
-HEAD = PRIOR.model_copy(update={"prediction": "tokens", "vocab_size": 300})
+HEAD = PRIOR.model_copy(
+    update={"prediction": "tokens", "vocab_size": 300, "evidence": True, "causal_history": True}
+)
 LOSSES = {"head": {"next_token": 0.5}, "read": {"decoder": 0.5}}
 COPIES = 3
 

@@ -68,8 +68,12 @@ def forward(
     positions: Tensor,
     mask: Tensor,
     explicit_softmax: bool,
+    read_as: Tensor | None = None,
 ) -> Tensor:
-    """latents (n, d), times and positions (n,), mask (n, n) -> velocity (n, d)."""
+    """latents (n, d), times and positions (n,), mask (n, n) -> velocity (n, d).
+
+    read_as (n,): tokens whose embeddings are added to the input, -1 for none.
+    """
     H, eps = config.heads, config.norm_eps
     frequencies = torch.exp(torch.arange(128) * (-math.log(10_000.0) / 128))
     angles = times[:, None] * 1000.0 * frequencies
@@ -78,6 +82,9 @@ def forward(
     e = F.silu(_linear(w, "timestep_hidden", e))
     condition = F.silu(_linear(w, "timestep_out", e))  # (n, D), per token
     x = _linear(w, "latent_in", latents)
+    if read_as is not None:
+        embedded = w["token_embed.weight"][read_as.clamp(min=0)]
+        x = x + embedded * (read_as >= 0)[:, None]
     for i in range(config.layers):
         name = f"blocks.{i}"
         modulation = _linear(w, f"{name}.modulation", condition).chunk(6, -1)

@@ -34,6 +34,10 @@ PRIORS: dict[str, dict[str, Any]] = {
         "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "causal_history": True,
     },
     "residual": {"prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "residual": True},
+    "evidence": {
+        "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 3.0, "causal_history": True,
+        "evidence": True,
+    },
     "self-conditioned": {
         "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "self_conditioning": True,
     },

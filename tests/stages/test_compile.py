@@ -16,7 +16,13 @@ from tests.conftest import CPU
 from tests.stages.conftest import prior_settings
 
 HEAD = {
-    "model": {"prediction": "tokens", "stagger": 1.0, "causal_history": True, "residual": True},
+    "model": {
+        "prediction": "tokens",
+        "stagger": 1.0,
+        "causal_history": True,
+        "residual": True,
+        "evidence": True,
+    },
     "loss": {"next_token": 0.5, "decoder": 0.5},
 }
 

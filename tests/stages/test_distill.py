@@ -37,7 +37,7 @@ def teachers(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Priors of a few hundred steps: `tokens`, staggered with a token head, and `velocity`."""
     folder = tmp_path_factory.mktemp("teachers")
     for name, model in {
-        "tokens": {"prediction": "tokens", "stagger": 1.0},
+        "tokens": {"prediction": "tokens", "stagger": 1.0, "evidence": True},
         "velocity": {},
     }.items():
         values = prior_settings(steps=150, validate_every=150, batch_size=8).model_dump()

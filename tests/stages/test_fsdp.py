@@ -38,6 +38,7 @@ THREE = ("joint", "ar", "tokens")  # of three ranks too
 # Of the prior that predicts tokens: all that its loss can have.
 HEAD = {
     "model.prediction": "tokens", "model.stagger": 1.0, "model.causal_history": True,
+    "model.evidence": True,
     "loss.next_token": 0.5, "loss.decoder": 0.5, "data.noisy_copies": 2, "data.history_noise": 0.3,
 }  # fmt: skip
 

@@ -57,6 +57,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     "tokens, staggered": {"prediction": "tokens", "stagger": 2.0},
     "tokens, causal history": {"prediction": "tokens", "causal_history": True},
     "tokens, residual": {"prediction": "tokens", "residual": True},
+    "tokens, evidence": {"prediction": "tokens", "evidence": True, "causal_history": True},
     "tokens, self-conditioned": {"prediction": "tokens", "self_conditioning": True},
 }
 

@@ -55,9 +55,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "data": {"history_noise": 0.3},
         },
     ),
-    "frozen, token head, residual": (
+    "frozen, token head, residual, evidence": (
         "frozen",
-        {"model": {"prediction": "tokens", "residual": True}, "loss": {"decoder": 0.5}},
+        {
+            "model": {"prediction": "tokens", "residual": True, "evidence": True},
+            "loss": {"decoder": 0.5},
+        },
     ),
     "joint, slower VAE, average, shares": (
         "joint",

@@ -204,6 +204,16 @@ def test_what_has_no_place_for_a_residual_says_so(cola: Run, made: Path) -> None
     assert "residual goes with prediction 'tokens'" in wrong.stderr
 
 
+def test_what_has_no_place_for_evidence_says_so(cola: Run, made: Path) -> None:
+    flags = assignments(prior_settings(steps=2))
+    flags += ["--set", "model.evidence=true"]
+    cola("train", "prior", made / "latents", "-o", "without-tokens", *flags)
+    cola("export", "without-tokens", "-o", "released")
+    flags += ["--set", "model.prediction=tokens"]
+    cola("train", "prior", made / "latents", "-o", "prior", *flags)
+    assert "evidence = True" in cola("export", "prior", "-o", "out", expect=4).stderr
+
+
 def test_the_weights_of_a_prior_become_an_artifact_of_half_the_size(
     cola: Run, made: Path, tmp_path: Path
 ) -> None:

@@ -97,7 +97,9 @@ def prior_objective(**changes: Any) -> FlowMatching:
     frozen = FlowMatching(prior, settings, variance, LENGTH, VAE, decoder)
     randomise(frozen, 2)
     if head:
-        prior.codes.normal_(generator=torch.Generator().manual_seed(4))
+        source = torch.Generator().manual_seed(4)
+        prior.codes.normal_(generator=source)
+        prior.code_variance.uniform_(0.1, 0.5, generator=source)
     return frozen.double()
 
 

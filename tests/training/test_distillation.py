@@ -36,6 +36,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "latent": {"prediction": "latent"},
     "tokens": {"prediction": "tokens", "vocab_size": VOCABULARY},
     "tokens, staggered": {"prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0},
+    "tokens, evidence": {"prediction": "tokens", "vocab_size": VOCABULARY, "evidence": True},
     "tokens, self-conditioned": {
         "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 3.0, "self_conditioning": True,
     },
@@ -144,6 +145,8 @@ def test_one_step_with_the_target_goes_as_far_as_the_teachers_steps(name: str, p
             total = output.sum(-1, keepdim=True).expand_as(output)[moves]
             torch.testing.assert_close(total, torch.ones_like(total))
             output = output.log()
+            if prior.config.evidence:  # which `to_velocity` adds again
+                output = output - prior.log_evidence(one.z, one.t)
         velocity = prior.to_velocity(output, one.z, one.t)
         reached = one.z + (one.end - one.t) * velocity
         still = (one.t == one.end) | clean[..., None]

@@ -125,6 +125,10 @@ CASES: dict[str, dict[str, Any]] = {
     "head, residual": {
         "model": {"prediction": "tokens", "residual": True}, "loss": {"flow": 0.6, "decoder": 0.3},
     },
+    "head, evidence": {
+        "model": {"prediction": "tokens", "causal_history": True, "evidence": True},
+        "loss": {"next_token": 0.7, "decoder": 0.3},
+    },
     "head, read": {"model": {"prediction": "tokens"}, "loss": {"decoder": 0.3}},
     "velocity, read": {"loss": {"decoder": 0.3}},
     "latent, noisy history": {"model": {"prediction": "latent"}, "data": {"history_noise": 0.5}},
@@ -169,8 +173,20 @@ def brute_predictions(objective: Any, batch: Batch, data: Rows) -> dict[str, Ten
             history = (1 - time) * history + time * batch["history_noise"][i, :clean]
         times = torch.cat((torch.zeros(clean), t[i, :, 0]))
         latents = torch.cat((history, z_t))
-        out = plain_train.forward(w, config, latents, times, places, mask, True)
-        said, tokens = out[:, : config.vocab_size].log_softmax(-1), torch.tensor(data.tokens[i])
+        read_as = None
+        if config.evidence:  # clean latents as the tokens of the nearest codes
+            far = (history[:, None] - codes).square().sum(-1)
+            read_as = torch.cat((far.argmin(-1), torch.full((LENGTH,), -1)))
+        out = plain_train.forward(w, config, latents, times, places, mask, True, read_as)
+        logits, tokens = out[:, : config.vocab_size], torch.tensor(data.tokens[i])
+        if config.evidence:
+            variance = (1 - t[i]) ** 2 * prior.code_variance + t[i].clamp(min=1 / 64) ** 2
+            spread = torch.distributions.Normal(
+                (1 - t[i])[:, None] * codes, variance.sqrt()[:, None]
+            )
+            evidence = spread.log_prob(z_t[:, None]).sum(-1)  # (N, vocabulary)
+            logits = torch.cat((logits[:clean], logits[clean:] + evidence))
+        said = logits.log_softmax(-1)
         own = out[clean:]
         if codes is not None:
             estimate = said[clean:].exp() @ codes

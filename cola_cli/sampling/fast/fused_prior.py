@@ -130,6 +130,8 @@ class FusedPrior:
         """
         config = self.config
         x = self._latent_in(z.to(self._latent_in.weight.dtype))
+        if commits and self._prior.token_embed is not None:
+            x[:commits] += self._prior.token_embed(self._prior.nearest_tokens(z[:commits]))
         for layer, weights in enumerate(self._layers):
             m: Modulations = self._modulations[evaluation][layer]
             if clean is not None:

@@ -104,7 +104,7 @@ class Distillation(Objective):
                     islice(steps, self._stride), teacher.prior, options.head_temperature
                 )
             output = student(target.z, levels, estimate)
-            distance = self._distance(wide(output), target.output)
+            distance = self._distance(wide(output), target)
             loss = loss + (distance * share * batch["moving_weight"]).sum()
             if self.student.config.self_conditioning:
                 estimate = self.student.clean_estimate(output.detach(), target.z, target.t)
@@ -133,11 +133,13 @@ class Distillation(Objective):
             yield SolverStep(z, output, moved, t, end)
             z = moved
 
-    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+    def _distance(self, output: Tensor, target: SolverStep) -> Tensor:
         """How far a prediction (B, N, out_dim) is from what it should be, (B, N)."""
+        wanted = target.output
         if self.student.config.prediction == "tokens":
-            return (torch.xlogy(target, target) - target * output.log_softmax(-1)).sum(-1)
-        return (output - target).square().mean(-1)
+            logits = self.student.token_logits(output, target.z, target.t)
+            return (torch.xlogy(wanted, wanted) - wanted * logits.log_softmax(-1)).sum(-1)
+        return (output - wanted).square().mean(-1)
 
     def _shares(self) -> Tensor:
         """The weight of each pass at each position, (passes, N): equal over those in which it moves."""
@@ -250,7 +252,8 @@ def merged(steps: Iterable[SolverStep], prior: Prior, temperature: float) -> Sol
         target, left = torch.zeros_like(wide(done[0].output)), torch.ones_like(t)
         for step in done:
             kept = 1 - (step.t - step.end) / step.t.clamp(min=T_MIN)
-            target = kept * target + (1 - kept) * (wide(step.output) / temperature).softmax(-1)
+            logits = prior.token_logits(wide(step.output), step.z, step.t, temperature)
+            target = kept * target + (1 - kept) * logits.softmax(-1)
             left = left * kept
         return SolverStep(z, target / (1 - left).clamp(min=TINY), moved, t, end)
     velocity = (wide(moved) - z) / (end - t).clamp(max=-TINY)

@@ -317,9 +317,11 @@ class FlowMatching(Objective):
         if prior.config.prediction == "tokens":
             places = batch["target_places"]
             if output is None:
-                logits = prior.latent_out(hidden.flatten(0, 1)[places])
+                chosen = prior.latent_out(hidden.flatten(0, 1)[places])
             else:
-                logits = prior.logits(output.flatten(0, 1)[places])
+                chosen = output.flatten(0, 1)[places]
+            own_t = t.expand(*z_t.shape[:2], 1).flatten(0, 1)[places]
+            logits = prior.token_logits(chosen, z_t.flatten(0, 1)[places], own_t)
             targets, weight = batch["targets"], batch["target_weight"]
             terms["cross_entropy"] = objectives.reconstruction(logits, targets, weight)
             if evaluate:
