@@ -196,7 +196,7 @@ def test_only_what_the_released_layout_can_hold_is_exported(
     made: Path, teachers: Path, student: Path, tmp_path: Path, cola: Run
 ) -> None:
     assert (
-        "no place for a prior with prediction"
+        "no place for a prior with evidence = True, prediction = tokens"
         in cola("export", student, "-o", tmp_path / "a", expect=4).stderr
     )
     family = derived_family(DISTILLED, teachers / "velocity", made / "latents")
