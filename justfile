@@ -116,3 +116,7 @@ bench-scale *arguments:
 # what latents of fewer bits cost a prior, and their size: just bench-stored LATENTS
 bench-stored *arguments:
     {{python}} tests/bench/stored.py {{arguments}}
+
+# where a prior with a token head does not know the token: just bench-positions PRIOR LATENTS
+bench-positions *arguments:
+    {{python}} tests/bench/positions.py {{arguments}}

@@ -164,19 +164,19 @@ def token_bound(
     view = prior.teacher_forced(z0.unsqueeze(0), block, draws)
     place = (torch.arange(length, device=device) % block).expand(draws, -1)
 
-    def logits(times: Tensor) -> Tensor:
-        """Of the tokens, at the times (block,) of the positions of every block."""
+    def predict(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """At the times (block,) of the positions of every block: the output, z_t that it is for, and t."""
         t = times.repeat(blocks)[:length, None]
         noise = torch.randn(draws, *codes.shape, generator=generator).to(codes)
         z = (1 - t) * codes + ((1 - t) ** 2 * variance + t**2).sqrt() * noise
         output: Tensor = prior(z, prior.level_modulation(times, place), view)
-        return prior.token_logits(output.float(), z, t)
+        return output.float(), z, t
 
     diffusion = torch.zeros(draws, length, device=device)
     for stratum, offset in enumerate(torch.rand(steps, generator=generator).tolist()):
         time = torch.tensor((stratum + offset) / steps, device=device)
         times = position_times(time, stagger, block)
-        estimate = logits(times).softmax(-1) @ prior.codes
+        estimate = prior.clean_estimate(*predict(times))
         weight = diffusion_weight(times[:, None], variance)  # (block, d)
         weight = weight * position_speeds(time, stagger, block)[:, None]
         errors = (codes - estimate).square() * weight.repeat(blocks, 1)[:length]
@@ -185,7 +185,8 @@ def token_bound(
     for position in range(block):
         time = torch.tensor(stagger * (1 - position / max(block - 1, 1)) / (1 + stagger))
         if stagger or not position:  # else all positions come down at once
-            found = logits(position_times(time.to(device), stagger, block)).log_softmax(-1)
+            times = position_times(time.to(device), stagger, block)
+            found = prior.token_logits(*predict(times)).log_softmax(-1)
         chosen = found.gather(-1, tokens.expand(draws, -1).unsqueeze(-1)).squeeze(-1)
         decoded += torch.where(place == position, chosen, 0.0)
     return -diffusion, decoded

@@ -155,7 +155,6 @@ class PriorShape(Shape):
         False,
         description="Whether a prior that predicts tokens adds to the mean code what tokens do not say.",
     )
-
     evidence: bool = later(
         False,
         description="With prediction tokens: whether the network is given what a latent says of its token, by"

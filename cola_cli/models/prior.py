@@ -25,8 +25,8 @@ from cola_cli.models.modulation import (
     Modulation,
 )
 from cola_cli.models.rotary import Rotation, rotary_frequencies, rotate_interleaved, rotation, wide
+from cola_cli.models.transformer import INIT_STD
 
-INIT_STD = 0.02
 TIMESTEP_SCALE = 1000.0  # t in [0, 1] is embedded as 1000 t
 
 
@@ -268,16 +268,12 @@ class Prior(nn.Module):
             logits = logits / temperature
         return self._with_evidence(logits, z_t, t) if self.config.evidence else logits
 
-    def log_evidence(self, z_t: Tensor, t: Tensor) -> Tensor:
-        """log p(z_t | token) (..., vocab) but for what all tokens share, of z_t (..., d) at t (..., 1).
+    def _with_evidence(self, logits: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        """logits (..., vocab) + log p(z_t | token), but for what all tokens share; z_t (..., d), t (..., 1).
 
         z_t = (1 - t) z_0 + t z_1 of a z_0 about the token's code c with `code_variance` s is normal about
         (1 - t) c with the variance (1 - t)^2 s + t^2.
         """
-        nothing = self.codes.new_zeros(*z_t.shape[:-1], len(self.codes))
-        return self._with_evidence(nothing, z_t, t)
-
-    def _with_evidence(self, logits: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         z_t, t = wide(z_t), wide(t)
         precision = 1 / ((1 - t) ** 2 * self.code_variance + t.clamp(min=path.T_MIN) ** 2)
         linear = (1 - t) * z_t * precision

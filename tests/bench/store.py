@@ -51,13 +51,8 @@ def main() -> None:
         with open(folder / "stories.txt", "wb") as file:
             subprocess.run(text, stdout=file, check=True)
         sizes = (
-            "--preset",
-            "tiny",
-            "--vocab-size",
-            1024,
-            "--set",
-            f"part_bytes={asked.part_bytes}",
-        )
+            "--preset", "tiny", "--vocab-size", 1024, "--set", f"part_bytes={asked.part_bytes}",
+        )  # fmt: skip
         cola("tokenize", folder / "stories.txt", "-o", folder / "tokens", *sizes)
         few = ("--set", "train.steps=2", *SIZES)
         cola("train", "vae", folder / "tokens", "-o", folder / "vae", *few)

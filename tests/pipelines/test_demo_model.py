@@ -71,15 +71,8 @@ def test_the_candidates_of_the_recipe_are_trained_and_judged(tmp_path: Path) -> 
         "OMP_NUM_THREADS": "1",
     }
     every = [
-        "paper",
-        "tokens",
-        "stagger",
-        "evidence",
-        "copies",
-        "block16",
-        "self-conditioning",
-        "ar",
-    ]
+        "paper", "tokens", "stagger", "evidence", "copies", "block16", "self-conditioning", "ar",
+    ]  # fmt: skip
     command = ["bash", str(PIPELINES / "recipe.sh"), str(tmp_path / "run"), *every]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,14 +17,11 @@ from tests.stages.conftest import prior_settings
 
 HEAD = {
     "model": {
-        "prediction": "tokens",
-        "stagger": 1.0,
-        "causal_history": True,
-        "residual": True,
+        "prediction": "tokens", "stagger": 1.0, "causal_history": True, "residual": True,
         "evidence": True,
     },
     "loss": {"next_token": 0.5, "decoder": 0.5},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["frozen", "joint", "head"])

@@ -146,7 +146,7 @@ def test_one_step_with_the_target_goes_as_far_as_the_teachers_steps(name: str, p
             torch.testing.assert_close(total, torch.ones_like(total))
             output = output.log()
             if prior.config.evidence:  # which `to_velocity` adds again
-                output = output - prior.log_evidence(one.z, one.t)
+                output = output - prior.token_logits(torch.zeros_like(output), one.z, one.t)
         velocity = prior.to_velocity(output, one.z, one.t)
         reached = one.z + (one.end - one.t) * velocity
         still = (one.t == one.end) | clean[..., None]
