@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole idea on real text: corpus, tokens, VAE, latents, prior, samples. About twenty minutes of one core, less of two.
+# The whole idea on real text: corpus, tokens, VAE, latents, prior, samples. About half an hour of one core, less of two.
 # Stop it whenever you like and run it again: it goes on where it was. Run it a third time: it does nothing.
 #
 #   bash pipelines/quickstart.sh [RUN]          RUN is the directory of the run, runs/quickstart by default
