@@ -6,8 +6,8 @@ import random
 import socket
 
 # Below those that a system gives to connections by itself: one of these that is free now may be gone
-# when a later run wants it.
-PORTS = range(10_000, 32_000)
+# when a later run wants it. Above those that Ray keeps for its workers.
+PORTS = range(20_000, 32_000)
 
 
 def free_port() -> int:

@@ -86,6 +86,8 @@ def fleet(where: str) -> Iterator[Fleet]:
     InputError where there is no cluster.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray waits 40 s in each attempt to reach a cluster, and makes 20 unless told
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     address = where if where != LOCAL else os.environ.get("RAY_ADDRESS", "")
     with contextlib.ExitStack() as ends:
         # where Ray prints what it has to say of workers that died, whatever its logs are told

@@ -16,6 +16,7 @@ import pytest
 
 from cola_cli.artifacts.verify import verify
 from tests.conftest import Run, cola_command, content, drawn_seed
+from tests.ports import free_port
 from tests.stages.conftest import made_up_text
 
 needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
@@ -32,9 +33,9 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A `cola` on two workers."""
-    pipe, variables = subprocess.PIPE, os.environ | {"RAY_ADDRESS": ""}
+def start(folder: Path, *arguments: str, address: str = "") -> subprocess.Popen[str]:
+    """A `cola` on the Ray at an address, or on one of its own."""
+    pipe, variables = subprocess.PIPE, os.environ | {"RAY_ADDRESS": address}
     return subprocess.Popen(
         cola_command(*arguments), cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True
     )
@@ -100,6 +101,19 @@ def test_an_error_of_a_shard_is_that_of_the_command(corpus: Path) -> None:
     told = json.loads(line)["error"]
     assert told["problem"].startswith("shard ")
     assert "wrong.jsonl, line 2" in told["problem"]
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_told_in_a_minute(corpus: Path) -> None:
+    addresses = [f"{kind}127.0.0.1:{free_port()}" for kind in ("", "ray://")]
+    drivers = [start(corpus, *COMMAND, "-o", "out", *ON_RAY, address=one) for one in addresses]
+    for address, driver in zip(addresses, drivers, strict=True):
+        _, errors = driver.communicate(timeout=120)
+        told = json.loads(errors.splitlines()[-1])["error"]
+        assert driver.returncode == 4
+        assert told["problem"].startswith(f"Ray cannot be used at {address} (")
+    assert not (corpus / "out").exists()
 
 
 @needs_ray

@@ -182,9 +182,10 @@ def test_a_cluster_of_ray_makes_the_artifacts(tmp_path: Path) -> None:
     )  # fmt: skip
     assert head.stdout is not None
     try:
-        for line in head.stdout:
-            if "Ray runtime started" in line:
-                break
+        said = []
+        while "Ray runtime started" not in "".join(said):
+            said.append(line := head.stdout.readline())
+            assert line, "".join(said)
         command = ("bash", PIPELINES / "ray.sh", "run", texts)
         own = {"PRESET": "tiny", "SETTINGS": "mini.toml", "PROMPTS": "prompts.jsonl"}
         own |= variables | {"RAY_ADDRESS": f"127.0.0.1:{port}", "CUDA_VISIBLE_DEVICES": ""}
