@@ -9,7 +9,8 @@ from pathlib import Path
 from cola_cli.artifacts import mirror
 from cola_cli.artifacts.files import sha256_file
 from cola_cli.artifacts.lock import LOCK_NAME
-from cola_cli.artifacts.manifest import MANIFEST_NAME, NEW, SCRATCH, FileRecord
+from cola_cli.artifacts.manifest import MANIFEST_NAME, NEW, FileRecord
+from cola_cli.artifacts.mirror import SCRATCH
 from cola_cli.artifacts.origin import stays_home
 from cola_cli.artifacts.reading import reason
 from cola_cli.artifacts.stores import address_of

@@ -15,7 +15,6 @@ from cola_cli.errors import DamagedArtifact, InputError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-SCRATCH = ".scratch"  # what the makers of an unfinished artifact share; gone when it is finished
 NEW = ".new"  # where the artifact is made that is to replace the one around it
 MANIFEST_LIMIT = 256 << 20  # bytes. More is not a manifest.
 PARTS_LIMIT = 800_000  # so that the manifest stays below: a part takes some 300 bytes of it

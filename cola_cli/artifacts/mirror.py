@@ -25,7 +25,8 @@ from cola_cli.machine.file_locks import fcntl
 
 TAGS = "tags"  # within the cache: the version in the store that each copy is of
 MANIFEST = "manifest.json"
-OWN = (".lock", ".scratch")  # of this machine alone
+OWN = (".lock", ".here")  # of this machine alone
+SCRATCH = ".scratch"  # what the makers of an unfinished artifact share; gone when it is finished
 TEMPORARY = re.compile(r"\.tmp")
 SMALL = re.compile(r"\.json$|(^|/)metrics[^/]*\.parquet$")
 DATA = re.compile(r"(^|/)parts/\d{5,}\.(?!json$)[^/]+$")
@@ -54,7 +55,7 @@ def pull(path: Path, whole: bool = False, listed: bool = False) -> None:
         if not (whole or listed) and _is_finished(path):
             return
         found = {_file(path, place, one): one for one in place.list()}
-        found = {file: one for file, one in found.items() if not _is_own(file)}
+        found = {file: one for file, one in found.items() if _is_pulled(file)}
         busy = [] if whole else _being_written(path)
         if not found:
             _forget(path, busy)
@@ -67,7 +68,7 @@ def pull(path: Path, whole: bool = False, listed: bool = False) -> None:
             del _listed[file]
         _listed.update({file: one.bytes for file, one in found.items()})
         for file in [*path.rglob("*")] if path.is_dir() else []:
-            if file.is_file() and not _is_own(file) and not _is_below(file, busy):
+            if file.is_file() and _is_pulled(file) and not _is_below(file, busy):
                 one = found.get(file)
                 if one is None:
                     file.unlink()
@@ -149,6 +150,17 @@ def elsewhere(path: Path) -> int | None:
     return _listed.get(path)
 
 
+def exists(path: Path) -> bool:
+    """Whether a file is here, or in the store."""
+    return path.exists() or elsewhere(path) is not None
+
+
+def list_below(directory: Path) -> None:
+    """Learn of all objects below a folder in one go, so that nobody has to ask for each."""
+    if place := Place.of(directory):
+        _listed.update({_file(directory, place, one): one.bytes for one in place.list()})
+
+
 def names_elsewhere(directory: Path) -> list[Path]:
     """The paths of all objects below a folder that are in the store alone, as far as they were listed."""
     if stores.address_of(directory) is None:
@@ -186,22 +198,25 @@ def put(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove the object of a file that was removed here."""
+    if not _is_own(path):
+        _delete(path)
+
+
+def remove_below(path: Path) -> None:
+    """Remove the objects of a folder that was removed here, a lock in it too."""
+    if place := Place.of(path):
+        for one in [*place.list()]:
+            _delete(_file(path, place, one))
+
+
+def _delete(path: Path) -> None:
     place = Place.of(path)
-    if place is None or _is_own(path):
+    if place is None:
         return
     _guard(path)
     place.delete()
     _listed.pop(path, None)
     _tag_file(path).unlink(missing_ok=True)
-
-
-def remove_below(path: Path) -> None:
-    """Remove the objects of a folder that was removed here."""
-    place = Place.of(path)
-    if place is None or _is_own(path):
-        return
-    for one in [*place.list()]:
-        remove(_file(path, place, one))
 
 
 def move(path: Path, target: Path) -> None:
@@ -278,6 +293,11 @@ def _file(path: Path, place: Place, found: Found) -> Path:
 
 def _is_own(path: Path) -> bool:
     return bool(TEMPORARY.search(path.name)) or any(name in path.parts for name in OWN)
+
+
+def _is_pulled(path: Path) -> bool:
+    """Whether `pull` is to care: of scratch files those who use them do."""
+    return not _is_own(path) and SCRATCH not in path.parts
 
 
 def _guard(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from cola_cli.artifacts.files import (
     TEMPORARY,
     atomic_file,
     make_directory,
+    remove_directory,
     remove_temporaries,
     sha256_file,
 )
@@ -23,7 +23,6 @@ from cola_cli.artifacts.lock import LOCK_NAME, locked, writer_lock
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
     NEW,
-    SCRATCH,
     FileRecord,
     Identity,
     Kind,
@@ -32,6 +31,7 @@ from cola_cli.artifacts.manifest import (
     read_manifest,
     write_manifest,
 )
+from cola_cli.artifacts.mirror import SCRATCH
 from cola_cli.artifacts.origin import published
 from cola_cli.artifacts.parts import (
     PartWriter,
@@ -285,7 +285,7 @@ class Writer:
         Foreign files in the directory are left alone and not recorded.
         """
         remove_temporaries(self.path)
-        shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
+        remove_directory(self.path / SCRATCH)
         files = {record.path: record for record in self.kept.values()}
         for part in self.recorded():
             files[part.file] = part.data

@@ -25,13 +25,13 @@ from cola_cli.artifacts.files import (
 from cola_cli.artifacts.manifest import (
     MANIFEST_NAME,
     NEW,
-    SCRATCH,
     FileRecord,
     Manifest,
     pretty_json,
     read_manifest,
     write_manifest,
 )
+from cola_cli.artifacts.mirror import SCRATCH
 from cola_cli.artifacts.parts import is_part
 from cola_cli.artifacts.reading import read_record
 from cola_cli.errors import DamagedArtifact, InputError, OutputConflict
@@ -152,10 +152,12 @@ def _leaving(path: Path, arriving: list[FileRecord]) -> set[str]:
             name = file.relative_to(path)
             if is_part(name) or name.parts[0] in (CHECKPOINTS, METRICS):
                 names.add(name.as_posix())
+        scratch = path / SCRATCH
+        mirror.list_below(scratch)
         names |= {
             file.relative_to(path).as_posix()
-            for file in (path / SCRATCH).rglob("*")
-            if file.is_file()
+            for file in (*scratch.rglob("*"), *mirror.names_elsewhere(scratch))
+            if not file.is_dir()
         }
         names |= {r.path for r in arriving if (path / r.path).is_file()}
     for record in arriving:

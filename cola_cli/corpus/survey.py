@@ -15,14 +15,16 @@ import json
 import unicodedata
 from array import array
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cola_cli.artifacts import mirror
 from cola_cli.artifacts.columns import column, numbers
 from cola_cli.artifacts.duckdb_names import duckdb_list
 from cola_cli.artifacts.files import arrow_file, atomic_file
-from cola_cli.artifacts.manifest import SCRATCH
+from cola_cli.artifacts.mirror import SCRATCH
 from cola_cli.artifacts.reading import reason
 from cola_cli.corpus.chats import REMEDY, Chat, MalformedChat, Message, read_chat
 from cola_cli.corpus.documents import Range, read_documents
@@ -37,6 +39,7 @@ ROWS = 1 << 16  # of a row group
 ORDINAL_BITS = 40  # of a document's position, which is its piece and its number there
 MEMORY, THREADS = "1GB", 4  # of DuckDB at most; what takes more memory goes to disk
 CHUNKS, DUPLICATES = "chunks.parquet", "duplicates.parquet"
+HERE = ".here"  # what is of this machine alone, where the rest lies in a store
 
 
 class Span(NamedTuple):
@@ -283,7 +286,7 @@ def records(directory: Path, index: int, columns: list[str]) -> Iterator[list[An
     """Columns of the record of a piece as NumPy arrays, a row group at a time."""
     import pyarrow.parquet as pq
 
-    with arrow_file(record_of(directory, index)) as stream, pq.ParquetFile(stream) as file:
+    with _opened(record_of(directory, index)) as stream, pq.ParquetFile(stream) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns)
             yield [numbers(table[name]) for name in columns]
@@ -300,8 +303,13 @@ def digests_of(directory: Path, index: int) -> Iterator[bytes]:
 
 def tally_of(directory: Path, index: int) -> Tally:
     """What the record of a piece counted."""
-    with arrow_file(record_of(directory, index)) as stream:
+    with _opened(record_of(directory, index)) as stream:
         return Tally(**json.loads(_metadata(stream)[b"tally"]))
+
+
+def _opened(path: Path) -> AbstractContextManager[Any]:
+    """A file of the survey to read, which another machine may have made."""
+    return arrow_file(mirror.fetch(path))
 
 
 def _metadata(stream: Any) -> dict[bytes, bytes]:
@@ -319,8 +327,9 @@ def make_plan(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    surveyed = [record_of(directory, piece.index) for piece in pieces]
+    mirror.fetch_all(surveyed)
     with atomic_file(directory / DUPLICATES) as temporary:
-        surveyed = [record_of(directory, piece.index) for piece in pieces]
         _find_duplicates(directory, surveyed, temporary, settings.near_duplicates, threads)
     plan = _chunks(directory, pieces, settings)
     totals = {name: value for name, value in vars(plan).items() if isinstance(value, int)}
@@ -350,7 +359,7 @@ def read_plan(directory: Path) -> Plan:
     """The plan that `make_plan` wrote."""
     import pyarrow.parquet as pq
 
-    with arrow_file(directory / CHUNKS) as stream, pq.ParquetFile(stream) as file:
+    with _opened(directory / CHUNKS) as stream, pq.ParquetFile(stream) as file:
         table = file.read()
     totals = json.loads(table.schema.metadata[b"totals"])
     plan = Plan(**totals)
@@ -378,7 +387,7 @@ def _find_duplicates(
         for setting, value in {
             "memory_limit": f"'{MEMORY}'",
             "threads": min(threads, THREADS),
-            "temp_directory": duckdb_list([directory / "spilled"])[1:-1],
+            "temp_directory": duckdb_list([directory / HERE / "spilled"])[1:-1],
             "preserve_insertion_order": "false",
             "autoinstall_known_extensions": "false",
         }.items():
@@ -415,7 +424,7 @@ def duplicates_from(directory: Path, position: int) -> Iterator[int]:
     """The positions of duplicates from one on, in order."""
     import pyarrow.parquet as pq
 
-    with arrow_file(directory / DUPLICATES) as stream, pq.ParquetFile(stream) as file:
+    with _opened(directory / DUPLICATES) as stream, pq.ParquetFile(stream) as file:
         for group in range(file.num_row_groups):
             last = file.metadata.row_group(group).column(0).statistics
             if last is None or last.max >= position:
@@ -478,6 +487,6 @@ def _near_duplicates(directory: Path) -> int:
     """How many documents are left out though no equal one came before."""
     import pyarrow.parquet as pq
 
-    with arrow_file(directory / DUPLICATES) as stream, pq.ParquetFile(stream) as file:
+    with _opened(directory / DUPLICATES) as stream, pq.ParquetFile(stream) as file:
         groups = range(file.num_row_groups)
         return sum(int(numbers(file.read_row_group(n, ["near"])["near"]).sum()) for n in groups)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import shutil
+import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_cli.artifacts import Identity, Output, Writer
-from cola_cli.artifacts.files import sha256_file
+from cola_cli.artifacts import Identity, Output, Writer, mirror
+from cola_cli.artifacts.files import remove_directory, sha256_file
 from cola_cli.artifacts.kinds import (
     TOKENIZER,
     SplitStatistics,
@@ -25,7 +25,7 @@ from cola_cli.artifacts.kinds import (
     TokensPart,
     TokensStatistics,
 )
-from cola_cli.artifacts.lock import Claims, writer_lock
+from cola_cli.artifacts.lock import Claims, locked, writer_lock
 from cola_cli.artifacts.manifest import Manifest, read_manifest
 from cola_cli.artifacts.parts import require_few, write_part
 from cola_cli.corpus.additions import ancestors, grown
@@ -37,6 +37,7 @@ from cola_cli.corpus.parallel import run_all
 from cola_cli.corpus.sources import Corpus, find_corpus
 from cola_cli.corpus.survey import (
     CHUNKS,
+    HERE,
     Piece,
     Plan,
     damage_told,
@@ -292,7 +293,7 @@ def _make_parts(
             found = read_chunks(pieces, plan, scratch, settings, missing)
             run_all(work, found, max(1, min(workers, len(missing))), report.advance)
     except ChangedFile:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_directory(scratch)
         raise
     report.stop()
 
@@ -307,18 +308,26 @@ def _surveyed(
 ) -> Plan:
     """The plan of the corpus, once all its pieces have been surveyed, here and by other processes."""
     size = sum(piece.bytes for piece in pieces)
+    chunks = scratch / CHUNKS
     report.start("survey", size, "B")
-    with Claims(scratch / "claims") as claims:
+    with Claims(scratch / HERE / "claims") as claims:
 
         def unsurveyed() -> Iterator[Piece]:
-            """Pieces that nobody surveys yet: those of this shard first, what killed processes left last."""
-            first = len(pieces) * shard[0] // shard[1]
-            left = pieces[first:] + pieces[:first]
-            while left and not (scratch / CHUNKS).exists():
+            """Pieces that nobody surveys yet: those of this shard first, what killed processes left last.
+
+            Of other machines only what they have finished is known. So the rest goes in any order: two that
+            help a third rarely meet.
+            """
+            first, stop = (len(pieces) * n // shard[1] for n in (shard[0], shard[0] + 1))
+            left = pieces[first:stop]
+            rest = pieces[stop:] + pieces[:first]
+            left += random.sample(rest, len(rest))
+            while left and not mirror.exists(chunks):
+                mirror.list_below(scratch)
                 others = []
                 for piece in left:
                     record = record_of(scratch, piece.index)
-                    if record.exists() or (claims.take(piece.index) and record.exists()):
+                    if mirror.exists(record) or (claims.take(piece.index) and record.exists()):
                         report.advance(piece.bytes)
                     elif claims.take(piece.index):
                         yield piece
@@ -331,9 +340,11 @@ def _surveyed(
         work = functools.partial(survey, settings=settings, directory=scratch)
         run_all(work, unsurveyed(), min(workers, 1 + size // SURVEY_BYTES), report.advance)
         report.stop()
-        while not (scratch / CHUNKS).exists():
+        while not mirror.exists(chunks):
             if claims.take(len(pieces)):
-                make_plan(scratch, pieces, settings, workers)
+                with locked(scratch, math.inf):
+                    if not mirror.exists(chunks):
+                        make_plan(scratch, pieces, settings, workers)
             else:
                 claims.wait(len(pieces))
     return read_plan(scratch)

@@ -18,7 +18,7 @@ import pytest
 
 from cola_cli.artifacts import lock
 from cola_cli.artifacts.lock import Claims
-from cola_cli.artifacts.manifest import SCRATCH
+from cola_cli.artifacts.mirror import SCRATCH
 from cola_cli.artifacts.verify import verify
 from cola_cli.corpus import files
 from cola_cli.corpus.documents import ChangedFile, Document, Range, read_documents
@@ -162,7 +162,7 @@ import sys, time
 from pathlib import Path
 from cola_cli.artifacts import lock
 from cola_cli.artifacts.lock import Claims
-from cola_cli.artifacts.manifest import SCRATCH
+from cola_cli.artifacts.mirror import SCRATCH
 from cola_cli.artifacts.verify import verify
 claims = Claims(Path(sys.argv[1]))
 print(claims.take(3), flush=True)
@@ -196,7 +196,7 @@ def test_a_stopped_process_that_holds_a_piece_is_named(
         patch.setattr(stage, "run_all", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tokenize(corpus, tmp_path / "out", SMALL)  # which leaves a survey that is not done
-    (claims,) = tmp_path.glob("out/.scratch/*/claims")
+    (claims,) = tmp_path.glob("out/.scratch/*/.here/claims")
     command = [sys.executable, "-c", HOLD, str(claims)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None

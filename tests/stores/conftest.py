@@ -24,6 +24,7 @@ from tests.ports import free_port
 from tests.stages.conftest import assignments as flags
 from tests.stages.conftest import made_up_text, vae_settings
 from tests.stages.conftest import prior_settings as settings_of_a_prior
+from tests.stores import KEY
 
 needs_a_server = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("obstore", "moto", "flask_cors")),
@@ -66,9 +67,8 @@ class Shelf:
 
     def bucket(self, method: str, path: str) -> bytes:
         """Ask the server without a library."""
-        key = "AWS4-HMAC-SHA256 Credential=of-the-test/20260101/us-east-1/s3/aws4_request"
         request = urllib.request.Request(
-            f"{self.url}/{path}", method=method, headers={"Authorization": key}
+            f"{self.url}/{path}", method=method, headers={"Authorization": KEY}
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.read()
@@ -95,9 +95,19 @@ class Shelf:
 
     def content(self, prefix: str) -> dict[str, bytes]:
         """Every object below a prefix of the bucket."""
+        store = self._store()
+        keys = [one["path"] for batch in store.list(prefix) for one in batch]
+        return {key.removeprefix(f"{prefix}/"): bytes(store.get(key).bytes()) for key in keys}
+
+    def written(self, prefix: str) -> dict[str, Any]:
+        """When every object below a prefix was written, to the second."""
+        found = [one for batch in self._store().list(prefix) for one in batch]
+        return {one["path"]: one["last_modified"] for one in found}
+
+    def _store(self) -> Any:
         from obstore.store import S3Store
 
-        store: Any = S3Store(
+        return S3Store(
             BUCKET,
             endpoint=self.url,
             region="us-east-1",
@@ -105,8 +115,6 @@ class Shelf:
             secret_access_key="secret-of-the-test",
             client_options={"allow_http": True},
         )
-        keys = [one["path"] for batch in store.list(prefix) for one in batch]
-        return {key.removeprefix(f"{prefix}/"): bytes(store.get(key).bytes()) for key in keys}
 
     def close(self) -> None:
         """End the server."""

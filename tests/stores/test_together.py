@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,29 @@ def test_shards_on_two_machines(
         assert process.returncode == 0, told
     shelf.cola(*command, COLA_CACHE=caches[0])
     same_as_local(shelf, f"shards/{name}", local)
+
+
+def test_machines_share_a_survey(shelf: Shelf, made: str, corpus: Path, local: Path) -> None:
+    """A second machine surveys no piece that the first, which was killed, has a record of in the store."""
+    scratch = "survey/tokens/.scratch"
+    command = stages(made, corpus)[0]
+    output = command.index("-o") + 1
+    command[output] = "s3://shelf/survey/tokens"
+    caches = [f"{shelf.environment['COLA_CACHE']}-survey-{n}" for n in range(2)]
+    first = shelf.start(*command, "--shard", "0/2", COLA_CACHE=caches[0])
+    while not any(key.endswith("0.parquet") for key in shelf.written(scratch)):
+        assert first.poll() is None, first.communicate()
+    first.kill()
+    first.communicate()
+    there = {key: when for key, when in shelf.written(scratch).items() if ".lock" not in key}
+    time.sleep(1)
+    for n in range(2):
+        shelf.cola(*command, "--shard", f"{n}/2", COLA_CACHE=caches[1])
+    assert there.items() <= shelf.written(scratch).items()
+    assert any(key.endswith("chunks.parquet") for key in shelf.written(scratch))
+    shelf.cola(*command, COLA_CACHE=caches[0])
+    assert not shelf.written(scratch)
+    same_as_local(shelf, "survey/tokens", local)
 
 
 def test_ray_makes_parts_in_a_store(shelf: Shelf, made: str, corpus: Path, local: Path) -> None:

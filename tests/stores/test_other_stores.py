@@ -1,4 +1,7 @@
-"""Artifacts at az://, in the store that Azurite is: `npm install -g azurite`."""
+"""Artifacts at az://, in the store that Azurite is (`npm install -g azurite`), and at gs://.
+
+For the latter the server of these tests speaks what is documented of Google's XML API.
+"""
 
 from __future__ import annotations
 
@@ -21,61 +24,82 @@ from cola_cli.artifacts import stores
 from cola_cli.artifacts.stores import Changed, Place
 from tests.conftest import Run, content
 from tests.ports import free_port
-from tests.stores.conftest import TOKENIZE
+from tests.stores.conftest import BUCKET, TOKENIZE, Shelf, needs_a_server
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("azurite-blob") is None, reason="needs azurite"),
-]
+pytestmark = pytest.mark.slow
 # the account that everybody's Azurite has
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-CONTAINER = "shelf"
 
 
 def make_container(endpoint: str) -> None:
     """Ask for a container, signed with the account's key (Azure's "Shared Key" rules)."""
     headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
     lines = ["PUT", *[""] * 11, *(f"{name}:{value}" for name, value in headers.items())]
-    lines += [f"/{ACCOUNT}/{ACCOUNT}/{CONTAINER}", "restype:container"]
+    lines += [f"/{ACCOUNT}/{ACCOUNT}/{BUCKET}", "restype:container"]
     signed = hmac.digest(base64.b64decode(KEY), "\n".join(lines).encode(), hashlib.sha256)
     headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(signed).decode()}"
-    address = f"{endpoint}/{CONTAINER}?restype=container"
+    address = f"{endpoint}/{BUCKET}?restype=container"
     urllib.request.urlopen(urllib.request.Request(address, method="PUT", headers=headers)).close()
 
 
-@pytest.fixture
-def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a container, which this process may use."""
-    pytest.importorskip("obstore")
-    port = free_port()
-    server = subprocess.Popen(
+def start_azure(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """Azurite, which says nothing."""
+    if shutil.which("azurite-blob") is None:
+        pytest.skip("needs azurite")
+    return subprocess.Popen(
         ["azurite-blob", "--silent", "--disableTelemetry", "--skipApiVersionCheck", "--blobPort", str(port),
-         "--location", str(tmp_path / "azurite")],
+         "--location", str(folder / "azurite")],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+@pytest.fixture
+def azure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a container, which this process may use."""
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT)
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", KEY)
     monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", endpoint)
-    monkeypatch.setenv("COLA_CACHE", str(tmp_path / "cache"))
-    stores._store.cache_clear()
-    try:
+    with contextlib.ExitStack() as ends:
+        server = start_azure(tmp_path, port)
+        ends.callback(server.wait)
+        ends.callback(server.kill)
         for _ in range(300):
             with contextlib.suppress(ConnectionError, urllib.error.URLError):
                 make_container(endpoint)
                 break
             time.sleep(0.1)
-        yield f"az://{CONTAINER}"
-    finally:
-        server.kill()
-        server.wait()
+        yield f"az://{BUCKET}"
 
 
-def test_tokens_in_a_container_are_those_on_a_disk(
-    container: str, corpus: Path, cola: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a bucket, which this process may use."""
+    with contextlib.closing(Shelf(tmp_path / "shelf", GOOGLE="1")) as shelf:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", shelf.url)
+        yield f"gs://{BUCKET}"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache for each test, and no connection of another."""
+    pytest.importorskip("obstore")
+    monkeypatch.setenv("COLA_CACHE", str(tmp_path / "cache"))
+    stores._store.cache_clear()
+
+
+@pytest.fixture(params=["azure", pytest.param("google", marks=needs_a_server)])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """An address of either kind."""
+    return str(request.getfixturevalue(request.param))
+
+
+def test_tokens_in_a_bucket_are_those_on_a_disk(
+    bucket: str, corpus: Path, cola: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at = f"{container}/run/tokens"
+    at = f"{bucket}/run/tokens"
     cola("tokenize", corpus, "-o", tmp_path / "tokens", *TOKENIZE)
     cola("tokenize", corpus, "-o", at, *TOKENIZE)
     monkeypatch.setenv("COLA_CACHE", str(tmp_path / "of-another-machine"))
@@ -92,8 +116,8 @@ def test_tokens_in_a_container_are_those_on_a_disk(
     cola("tokenize", corpus, "-o", at, *changed, "--overwrite")
 
 
-def test_who_comes_second_is_refused(container: str) -> None:
-    place = Place(f"{container}/one")
+def test_who_comes_second_is_refused(bucket: str) -> None:
+    place = Place(f"{bucket}/one")
     first = place.put(b"first", "")
     with pytest.raises(Changed):
         place.put(b"second", "")
@@ -103,9 +127,9 @@ def test_who_comes_second_is_refused(container: str) -> None:
     assert place.get() == (b"later", later)
 
 
-def test_a_corpus_in_a_container(container: str, corpus: Path, cola: Run, tmp_path: Path) -> None:
-    Place(f"{container}/texts/corpus.txt").put(corpus.read_bytes())
-    cola("tokenize", f"{container}/texts/*.txt", "-o", tmp_path / "there", *TOKENIZE)
+def test_a_corpus_in_a_container(azure: str, corpus: Path, cola: Run, tmp_path: Path) -> None:
+    Place(f"{azure}/texts/corpus.txt").put(corpus.read_bytes())
+    cola("tokenize", f"{azure}/texts/*.txt", "-o", tmp_path / "there", *TOKENIZE)
     cola("tokenize", corpus, "-o", tmp_path / "here", *TOKENIZE)
     here, there = content(tmp_path / "here"), content(tmp_path / "there")
     assert here.keys() == there.keys()
