@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from cola_cli.errors import ColaError, InputError, OutputConflict, UsageError, translations
 
@@ -282,28 +282,28 @@ class Place:
 def _store(bucket: str) -> Any:
     from obstore.store import from_url
 
-    own: dict[str, Any] = {}
-    if bucket.startswith("gs:") and (url := os.environ.get(EMULATOR)):
-        key = {"gcs_base_url": url, "disable_oauth": True}
-        key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
-        own = {"service_account_key": json.dumps(key)}
-    return from_url(bucket, **_manners(), **own)
+    return from_url(bucket, **_manners(bucket.partition(":")[0]))
 
 
-def azure_files() -> Any:
-    """All containers of Azure as a file system of fsspec. Raises ImportError without obstore."""
+def file_system(scheme: str) -> Any:
+    """All buckets of az or gs as a file system of fsspec. Raises ImportError without obstore."""
     from obstore.fsspec import FsspecStore
 
-    return FsspecStore("az", **_manners())
+    return FsspecStore(cast("Any", scheme), **_manners(scheme))
 
 
-def _manners() -> dict[str, Any]:
-    """How long a store is waited for and asked again, and whether without encryption."""
+def _manners(scheme: str) -> dict[str, Any]:
+    """How long a store is waited for and asked again, whether without encryption, and an emulator of it."""
+    own: dict[str, Any] = {}
+    if scheme == "gs" and (url := os.environ.get(EMULATOR)):
+        key = {"gcs_base_url": url, "disable_oauth": True}
+        key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        own = {"config": {"service_account_key": json.dumps(key)}}
     client: Any = {"timeout": TIMEOUT, "connect_timeout": "10s"}
     if any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS):
         client["allow_http"] = True  # a store on one's own network
     retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
-    return {"client_options": client, "retry_config": retry}
+    return {"client_options": client, "retry_config": retry, **own}
 
 
 def _found(meta: Any) -> Found:

@@ -1,4 +1,4 @@
-"""Corpus files: on disk, or at URLs that pyarrow (s3, gs, hdfs), obstore (az) or fsspec opens."""
+"""Corpus files: on disk, or at URLs that pyarrow (s3, hdfs), obstore (gs, az) or fsspec opens."""
 
 from __future__ import annotations
 
@@ -399,17 +399,20 @@ def _parents(paths: list[str], base: str) -> list[str]:
 
 
 def _filesystem(url: str) -> tuple[FileSystem, str]:
-    """The file system of a URL and the path in it: pyarrow's own, else obstore's or fsspec's."""
+    """The file system of a URL and the path in it: obstore's, pyarrow's or fsspec's.
+
+    pyarrow, which has one for gs too, asks for 15 minutes whether there is one, deaf to signals.
+    """
     import pyarrow as pa
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
+    scheme, _, path = url.partition("://")
+    if scheme in ("az", "gs") and importlib.util.find_spec("obstore"):
+        return PyFileSystem(FSSpecHandler(stores.file_system(scheme))), path
     try:
         return FileSystem.from_uri(url)
     except pa.ArrowInvalid:
-        if url.startswith("az://") and importlib.util.find_spec("obstore"):
-            filesystem, path = stores.azure_files(), url.removeprefix("az://")
-        else:
-            import fsspec
+        import fsspec
 
-            filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(url)
         return PyFileSystem(FSSpecHandler(filesystem)), path

@@ -127,9 +127,9 @@ def test_who_comes_second_is_refused(bucket: str) -> None:
     assert place.get() == (b"later", later)
 
 
-def test_a_corpus_in_a_container(azure: str, corpus: Path, cola: Run, tmp_path: Path) -> None:
-    Place(f"{azure}/texts/corpus.txt").put(corpus.read_bytes())
-    cola("tokenize", f"{azure}/texts/*.txt", "-o", tmp_path / "there", *TOKENIZE)
+def test_a_corpus_in_a_bucket(bucket: str, corpus: Path, cola: Run, tmp_path: Path) -> None:
+    Place(f"{bucket}/texts/corpus.txt").put(corpus.read_bytes())
+    cola("tokenize", f"{bucket}/texts/*.txt", "-o", tmp_path / "there", *TOKENIZE)
     cola("tokenize", corpus, "-o", tmp_path / "here", *TOKENIZE)
     here, there = content(tmp_path / "here"), content(tmp_path / "there")
     assert here.keys() == there.keys()
