@@ -25,7 +25,8 @@ from cola_cli.machine.file_locks import fcntl
 
 TAGS = "tags"  # within the cache: the version in the store that each copy is of
 MANIFEST = "manifest.json"
-OWN = (".lock", ".here")  # of this machine alone
+HERE = ".here"  # what of the scratch files is of this machine alone
+OWN = (".lock", HERE)  # not put into the store, nor fetched
 SCRATCH = ".scratch"  # what the makers of an unfinished artifact share; gone when it is finished
 TEMPORARY = re.compile(r"\.tmp")
 SMALL = re.compile(r"\.json$|(^|/)metrics[^/]*\.parquet$")

@@ -17,6 +17,7 @@ from cola_cli.artifacts.files import (
     make_directory,
     move,
     refuse_link,
+    remove_directory,
     remove_file,
     sync,
     write_atomic,
@@ -88,6 +89,7 @@ def remove(path: Path) -> None:
             f"{new} holds files that cola did not write.", "Move it away; nothing was touched."
         )
     try:
+        remove_directory(new / SCRATCH)
         for one in mirror.names_elsewhere(new):
             mirror.remove(one)
         for entry in sorted(new.rglob("*"), reverse=True):  # what a folder holds before it
@@ -120,6 +122,7 @@ def move_in(path: Path) -> Manifest:
     try:
         for name in sorted(leaving - arriving):
             remove_file(path / name)
+        remove_directory(path / SCRATCH)
         folders = {above for name in leaving for above in Path(name).parents}
         for folder in sorted(folders, reverse=True):
             place = path / folder
@@ -152,13 +155,6 @@ def _leaving(path: Path, arriving: list[FileRecord]) -> set[str]:
             name = file.relative_to(path)
             if is_part(name) or name.parts[0] in (CHECKPOINTS, METRICS):
                 names.add(name.as_posix())
-        scratch = path / SCRATCH
-        mirror.list_below(scratch)
-        names |= {
-            file.relative_to(path).as_posix()
-            for file in (*scratch.rglob("*"), *mirror.names_elsewhere(scratch))
-            if not file.is_dir()
-        }
         names |= {r.path for r in arriving if (path / r.path).is_file()}
     for record in arriving:
         refuse_link(path / record.path)

@@ -401,7 +401,7 @@ def _parents(paths: list[str], base: str) -> list[str]:
 def _filesystem(url: str) -> tuple[FileSystem, str]:
     """The file system of a URL and the path in it: obstore's, pyarrow's or fsspec's.
 
-    pyarrow, which has one for gs too, asks for 15 minutes whether there is one, deaf to signals.
+    pyarrow, which has one for gs too, asks for more than ten minutes for credentials, deaf to signals.
     """
     import pyarrow as pa
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem

@@ -24,7 +24,7 @@ from cola_cli.artifacts import mirror
 from cola_cli.artifacts.columns import column, numbers
 from cola_cli.artifacts.duckdb_names import duckdb_list
 from cola_cli.artifacts.files import arrow_file, atomic_file
-from cola_cli.artifacts.mirror import SCRATCH
+from cola_cli.artifacts.mirror import HERE, SCRATCH
 from cola_cli.artifacts.reading import reason
 from cola_cli.corpus.chats import REMEDY, Chat, MalformedChat, Message, read_chat
 from cola_cli.corpus.documents import Range, read_documents
@@ -39,7 +39,6 @@ ROWS = 1 << 16  # of a row group
 ORDINAL_BITS = 40  # of a document's position, which is its piece and its number there
 MEMORY, THREADS = "1GB", 4  # of DuckDB at most; what takes more memory goes to disk
 CHUNKS, DUPLICATES = "chunks.parquet", "duplicates.parquet"
-HERE = ".here"  # what is of this machine alone, where the rest lies in a store
 
 
 class Span(NamedTuple):

@@ -27,6 +27,7 @@ from cola_cli.artifacts.kinds import (
 )
 from cola_cli.artifacts.lock import Claims, locked, writer_lock
 from cola_cli.artifacts.manifest import Manifest, read_manifest
+from cola_cli.artifacts.mirror import HERE
 from cola_cli.artifacts.parts import require_few, write_part
 from cola_cli.corpus.additions import ancestors, grown
 from cola_cli.corpus.chats import REMEDY, MalformedChat, template_beside, template_of
@@ -37,7 +38,6 @@ from cola_cli.corpus.parallel import run_all
 from cola_cli.corpus.sources import Corpus, find_corpus
 from cola_cli.corpus.survey import (
     CHUNKS,
-    HERE,
     Piece,
     Plan,
     damage_told,

@@ -71,18 +71,35 @@ def test_shards_on_two_machines(
     same_as_local(shelf, f"shards/{name}", local)
 
 
+def begin_a_survey(shelf: Shelf, command: list[str], scratch: str, cache: str) -> None:
+    """Run a shard of `cola tokenize`, and kill it once it has surveyed a piece."""
+    process = shelf.start(*command, "--shard", "0/2", COLA_CACHE=cache)
+    while not any(key.endswith("0.parquet") for key in shelf.written(scratch)):
+        assert process.poll() is None, process.communicate()
+    process.kill()
+    process.communicate()
+
+
+def test_another_artifact_leaves_nothing_of_a_survey_that_another_machine_began(
+    shelf: Shelf, made: str, corpus: Path
+) -> None:
+    command = stages(made, corpus)[0]
+    command[command.index("-o") + 1] = "s3://shelf/begun/tokens"
+    begin_a_survey(
+        shelf, command, "begun/tokens/.scratch", f"{shelf.environment['COLA_CACHE']}-begun"
+    )
+    shelf.cola(*command, "--set", "seq_len=16", "--overwrite")
+    assert "manifest.json" in shelf.content("begun/tokens")
+    assert not shelf.written("begun/tokens/.scratch")
+
+
 def test_machines_share_a_survey(shelf: Shelf, made: str, corpus: Path, local: Path) -> None:
     """A second machine surveys no piece that the first, which was killed, has a record of in the store."""
     scratch = "survey/tokens/.scratch"
     command = stages(made, corpus)[0]
-    output = command.index("-o") + 1
-    command[output] = "s3://shelf/survey/tokens"
+    command[command.index("-o") + 1] = "s3://shelf/survey/tokens"
     caches = [f"{shelf.environment['COLA_CACHE']}-survey-{n}" for n in range(2)]
-    first = shelf.start(*command, "--shard", "0/2", COLA_CACHE=caches[0])
-    while not any(key.endswith("0.parquet") for key in shelf.written(scratch)):
-        assert first.poll() is None, first.communicate()
-    first.kill()
-    first.communicate()
+    begin_a_survey(shelf, command, scratch, caches[0])
     there = {key: when for key, when in shelf.written(scratch).items() if ".lock" not in key}
     time.sleep(1)
     for n in range(2):
