@@ -246,13 +246,15 @@ def text_vae_training(config: TextVAEConfig, rows: int, length: int, masked_shar
 def prior_history(config: PriorConfig, length: int, foretold: bool = False) -> float:
     """The pass of `length` clean latents as the history of later ones.
 
-    Of the last layer only keys and values are needed, unless what follows is `foretold`.
+    Of the last layer only keys and values are needed, unless what follows is `foretold` or there is evidence.
     """
     inner, block = config.heads * config.head_dim, prior_block(config)
     products = config.layers * block + config.latent_dim * config.dim
-    products += config.out_dim * config.dim if foretold else 2 * config.dim * inner - block
+    whole = foretold or config.evidence
+    products += config.out_dim * config.dim * foretold
+    products += 0 if whole else 2 * config.dim * inner - block
     products += config.evidence_products() // 2  # the nearest code
-    layers = config.layers if foretold else config.layers - 1
+    layers = config.layers if whole else config.layers - 1
     pairs = layers * causal_pairs(length, config.history_block)
     return 2.0 * (length * products + 2 * inner * pairs)
 
@@ -260,6 +262,7 @@ def prior_history(config: PriorConfig, length: int, foretold: bool = False) -> f
 def prior_pass(config: PriorConfig, positions: int, pairs: int) -> float:
     """The pass of `positions` that see `pairs` others in each layer."""
     products = config.layers * prior_block(config) + config.end_products()
+    products += config.evidence_products() // 2  # the nearest code
     inner = config.heads * config.head_dim
     return 2.0 * (positions * products + 2 * inner * config.layers * pairs)
 

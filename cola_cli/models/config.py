@@ -157,14 +157,16 @@ class PriorShape(Shape):
     )
     evidence: bool = later(
         False,
-        description="With prediction tokens: whether the network is given what a latent says of its token, by"
-        " Bayes' rule in the logits and of clean latents as the token's embedding.",
+        description="With prediction tokens and causal_history: whether the network is given what a latent"
+        " says of its own token, and what the position before says of the next one.",
     )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> PriorShape:
         if self.residual and self.prediction != "tokens":
             raise ValueError("residual goes with prediction 'tokens', and only with it")
+        if self.evidence and self.prediction == "tokens" and not self.causal_history:
+            raise ValueError("evidence needs causal_history = true")
         if self.rope_dim % 2 or self.rope_dim > self.head_dim:
             raise ValueError(f"rope_dim {self.rope_dim} must be even and at most {self.head_dim}")
         if self.rope_dim and self.head_dim % 2:
@@ -222,6 +224,11 @@ class PriorConfig(PriorShape):
         return self.block_size // self.passes
 
     @property
+    def said_dim(self) -> int:
+        """Channels of what a position says of the next one: none without `evidence`."""
+        return self.dim if self.evidence else 0
+
+    @property
     def history_block(self) -> int:
         """Clean latents that see one another."""
         return 1 if self.causal_history else self.block_size
@@ -239,7 +246,7 @@ class PriorConfig(PriorShape):
 
     def end_products(self) -> int:
         """Multiplications of a position before and after the blocks of the network."""
-        own = self.dim * (self.latent_dim + self.out_dim + 2 * self.chain)
+        own = self.dim * (self.latent_dim + self.out_dim + 2 * self.chain + self.said_dim)
         return own + self.evidence_products()
 
     def evidence_products(self) -> int:
@@ -256,7 +263,7 @@ class PriorConfig(PriorShape):
         timestep = dim * (TIMESTEP_CHANNELS + 1) + 2 * dim * (dim + 1)
         ends = dim * (self.latent_dim + 1) + self.out_dim * (dim + 1)
         ends += dim * self.latent_dim * int(self.self_conditioning)
-        ends += self.vocab_size * dim * int(self.evidence)
+        ends += (self.vocab_size + dim) * dim * int(self.evidence)
         ends += self.chain and self.chain * (self.vocab_size + 2 * dim + 2)
         return self.layers * block + timestep + ends + 2 * dim + 2 * dim * (dim + 1)
 

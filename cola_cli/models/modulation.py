@@ -43,12 +43,13 @@ class Modulation(NamedTuple):
 
     blocks: (layers, 6, B or 1, groups or 1, 1, D) in the order shift, scale, gate of attention, then of
     the MLP. output: (2, B or 1, groups or 1, 1, D), shift and scale of the last norm. A group is
-    n / groups consecutive positions. At `places`, indices into the B n positions, the modulation of t = 0
-    holds instead: clean_blocks (layers, 6, D) and clean_output (2, D).
+    n / groups consecutive positions; times (B or 1, groups) are theirs. At `places`, indices into the B n
+    positions, the modulation of t = 0 holds instead: clean_blocks (layers, 6, D) and clean_output (2, D).
     """
 
     blocks: Tensor
     output: Tensor
+    times: Tensor
     places: Tensor | None = None
     clean_blocks: Tensor | None = None
     clean_output: Tensor | None = None
@@ -56,8 +57,20 @@ class Modulation(NamedTuple):
     def with_clean(self, places: Tensor, zero: Modulation) -> Modulation:
         """The same with the positions at `places` at t = 0; `zero` is the modulation of t = 0."""
         return Modulation(
-            self.blocks, self.output, places, zero.blocks[:, :, 0, 0, 0], zero.output[:, 0, 0, 0]
+            self.blocks,
+            self.output,
+            self.times,
+            places,
+            zero.blocks[:, :, 0, 0, 0],
+            zero.output[:, 0, 0, 0],
         )
+
+    def times_of(self, rows: int, length: int) -> Tensor:
+        """The times of the positions (rows, length)."""
+        times = self.times.repeat_interleave(length // self.times.shape[1], 1).expand(rows, -1)
+        if self.places is None:
+            return times
+        return times.flatten().index_fill(0, self.places, 0).view(rows, length)
 
     def layer(self, layer: int) -> LayerModulation:
         """The modulation of one block: shift, scale, gate of attention, then of the MLP."""
@@ -72,13 +85,18 @@ class Modulation(NamedTuple):
 class LevelModulation(NamedTuple):
     """Shifts, scales and gates where each position has a timestep of its own, out of few.
 
-    blocks (layers, 6, levels, D) and output (2, levels, D) are tables; `levels` (B, n) has the row of each
-    position.
+    blocks (layers, 6, levels, D), output (2, levels, D) and times (levels,) are tables; `levels` (B, n) has
+    the row of each position.
     """
 
     blocks: Tensor
     output: Tensor
+    times: Tensor
     levels: Tensor
+
+    def times_of(self, rows: int, length: int) -> Tensor:
+        """The times of the positions (rows, length)."""
+        return self.times[self.levels].expand(rows, length)
 
     def layer(self, layer: int) -> LevelLayerModulation:
         """The modulation of one block: shift, scale, gate of attention, then of the MLP."""

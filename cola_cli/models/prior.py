@@ -34,11 +34,29 @@ TIMESTEP_SCALE = 1000.0  # t in [0, 1] is embedded as 1000 t
 History = list[tuple[Tensor, Tensor]]
 
 
+class Said(NamedTuple):
+    """What the positions before blocks said of the first positions of these, see `Prior.hidden`.
+
+    hidden (B, blocks, D); `known` (B, n) bool, if given, is where the position before is of the same piece.
+    """
+
+    hidden: Tensor
+    block_size: int
+    known: Tensor | None = None
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the position before each of x (B, n, D) said of it, (B, n, D)."""
+        said = following(x)
+        said[:, :: self.block_size] = self.hidden
+        return said if self.known is None else said * self.known.unsqueeze(-1)
+
+
 class View(NamedTuple):
-    """The rotary table of some positions, and whom they see."""
+    """The rotary table of some positions, whom they see, and what was said of them, if anything."""
 
     table: Rotation
     attend: Attend
+    said: Said | None = None
 
 
 class WideLinear(nn.Linear):
@@ -78,7 +96,7 @@ class Block(nn.Module):
 
         With `keys_only` the block stops once `view.attend` has seen keys and values; x comes back as it was.
         """
-        table, attend = view
+        table, attend = view.table, view.attend
         h = modulation.norm(self._normed(x), 0)
         if keys_only:
             k, v = self._keys_values(h, table)
@@ -138,8 +156,10 @@ class Prior(nn.Module):
             self.register_buffer("codes", torch.zeros(config.vocab_size, config.latent_dim))
             self.register_buffer("code_variance", torch.zeros(config.latent_dim))
         self.token_embed: nn.Embedding | None = None
+        self.own_out: nn.Linear | None = None
         if config.evidence:
             self.token_embed = nn.Embedding(config.vocab_size, dim)
+            self.own_out = nn.Linear(dim, dim, bias=False)
         self.chain: Chain | None = None
         if config.chain:
             self.chain = Chain(dim, config.vocab_size, config.chain)
@@ -179,6 +199,8 @@ class Prior(nn.Module):
             nn.init.zeros_(self.estimate_in.weight)
         if self.token_embed is not None:
             nn.init.normal_(self.token_embed.weight, std=INIT_STD)
+        if self.own_out is not None:
+            nn.init.zeros_(self.own_out.weight)
         if self.chain is not None:
             self.chain.initialise()
 
@@ -205,13 +227,13 @@ class Prior(nn.Module):
         if (dtype := self.latent_in.weight.dtype).itemsize < 4:  # weights in half precision
             blocks, output = blocks.to(dtype), output.to(dtype)
         return Modulation(
-            blocks.permute(0, 3, 1, 2, 4).unsqueeze(-2), output.permute(2, 0, 1, 3).unsqueeze(-2)
+            blocks.permute(0, 3, 1, 2, 4).unsqueeze(-2), output.permute(2, 0, 1, 3).unsqueeze(-2), t
         )
 
     def level_modulation(self, times: Tensor, levels: Tensor) -> LevelModulation:
         """The modulation of positions whose timesteps are times[levels]; times (count,), levels (B, n)."""
         table = self.modulation(times)
-        return LevelModulation(table.blocks[:, :, 0, :, 0], table.output[:, 0, :, 0], levels)
+        return LevelModulation(table.blocks[:, :, 0, :, 0], table.output[:, 0, :, 0], times, levels)
 
     def rotation(self, positions: Tensor) -> Rotation:
         """The rotary table of positions (n,) or (B, n)."""
@@ -287,9 +309,19 @@ class Prior(nn.Module):
     def nearest_tokens(self, z: Tensor) -> Tensor:
         """The tokens (B, n) whose codes are nearest to z (B, n, d), for a prior with a token head."""
         codes = self.codes.to(z.dtype)
+        known = torch.cat((2 * codes, -codes.square().sum(-1, keepdim=True)), 1)
         with torch.autocast(z.device.type, enabled=False):
-            near = torch.addmm(-codes.square().sum(-1), z.flatten(0, -2), codes.T, alpha=2)
+            near = F.pad(z.flatten(0, -2), (0, 1), value=1.0) @ known.T
         return near.argmax(-1).view(z.shape[:-1])
+
+    def with_tokens(self, x: Tensor, z: Tensor, clean: Tensor | None = None) -> Tensor:
+        """x (B, n, D) of latents z (B, n, d) with the embeddings of the tokens that clean ones stand for.
+
+        clean (B, n) bool: which are clean; None: all.
+        """
+        assert self.token_embed is not None
+        read = x + self.token_embed(self.nearest_tokens(z))
+        return read if clean is None else torch.where(clean.unsqueeze(-1), read, x)
 
     def to_velocity(
         self, output: Tensor, z_t: Tensor, t: Tensor, temperature: float = 1.0
@@ -321,8 +353,8 @@ class Prior(nn.Module):
         1: positions [clean without its last block | noisy], shared numbers. The clean copy goes first, as a
         block-causal pass at t = 0. pieces (B, N): positions see those of their piece alone.
         """
-        _, history = self.clean_copy(z0, block_size, pieces=pieces)
-        return self.noisy_copies(history, z0, block_size, copies, pieces)
+        hidden, history = self.clean_copy(z0, block_size, pieces=pieces)
+        return self.noisy_copies(history, z0, block_size, copies, pieces, hidden)
 
     def clean_copy(
         self, z0: Tensor, block_size: int, whole: bool = False, pieces: Tensor | None = None
@@ -345,6 +377,7 @@ class Prior(nn.Module):
         block_size: int,
         copies: int,
         pieces: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> View:
         """The noisy blocks behind the `history` of z0, see `teacher_forced`."""
         length, device = z0.shape[1], z0.device
@@ -354,7 +387,13 @@ class Prior(nn.Module):
             ]
             pieces = None if pieces is None else pieces.repeat_interleave(copies, 0)
         attend = NoisyCopy(history, length, block_size, device, pieces)
-        return self.view(torch.arange(length, device=device), attend)
+        view = self.view(torch.arange(length, device=device), attend)
+        if hidden is None or not self.config.evidence:
+            return view
+        said, known = F.pad(hidden[:, block_size - 1 :: block_size], (0, 0, 1, 0)), None
+        if pieces is not None:
+            known = F.pad(pieces[:, 1:] == pieces[:, :-1], (1, 0))
+        return view._replace(said=Said(said.repeat_interleave(copies, 0), block_size, known))
 
     def forward(
         self,
@@ -377,31 +416,47 @@ class Prior(nn.Module):
         view: View,
         estimate: Tensor | None = None,
     ) -> Tensor:
-        """z (B, n, d) -> (B, n, D), what the last linear layer reads."""
+        """z (B, n, d) -> (B, n, D), what the last linear layer reads.
+
+        With evidence what the position before says of the next token, as the clean copy does, and what is
+        added to it here.
+        """
         x = self.latent_in(z.to(self.latent_in.weight.dtype))
+        if self.config.evidence:
+            x = self.with_tokens(x, z, modulation.times_of(*z.shape[:2]) == 0)
         if self.estimate_in is not None and estimate is not None:
             x = x + self.estimate_in(estimate.to(x.dtype))
         for block in self.each_block():
             x, _, _ = block(x, modulation.layer(block.layer), view)
-        return modulation.last().norm(self.out_norm(x), 0)
+        x = modulation.last().norm(self.out_norm(x), 0)
+        if self.own_out is None:
+            return x
+        said = following(x) if view.said is None else view.said.before(x)
+        return said + self.own_out(x)
 
     def remember(
         self, z: Tensor, modulation: Modulation, view: View, whole: bool = False
     ) -> tuple[Tensor | None, History]:
         """What the last linear layer would read of z (B, n, d), and its keys and values.
 
-        Unless `whole` the last block computes keys and values alone, attention gets no queries from it, and
-        the first is None.
+        Unless `whole`, or with evidence, the last block computes keys and values alone, attention gets no
+        queries from it, and the first is None.
         """
+        whole = whole or self.config.evidence
         x = self.latent_in(z.to(self.latent_in.weight.dtype))
-        if self.token_embed is not None:
-            x = x + self.token_embed(self.nearest_tokens(z))
+        if self.config.evidence:
+            x = self.with_tokens(x, z)
         kept = []
         for block in self.each_block():
             last = block.layer + 1 == self.config.layers
             x, k, v = block(x, modulation.layer(block.layer), view, last and not whole)
             kept.append((k, v))
         return modulation.last().norm(self.out_norm(x), 0) if whole else None, kept
+
+
+def following(x: Tensor) -> Tensor:
+    """x (B, n, D) a position later, and 0 at the first."""
+    return F.pad(x[:, :-1], (0, 0, 1, 0))
 
 
 def timestep_sinusoid(t: Tensor) -> Tensor:

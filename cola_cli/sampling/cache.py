@@ -42,13 +42,17 @@ def stretches(slots: Sequence[int], fills: Sequence[int], start: int = 0) -> lis
 
 
 class KeyValueCache:
-    """Keys and values of one network: for each layer (rows, heads, length, head_dim)."""
+    """Keys and values of one network: for each layer (rows, heads, length, head_dim).
 
-    def __init__(self, layers: int, config: Any, like: Tensor) -> None:
+    `said` (rows, said_dim) is what each row's last position said of the next one, 0 before the first.
+    """
+
+    def __init__(self, layers: int, config: Any, like: Tensor, said_dim: int = 0) -> None:
         """config: of the network, with its heads and head_dim; like: one of its weights."""
         self.device = like.device
         empty = like.new_empty(0, config.heads, 0, config.head_dim)
         self.keys, self.values = [empty] * layers, [empty] * layers
+        self.said = like.new_empty(0, said_dim)
 
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` slots of `length` positions; what is stored stays, the rest is zero."""
@@ -63,6 +67,7 @@ class KeyValueCache:
                 new[:old_rows, :, :old_length] = old
                 stored[layer] = new
                 del old
+        self.said = F.pad(self.said, (0, 0, 0, shape[0] - old_rows))
 
     def store(self, layer: int, stretch: Stretch, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (rows, H, n, head_dim) of the stretch behind its fill; all keys and values."""

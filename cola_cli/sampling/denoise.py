@@ -33,7 +33,7 @@ from cola_cli.flow.solvers import (
 )
 from cola_cli.models.attention import BlockCausal, block_causal_mask
 from cola_cli.models.config import PriorConfig
-from cola_cli.models.prior import Prior
+from cola_cli.models.prior import Prior, Said
 from cola_cli.sampling.cache import KeyValueCache, OwnBlockAttention
 from cola_cli.sampling.noise import REPAINT, STEP, generator
 from cola_cli.sampling.requests import Generating
@@ -314,7 +314,10 @@ class PlainDenoiser:
         attend = OwnBlockAttention(self._cache, row.slot, row.fill, mask)
         view = self._prior.view(row.position - block + self._steps, attend)
         zero = self._prior.modulation(self._times.new_zeros(1))
-        self._prior.remember(rounded(row.pending[None], self._released), zero, view)
+        z = rounded(row.pending[None], self._released)
+        hidden, _ = self._prior.remember(z, zero, view)
+        if hidden is not None:
+            self._cache.said[row.slot] = hidden[0, -1]
         row.fill += len(self._steps)
         row.pending = None
 
@@ -327,10 +330,13 @@ class PlainDenoiser:
         modulation, z = prior.modulation(t), rounded(z, self._released)
         own = OwnBlockAttention(self._cache, row.slot, row.fill)
         view = prior.view(row.position + self._steps, own)
+        if prior.config.evidence:
+            said = self._cache.said[row.slot].view(1, 1, -1)
+            view = view._replace(said=Said(said, len(self._steps)))
         output = prior(z, modulation, view, estimate).float()
         if row.fill and self.trajectory.guides(evaluation):
             alone = BlockCausal(len(self._steps), len(self._steps), z.device)
-            view = view._replace(attend=alone)
+            view = view._replace(attend=alone, said=None)
             unconditional = prior(z, modulation, view, estimate).float()
             output = guided(output, unconditional, row.options.guidance)
         return output

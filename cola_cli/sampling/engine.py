@@ -64,7 +64,8 @@ class Engine(Sampler[Generating]):
         self.pad_id = vae.config.vocab_size - 1 if pad_id is None else pad_id
         self.device = prior.latent_in.weight.device
         self._released = options.compat == "released"
-        self._cache = KeyValueCache(prior.config.layers, prior.config, prior.latent_in.weight)
+        config = prior.config
+        self._cache = KeyValueCache(config.layers, config, prior.latent_in.weight, config.said_dim)
         self._decoder_cache = KeyValueCache(
             vae.config.decoder_layers, vae.config, vae.latent_in.weight
         )
@@ -115,6 +116,7 @@ class Engine(Sampler[Generating]):
         places = max(row.slot for row in rows) + 1
         length = max(len(r.prefix) + r.blocks * self.prior.config.block_size for r in rows)
         self.denoiser.reserve(places, length)
+        self._cache.said[[row.slot for row in rows]] = 0
         self._decoder_cache.reserve(places, length)
         if self._encoder_cache is not None:
             self._encoder_cache.reserve(places, length)
@@ -198,7 +200,7 @@ class Engine(Sampler[Generating]):
         offset = -count % block if self.options.first_block == "left-pad" else 0
         entries = stretches([row.slot for row in rows], [0] * len(rows))
         z = torch.stack([row.prefix for row in rows])
-        self.prior.remember(
+        hidden, _ = self.prior.remember(
             rounded(z, self._released),
             self._zero,
             self.prior.view(
@@ -208,6 +210,8 @@ class Engine(Sampler[Generating]):
                 ),
             ),
         )
+        if hidden is not None:
+            self._cache.said[[row.slot for row in rows]] = hidden[:, -1]
         decoding = [i for i, row in enumerate(rows) if row.decodes]
         if decoding:
             read = stretches([rows[i].slot for i in decoding], [0] * len(decoding))

@@ -246,6 +246,7 @@ class PerfectPrior(Prior):
             PriorConfig(
                 latent_dim=channels, dim=8, heads=1, head_dim=8, rope_dim=4, layers=1, block_size=2,
                 prediction="tokens", vocab_size=vocabulary, stagger=stagger, evidence=evidence,
+                causal_history=evidence,
             )
         )  # fmt: skip
         self.joint = joint

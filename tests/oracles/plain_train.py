@@ -69,10 +69,12 @@ def forward(
     mask: Tensor,
     explicit_softmax: bool,
     read_as: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> Tensor:
     """latents (n, d), times and positions (n,), mask (n, n) -> velocity (n, d).
 
-    read_as (n,): tokens whose embeddings are added to the input, -1 for none.
+    read_as (n,): tokens whose embeddings are added to the input, -1 for none. before (n,): the place of the
+    position that says something of this one; -1: none; -2: this one says it.
     """
     H, eps = config.heads, config.norm_eps
     frequencies = torch.exp(torch.arange(128) * (-math.log(10_000.0) / 128))
@@ -100,7 +102,11 @@ def forward(
         x = _linear(w, f"{name}.mlp_out", h) * modulation[5] + x
     shift, scale = _linear(w, "out_modulation", condition).chunk(2, -1)
     x = F.layer_norm(x, x.shape[-1:], w["out_norm.weight"], w["out_norm.bias"], eps)
-    return _linear(w, "latent_out", x * (1 + scale) + shift)
+    x = x * (1 + scale) + shift
+    if before is not None:
+        said = x[before.clamp(min=0)] * (before >= 0)[:, None]
+        x = torch.where((before == -2)[:, None], x, said + x @ w["own_out.weight"].T)
+    return _linear(w, "latent_out", x)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, explicit_softmax: bool) -> Tensor:

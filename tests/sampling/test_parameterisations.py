@@ -35,7 +35,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     },
     "residual": {"prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "residual": True},
     "evidence": {
-        "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 3.0, "causal_history": True,
+        "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0, "causal_history": True,
         "evidence": True,
     },
     "self-conditioned": {
@@ -83,6 +83,22 @@ def test_every_denoiser_gives_the_same_latents(
     for one, other, single in zip(plain, fast, alone, strict=True):
         torch.testing.assert_close(other.latents, one.latents, atol=2e-4, rtol=2e-3)
         assert one.ids == other.ids == single.ids
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_what_was_said_of_one_text_is_not_heard_by_the_next_in_its_place(
+    fixed_shapes: bool,
+) -> None:
+    maker = functools.partial(best_denoiser, fixed_shapes=fixed_shapes)
+    chosen = SamplingOptions(max_new_tokens=8, steps=4, guidance=1.0)
+    prompts: list[list[int]] = [list(range(2 * BLOCK)), []]
+    found = []
+    for before in (0, 1):
+        engine = Engine(*networks("evidence"), chosen, 1, VOCABULARY - 1, maker)
+        requests = (Request(i, prompt) for i, prompt in enumerate(prompts) if i >= before)
+        found.append({r.item: g for r, g in engine.run(requests)}[1])
+    assert found[0].ids == found[1].ids
+    torch.testing.assert_close(found[0].latents, found[1].latents)
 
 
 @pytest.mark.parametrize("fixed_shapes", [False, True])

@@ -37,7 +37,12 @@ def teachers(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Priors of a few hundred steps: `tokens`, staggered with a token head, and `velocity`."""
     folder = tmp_path_factory.mktemp("teachers")
     for name, model in {
-        "tokens": {"prediction": "tokens", "stagger": 1.0, "evidence": True},
+        "tokens": {
+            "prediction": "tokens",
+            "stagger": 1.0,
+            "evidence": True,
+            "causal_history": True,
+        },
         "velocity": {},
     }.items():
         values = prior_settings(steps=150, validate_every=150, batch_size=8).model_dump()
@@ -196,7 +201,7 @@ def test_only_what_the_released_layout_can_hold_is_exported(
     made: Path, teachers: Path, student: Path, tmp_path: Path, cola: Run
 ) -> None:
     assert (
-        "no place for a prior with evidence = True, prediction = tokens"
+        "no place for a prior with causal_history = True, evidence = True, prediction = tokens"
         in cola("export", student, "-o", tmp_path / "a", expect=4).stderr
     )
     family = derived_family(DISTILLED, teachers / "velocity", made / "latents")

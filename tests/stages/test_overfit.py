@@ -58,6 +58,12 @@ PRIORS: dict[str, dict[str, Any]] = {
     "tokens, causal history": {"prediction": "tokens", "causal_history": True},
     "tokens, residual": {"prediction": "tokens", "residual": True},
     "tokens, evidence": {"prediction": "tokens", "evidence": True, "causal_history": True},
+    "tokens, evidence, staggered": {
+        "prediction": "tokens",
+        "evidence": True,
+        "causal_history": True,
+        "stagger": 2.0,
+    },
     "tokens, self-conditioned": {"prediction": "tokens", "self_conditioning": True},
 }
 

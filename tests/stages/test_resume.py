@@ -58,7 +58,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "frozen, token head, residual, evidence": (
         "frozen",
         {
-            "model": {"prediction": "tokens", "residual": True, "evidence": True},
+            "model": {
+                "prediction": "tokens",
+                "residual": True,
+                "evidence": True,
+                "causal_history": True,
+            },
             "loss": {"decoder": 0.5},
         },
     ),

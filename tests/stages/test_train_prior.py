@@ -210,6 +210,9 @@ def test_what_has_no_place_for_evidence_says_so(cola: Run, made: Path) -> None:
     cola("train", "prior", made / "latents", "-o", "without-tokens", *flags)
     cola("export", "without-tokens", "-o", "released")
     flags += ["--set", "model.prediction=tokens"]
+    wrong = cola("train", "prior", made / "latents", "-o", "prior", *flags, expect=2)
+    assert "evidence needs causal_history" in wrong.stderr
+    flags += ["--set", "model.causal_history=true"]
     cola("train", "prior", made / "latents", "-o", "prior", *flags)
     assert "evidence = True" in cola("export", "prior", "-o", "out", expect=4).stderr
 

@@ -83,6 +83,7 @@ def vae_of_patches() -> Objective:
 
 
 HEAD = {"prediction": "tokens"}
+EVIDENCE = {"evidence": True, "causal_history": True, "stagger": 1.0}
 CASES: dict[str, Callable[[], Make]] = {
     "vae": lambda: whole(vae_objective(mask={"fraction": 0.4})),
     "vae, patches": lambda: whole(vae_of_patches()),
@@ -94,6 +95,9 @@ CASES: dict[str, Callable[[], Make]] = {
     ),
     "head, causal history": lambda: whole(
         prior_objective(model=HEAD | {"causal_history": True}, loss={"next_token": 0.7})
+    ),
+    "evidence, causal history": lambda: whole(
+        prior_objective(model=HEAD | EVIDENCE, loss={"next_token": 0.7}, data={"noisy_copies": 1})
     ),
     "joint": lambda: whole(prior_objective(mode="joint", mask={"fraction": 0.4})),
     "ar": lambda: whole(NextToken(transformer(True), LENGTH).double()),

@@ -36,7 +36,9 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "latent": {"prediction": "latent"},
     "tokens": {"prediction": "tokens", "vocab_size": VOCABULARY},
     "tokens, staggered": {"prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 1.0},
-    "tokens, evidence": {"prediction": "tokens", "vocab_size": VOCABULARY, "evidence": True},
+    "tokens, evidence": {
+        "prediction": "tokens", "vocab_size": VOCABULARY, "evidence": True, "causal_history": True,
+    },
     "tokens, self-conditioned": {
         "prediction": "tokens", "vocab_size": VOCABULARY, "stagger": 3.0, "self_conditioning": True,
     },

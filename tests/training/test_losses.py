@@ -173,11 +173,15 @@ def brute_predictions(objective: Any, batch: Batch, data: Rows) -> dict[str, Ten
             history = (1 - time) * history + time * batch["history_noise"][i, :clean]
         times = torch.cat((torch.zeros(clean), t[i, :, 0]))
         latents = torch.cat((history, z_t))
-        read_as = None
+        read_as = before = None
         if config.evidence:  # clean latents as the tokens of the nearest codes
-            far = (history[:, None] - codes).square().sum(-1)
-            read_as = torch.cat((far.argmin(-1), torch.full((LENGTH,), -1)))
-        out = plain_train.forward(w, config, latents, times, places, mask, True, read_as)
+            far = (latents[:, None] - codes).square().sum(-1)
+            read_as = torch.where(times == 0, far.argmin(-1), -1)
+            # the last one of the clean copy, or the one before in the block
+            at = torch.arange(LENGTH) - 1
+            before = torch.where(at % block == block - 1, at, clean + at)
+            before = torch.cat((torch.full((clean,), -2), before))
+        out = plain_train.forward(w, config, latents, times, places, mask, True, read_as, before)
         logits, tokens = out[:, : config.vocab_size], torch.tensor(data.tokens[i])
         if config.evidence:
             variance = (1 - t[i]) ** 2 * prior.code_variance + t[i].clamp(min=1 / 64) ** 2

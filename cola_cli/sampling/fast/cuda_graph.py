@@ -8,6 +8,7 @@ where nothing is captured.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +120,12 @@ class _Bucket:
         temperature = self._trajectory.options.head_temperature
         times = self._trajectory.network_times(device)
 
+        def said(guides: bool, committed: Tensor) -> Tensor:
+            own = self._cache.said[: self._rows]
+            if len(committed):
+                own.copy_(torch.where((noisy > fill).unsqueeze(1), committed, own))
+            return F.pad(own, (0, 0, 0, self._rows if guides else 0))
+
         def velocity(z: Tensor, evaluation: int) -> Tensor:
             guides, commits = self._trajectory.guides(evaluation), evaluation == 0
             parts = [self.pending] if commits else []
@@ -136,6 +143,7 @@ class _Bucket:
                 table[first : first + len(parts)].flatten(0, 1),
                 attention[guides],
                 commits=self._rows if commits else 0,
+                said=partial(said, guides),
             )
             outputs = output.split(self._rows)
             chosen = outputs[0]

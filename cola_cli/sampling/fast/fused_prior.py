@@ -71,6 +71,7 @@ class FusedPrior:
         pack = can_pack(weight)
         self._latent_in = _dense(prior.latent_in, pack)
         self._latent_out = None if config.chain else _dense(prior.latent_out, pack)
+        self._own_out = None if prior.own_out is None else _dense(prior.own_out, pack)
         self._layers = [_layer(block, pack) for block in prior.each_block()]
         self.norms = [(layer.q_norm, layer.k_norm) for layer in self._layers]
         self.kernel = block_attention(weight, config.block_size, config.head_dim, config.norm_eps)
@@ -81,6 +82,8 @@ class FusedPrior:
         factor = factor + 1
         norm = prior.out_norm
         output = torch.stack((norm.bias * factor + shift, norm.weight * factor), 1)  # (times, 2, D)
+        # positions of a block that are finished at an evaluation, the first ones
+        self._finished = (times.view(len(times), -1) == 0).sum(1).tolist()
         # by evaluation; t = 0 is the last
         self._modulations = [[list(layer) for layer in time] for time in self._of(blocks, times)]
         self._output = [list(time) for time in self._of(output, times)]
@@ -111,6 +114,15 @@ class FusedPrior:
         parts = torch.stack((cos, sin), -1).view(*positions.shape, 1, -1, 2)
         return parts if self._compiled else torch.view_as_complex(parts)
 
+    def _with_tokens(self, x: Tensor, z: Tensor, evaluation: int, clean: Tensor | None) -> Tensor:
+        """x (E, n, D) of z (E, n, d) with the tokens' embeddings, see `Prior.with_tokens`."""
+        prior, finished = self._prior, self._finished[evaluation]
+        if clean is None:
+            few = prior.with_tokens(x[:, :finished], z[:, :finished])
+            return torch.cat((few, x[:, finished:]), 1)
+        ended = torch.arange(z.shape[1], device=z.device).unsqueeze(-1) < finished
+        return prior.with_tokens(x, z, (clean | ended).squeeze(-1))
+
     def __call__(
         self,
         z: Tensor,
@@ -120,18 +132,20 @@ class FusedPrior:
         attend: PackedAttend,
         again: Tensor | None = None,
         commits: int = 0,
+        said: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """z (E, n, d) -> the network's output (E - commits, n, out_dim), float32, as of `Prior`.
 
         At `clean` (E, n or 1, 1) bool, t is 0 instead of the evaluation's time. Without a rotary table,
         `attend` normalises and rotates. `again` (A,) are entries that come a second time behind the others:
         what is before the first attention is computed once, then there are E + A entries, in the result too.
-        The first `commits` entries are only remembered.
+        The first `commits` entries are only remembered. said: what the positions before the other entries'
+        blocks say of them, (E + A - commits, D), given what the last ones of the committed blocks say.
         """
         config = self.config
         x = self._latent_in(z.to(self._latent_in.weight.dtype))
-        if commits and self._prior.token_embed is not None:
-            x[:commits] += self._prior.token_embed(self._prior.nearest_tokens(z[:commits]))
+        if config.evidence:
+            x = self._with_tokens(x, z, evaluation, clean)
         for layer, weights in enumerate(self._layers):
             m: Modulations = self._modulations[evaluation][layer]
             if clean is not None:
@@ -150,7 +164,10 @@ class FusedPrior:
             last = _where(clean, self._output[-1], last)
         shift, factor = last
         x = modulated(x, shift, factor, config.norm_eps)
-        x = x[commits:]
+        committed, x = x[:commits, -1], x[commits:]
+        if self._own_out is not None:
+            assert said is not None
+            x = self._own_out(x) + torch.cat((said(committed).unsqueeze(1), x[:, :-1]), 1)
         return (x if self._latent_out is None else self._latent_out(x)).float()
 
 

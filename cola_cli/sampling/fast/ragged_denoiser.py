@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -225,11 +226,18 @@ class RaggedDenoiser:
             entries.attend,
             entries.again,
             len(committed),
+            partial(self._said, rows, entries),
         )
         for row in entries.commits:
             row.fill += self._block
             row.pending = None
         return self._guided(output, rows, entries.alone)
+
+    def _said(self, rows: list[Generating], entries: _Pass, committed: Tensor) -> Tensor:
+        """What was said of the rows' blocks, and nothing of blocks alone; keeps what is `committed`."""
+        said = self._cache.said
+        said[[row.slot for row in entries.commits]] = committed
+        return F.pad(said[[row.slot for row in rows]], (0, 0, 0, len(entries.alone)))
 
     def _guided(self, output: Tensor, rows: list[Generating], alone: list[int]) -> Tensor:
         """The network's output of the rows, guided where a row has an unconditional entry behind them."""

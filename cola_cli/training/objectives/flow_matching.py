@@ -301,7 +301,7 @@ class FlowMatching(Objective):
         if "history_time" in batch:
             seen = interpolate(z0, batch["history_noise"], batch["history_time"])
         clean_hidden, history = prior.clean_copy(seen, block, "next_tokens" in batch, pieces)
-        view = prior.noisy_copies(history, z0, block, copies, pieces)
+        view = prior.noisy_copies(history, z0, block, copies, pieces, clean_hidden)
         z0, noised = (z.repeat_interleave(copies, 0) for z in (z0, noised))
         t = self._times(batch)  # (B K, N, 1)
         z_t = interpolate(noised, batch["z1"], t)
@@ -326,7 +326,7 @@ class FlowMatching(Objective):
             terms["cross_entropy"] = objectives.reconstruction(logits, targets, weight)
             if evaluate:
                 terms["accuracy"] = ((logits.argmax(-1) == targets) * weight).sum()
-            if clean_hidden is not None:
+            if clean_hidden is not None and "next_tokens" in batch:
                 foretold = prior.logits(prior.latent_out(clean_hidden))
                 terms["next_token"] = objectives.reconstruction(
                     foretold, batch["next_tokens"], batch["next_weight"]
