@@ -56,14 +56,8 @@ class Modulation(NamedTuple):
 
     def with_clean(self, places: Tensor, zero: Modulation) -> Modulation:
         """The same with the positions at `places` at t = 0; `zero` is the modulation of t = 0."""
-        return Modulation(
-            self.blocks,
-            self.output,
-            self.times,
-            places,
-            zero.blocks[:, :, 0, 0, 0],
-            zero.output[:, 0, 0, 0],
-        )
+        blocks, output = zero.blocks[:, :, 0, 0, 0], zero.output[:, 0, 0, 0]
+        return self._replace(places=places, clean_blocks=blocks, clean_output=output)
 
     def times_of(self, rows: int, length: int) -> Tensor:
         """The times of the positions (rows, length)."""

@@ -117,6 +117,8 @@ class FusedPrior:
     def _with_tokens(self, x: Tensor, z: Tensor, evaluation: int, clean: Tensor | None) -> Tensor:
         """x (E, n, D) of z (E, n, d) with the tokens' embeddings, see `Prior.with_tokens`."""
         prior, finished = self._prior, self._finished[evaluation]
+        if clean is None and not finished:
+            return x
         if clean is None:
             few = prior.with_tokens(x[:, :finished], z[:, :finished])
             return torch.cat((few, x[:, finished:]), 1)
