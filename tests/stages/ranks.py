@@ -1,17 +1,19 @@
 """Ranks that do many runs in one start: `python -m tests.stages.ranks PLAN.json` under RANK and WORLD_SIZE.
 
 A plan is a list of runs: arguments of `cola`, a port of its own, and perhaps the step at which every rank
-stops as if it were killed.
+kills itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.ports import free_port
 
@@ -52,36 +54,45 @@ def run_plan(runs: list[dict[str, Any]], size: int, folder: Path) -> None:
     assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(told)
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing is saved on the way out."""
-
-
 def main(plan: Path) -> None:
-    """Do the runs of a plan as one rank of several."""
+    """Do the runs of a plan as one rank of several, each in a process of its own that has torch imported."""
+    import torch  # noqa: F401
     import typer.main
 
     from cola_cli.cli.main import app
+
+    command = typer.main.get_command(app)
+    for run in json.loads(plan.read_text()):
+        child = os.fork()
+        if not child:
+            do(run, command)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert (code != 0) == ("killed" in run), (run, code)
+
+
+def do(run: dict[str, Any], command: Any) -> NoReturn:
+    """Do one run, and end this process with its exit code."""
     from cola_cli.training.loop import Training
 
-    command, update = typer.main.get_command(app), Training._update
-    for run in json.loads(plan.read_text()):
-        os.environ["MASTER_PORT"] = str(run["port"])
+    os.environ["MASTER_PORT"] = str(run["port"])
+    update, code = Training._update, 1
 
-        def stopping(self: Training, step: Any, stop: int | None = run.get("killed")) -> None:
-            if step.number == stop:
-                self.saver.wait()
-                self.world.wait()
-                raise Killed
-            update(self, step)
+    def stopping(self: Training, step: Any) -> None:
+        if step.number == run.get("killed"):
+            self.saver.wait()
+            self.world.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+        update(self, step)
 
-        Training._update = stopping  # type: ignore[method-assign]
-        try:
-            code = command.main([*run["arguments"], "--quiet"], standalone_mode=False)
-        except Killed:
-            assert "killed" in run
-        else:
-            assert "killed" not in run
-            assert not code, (run, code)  # without standalone mode an exit code is returned
+    Training._update = stopping  # type: ignore[method-assign]
+    try:
+        code = command.main([*run["arguments"], "--quiet"], standalone_mode=False) or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":
