@@ -37,7 +37,9 @@ from cola_cli.settings.tokenize import TokenizeSettings
 PIECES = 1 << 14  # at most, but for small files
 ROWS = 1 << 16  # of a row group
 ORDINAL_BITS = 40  # of a document's position, which is its piece and its number there
-MEMORY, THREADS = "1GB", 4  # of DuckDB at most; what takes more memory goes to disk
+# Of DuckDB, whose one thread writes to disk what takes more. The least is enough for exact duplicates in some
+# 100 GB of text; where it is not, the next is tried.
+MEMORY = ("128MB", "1GB", "8GB")
 CHUNKS, DUPLICATES = "chunks.parquet", "duplicates.parquet"
 
 
@@ -318,9 +320,7 @@ def _metadata(stream: Any) -> dict[bytes, bytes]:
     return found
 
 
-def make_plan(
-    directory: Path, pieces: list[Piece], settings: TokenizeSettings, threads: int
-) -> None:
+def make_plan(directory: Path, pieces: list[Piece], settings: TokenizeSettings) -> None:
     """Write the plan of a corpus whose pieces have all been surveyed."""
     import numpy as np
     import pyarrow as pa
@@ -329,7 +329,7 @@ def make_plan(
     surveyed = [record_of(directory, piece.index) for piece in pieces]
     mirror.fetch_all(surveyed)
     with atomic_file(directory / DUPLICATES) as temporary:
-        _find_duplicates(directory, surveyed, temporary, settings.near_duplicates, threads)
+        _find_duplicates(directory, surveyed, temporary, settings.near_duplicates)
     plan = _chunks(directory, pieces, settings)
     totals = {name: value for name, value in vars(plan).items() if isinstance(value, int)}
     columns = {
@@ -368,12 +368,27 @@ def read_plan(directory: Path) -> Plan:
 
 
 def _find_duplicates(
-    directory: Path, surveyed: list[Path], path: Path, threshold: float | None, threads: int
+    directory: Path, surveyed: list[Path], path: Path, threshold: float | None
 ) -> None:
     """Write the positions of all documents but the first of each digest, in their order.
 
     threshold: also of those that resemble an earlier one so much; these are marked as near.
     """
+    import duckdb
+
+    with damage_told(directory, duckdb.Error):
+        for memory in MEMORY:
+            try:
+                _find_duplicates_within(memory, directory, surveyed, path, threshold)
+                return
+            except duckdb.OutOfMemoryException:
+                if memory == MEMORY[-1]:
+                    raise
+
+
+def _find_duplicates_within(
+    memory: str, directory: Path, surveyed: list[Path], path: Path, threshold: float | None
+) -> None:
     import duckdb
     import numpy as np
     import pyarrow as pa
@@ -382,10 +397,10 @@ def _find_duplicates(
     from cola_cli.corpus.near_duplicates import resembling
 
     near = "SELECT 0 LIMIT 0" if threshold is None else resembling("documents", threshold)
-    with damage_told(directory, duckdb.Error), duckdb.connect(":memory:") as connection:
+    with duckdb.connect(":memory:") as connection:
         for setting, value in {
-            "memory_limit": f"'{MEMORY}'",
-            "threads": min(threads, THREADS),
+            "memory_limit": f"'{memory}'",
+            "threads": 1,
             "temp_directory": duckdb_list([directory / HERE / "spilled"])[1:-1],
             "preserve_insertion_order": "false",
             "autoinstall_known_extensions": "false",

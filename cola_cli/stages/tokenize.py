@@ -344,7 +344,7 @@ def _surveyed(
             if claims.take(len(pieces)):
                 with locked(scratch, math.inf):
                     if not mirror.exists(chunks):
-                        make_plan(scratch, pieces, settings, workers)
+                        make_plan(scratch, pieces, settings)
             else:
                 claims.wait(len(pieces))
     return read_plan(scratch)

@@ -21,6 +21,7 @@ from cola_cli.artifacts.lock import Claims
 from cola_cli.artifacts.mirror import SCRATCH
 from cola_cli.artifacts.verify import verify
 from cola_cli.corpus import files
+from cola_cli.corpus import survey as surveys
 from cola_cli.corpus.documents import ChangedFile, Document, Range, read_documents
 from cola_cli.corpus.sources import find_corpus
 from cola_cli.corpus.survey import pieces_of
@@ -259,3 +260,20 @@ def test_a_shard_that_others_have_overtaken_ends_in_peace(
     tokenize([str(corpus)], out, SMALL, shard=(0, 2))
     assert not verify(out).findings
     assert survey(out)[0].state == "complete"
+
+
+def test_duplicates_that_need_more_memory_are_found_with_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, source = tmp_path / "corpus", random.Random(0)
+    corpus.mkdir()
+    made = [f"{source.randrange(60_000)}" for _ in range(100_000)]
+    (corpus / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in made))
+    settings = SMALL.model_copy(update={"part_bytes": 1 << 20})
+    monkeypatch.setattr(surveys, "MEMORY", ("1MB",))
+    with pytest.raises(DamagedArtifact, match="Out of Memory"):
+        tokenize([str(corpus)], tmp_path / "out", settings)
+    monkeypatch.setattr(surveys, "MEMORY", ("1MB", "128MB"))
+    tokenize([str(corpus)], tmp_path / "out", settings)
+    statistics = json.loads((tmp_path / "out" / "manifest.json").read_text())["statistics"]
+    assert statistics["duplicates"] == len(made) - len({*made})
