@@ -105,13 +105,13 @@ def prior_cost(config: PriorConfig, data: Data, settings: PriorSettings) -> Cost
     count as its own, and a token head counts at every position, also where the stagger asks for none.
     """
     train, positions = settings.train, data.positions
-    rows, copies = train.batch_size, settings.data.noisy_copies
+    rows, copies = train.batch_size, settings.data.noisy_copies * settings.data.noisy_share
     parameters, core = config.parameter_count(), config.core_parameter_count()
     noisy = (
         copies * rows * prior_pass(config, positions, causal_pairs(positions, config.block_size))
     )
     # timesteps: t = 0, and of every noisy block, or of every level
-    levels = LEVELS if config.stagger else rows * copies * positions // config.block_size
+    levels = LEVELS if config.stagger else int(rows * copies * positions / config.block_size)
     foretold = bool(config.vocab_size and settings.loss.next_token)
     passes = rows * prior_history(config, positions - config.block_size, foretold) + noisy
     passes += prior_conditioning(config, 1 + levels)
@@ -305,7 +305,7 @@ def text_vae_activations(
 
 
 def prior_activations(
-    config: PriorConfig, train: Train, length: int, copies: int = 1, foretold: bool = False
+    config: PriorConfig, train: Train, length: int, copies: float = 1, foretold: bool = False
 ) -> float:
     """Bytes that the backward pass of the prior keeps, float32, from the tensors of the code."""
     rows = train.micro_batch or train.batch_size

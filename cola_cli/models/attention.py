@@ -126,12 +126,14 @@ class CleanCopy:
 class NoisyCopy:
     """Attention of the noisy copy in training: earlier clean blocks and the own noisy block.
 
-    pieces (B, L): which see those of their piece alone; None: all.
+    window: the blocks that the copy holds, as positions of the L of the sequence. pieces (B, L): which see
+    those of their piece alone; None: all.
     """
 
     def __init__(
         self,
         clean: list[tuple[Tensor, Tensor]],
+        window: range,
         length: int,
         block_size: int,
         device: torch.device | str = "cpu",
@@ -141,7 +143,8 @@ class NoisyCopy:
         clean_length = earlier_length(length, block_size)
         mask = clean_and_noisy_mask(length, block_size, device)[clean_length:]
         self._chunks = []
-        for start, stop in _chunks(length, block_size):
+        for begin, end in _chunks(len(window), block_size):
+            start, stop = window.start + begin, window.start + end
             history = earlier_length(stop, block_size)
             own = slice(clean_length + start, clean_length + stop)
             part = torch.cat((mask[start:stop, :history], mask[start:stop, own]), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cola_cli.models.config import PriorShape, later
 from cola_cli.settings.fields import Settings, runtime
@@ -63,6 +63,13 @@ class FlowData(CleanData):
         ge=1,
         le=1024,
         description="Noisy copies of a sequence that share one pass over its clean copy.",
+    )
+    noisy_share: float = later(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of a sequence's blocks that a noisy copy holds: a run of them, in each update the"
+        " next one. Fewer make an update cheaper, and teach the clean copy as much.",
     )
     history_noise: float = later(
         0.0,
@@ -157,3 +164,9 @@ class PriorSettings(Settings):
         default=SamplingDefaults(), description="Defaults of `cola sample` for this prior."
     )
     train: Train = Train()
+
+    @model_validator(mode="after")
+    def _decoder_reads_all(self) -> PriorSettings:
+        if self.loss.decoder and self.data.noisy_share < 1:
+            raise ValueError("loss.decoder reads whole sequences: it needs data.noisy_share = 1")
+        return self

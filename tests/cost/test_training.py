@@ -121,6 +121,15 @@ def test_a_training_step_takes_the_operations_that_are_counted(name: str) -> Non
     assert counter.get_total_flops() == pytest.approx(step_cost(name).flops, rel=0.02)
 
 
+def test_noisy_copies_of_half_the_blocks_cost_half_the_noisy_part() -> None:
+    def cost(**data: float) -> float:
+        return flops.prior_cost(HEAD, DATA, PriorSettings.model_validate({"data": data})).flops
+
+    one = cost()
+    assert cost(noisy_share=0.5) - one == pytest.approx((one - cost(noisy_copies=2)) / 2)
+    assert cost(noisy_copies=2, noisy_share=0.5) == pytest.approx(one)
+
+
 def packed_product(x: torch.Size, *others: object, out_shape: torch.Size, **named: object) -> int:
     """oneDNN's linear layer, which PyTorch's counter does not know: (..., in) -> (..., out)."""
     return 2 * x.numel() * out_shape[-1]

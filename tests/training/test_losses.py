@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from cola_cli.corpus.sequences import Rows
+from cola_cli.models.config import LEVELS
 from cola_cli.training import randomness
+from cola_cli.training.objectives.flow_matching import noisy_window
 from cola_cli.training.objectives.objective import Batch
 from tests.oracles import plain_train
 from tests.training import brute_force as brute
@@ -266,6 +268,66 @@ def test_noisy_copies_are_sequences_with_their_own_noise_and_times() -> None:
     theirs = brute_flow(objective, batch, z0.repeat_interleave(3, 0))
     assert_close({"loss": ours["loss"]}, {"loss": theirs})
     assert_close(gradients(objective, ours["loss"]), gradients(objective, theirs))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("update", [0, 1, 2])
+def test_a_noisy_copy_that_holds_some_blocks_learns_these_as_a_whole_one_does(
+    update: int, copies: int
+) -> None:
+    data = {"partly_clean": 0.6, "noisy_copies": copies, "noisy_share": 0.4}
+    objective = prior_objective(data=data)
+    batch = batch_of(objective, rows(), update)
+    window, size = batch["window"], PRIOR.block_size
+    assert len(window) == size * -(-2 * (LENGTH // size) // 5) < LENGTH
+    z0 = batch["mean"] + (batch["logvar"] / 2).exp() * batch["noise"]
+    z0 = z0.repeat_interleave(copies, 0)
+    whole = batch | {
+        "z1": torch.zeros_like(z0),
+        "t": torch.ones(len(z0), LENGTH // size),
+        "clean": torch.zeros(z0.shape[:2], dtype=torch.bool),
+        "flow_weight": torch.zeros(z0.shape[:2]),
+    }
+    for name in ("z1", "clean", "flow_weight"):
+        whole[name][:, window.start : window.stop] = batch[name]
+    whole["t"][:, window.start // size : window.stop // size] = batch["t"]
+    ours, theirs = objective(batch), brute_flow(objective, whole, z0)
+    assert_close({"loss": ours["loss"]}, {"loss": theirs})
+    assert_close(gradients(objective, ours["loss"]), gradients(objective, theirs))
+
+
+@pytest.mark.parametrize(("share", "updates"), [(1.0, 1), (0.5, 2), (0.25, 4), (0.01, 12)])
+def test_noisy_windows_hold_every_block_equally_often(share: float, updates: int) -> None:
+    held = [n for step in range(3, 3 + updates) for n in noisy_window(24, 2, share, step)]
+    assert sorted(held) == list(range(24))
+
+
+def test_noisy_windows_that_do_not_divide_the_blocks_hold_all_of_them() -> None:
+    windows = [noisy_window(10, 2, 0.4, step) for step in range(4)]
+    assert windows == [range(0, 4), range(4, 8), range(6, 10), range(0, 4)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pieces", [False, True])
+def test_evidence_of_some_blocks_is_that_of_all(pieces: bool) -> None:
+    model = {"prediction": "tokens", "evidence": True, "causal_history": True, "stagger": 1.0}
+    prior = prior_objective(model=model).prior
+    size, channels = prior.config.block_size, prior.config.latent_dim
+    z0, z = torch.randn(2, 2, LENGTH, channels, generator=torch.Generator().manual_seed(6)).double()
+    of = torch.arange(LENGTH).ge(LENGTH // 2 + 1).long().repeat(2, 1) if pieces else None
+    times = torch.arange(LEVELS + 1).double() / LEVELS
+    levels = (7 * torch.arange(2 * LENGTH) % (LEVELS + 1)).view(2, LENGTH)
+    said, history = prior.clean_copy(z0, size, pieces=of)
+
+    def hidden(window: range) -> Tensor:
+        view = prior.noisy_copies(history, z0, size, 1, of, said, window)
+        part = slice(window.start, window.stop)
+        return prior.hidden(z[:, part], prior.level_modulation(times, levels[:, part]), view)
+
+    everything = hidden(range(LENGTH))
+    for window in (range(0, 2 * size), range(size, LENGTH - size), range(LENGTH - size, LENGTH)):
+        expected = everything[:, window.start : window.stop]
+        torch.testing.assert_close(hidden(window), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 6])

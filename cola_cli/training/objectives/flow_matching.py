@@ -14,6 +14,7 @@ trained, and L = lambda_VAE (reconstruction + beta E log q + lambda_mask L_mask)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -102,13 +103,17 @@ def draw_answers(
 def draw_known(
     rows: Rows,
     randoms: Sequence[np.random.Generator],
+    window: range,
     block_size: int,
     patch_size: int,
     partly_clean: float,
     copies: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which positions are known, (B, copies * N) bool, and the weights (as many) of those that are learnt."""
-    weight = np.tile(objectives.learnt_weights(rows)[:, ::patch_size], copies)
+    """Which positions of a window are known, and the weights of those that are learnt.
+
+    Both (B, copies * window), the first bool.
+    """
+    weight = np.tile(objectives.learnt_weights(rows)[:, ::patch_size][:, window], copies)
     clean = draw_clean(randoms, weight.shape[1] // block_size, block_size, partly_clean)
     if rows.response is not None:
         known, learnt = draw_answers(randoms, weight > 0, block_size)
@@ -128,6 +133,17 @@ def draw_levels(
     time = (t + stagger * (1 - place)) / (1 + stagger)
     times = position_times(time, stagger, block_size)  # (B, blocks, block_size)
     return np.rint(times * LEVELS).astype(np.int64).reshape(len(t), -1)
+
+
+def noisy_window(positions: int, block_size: int, share: float, step: int) -> range:
+    """The positions of the blocks that the noisy copies of an update hold, each block as often as the others.
+
+    Where the share does not divide the blocks, the last window begins earlier and holds some again.
+    """
+    blocks = positions // block_size
+    held = math.ceil(share * blocks)
+    first = min(step % math.ceil(blocks / held) * held, blocks - held)
+    return range(first * block_size, (first + held) * block_size)
 
 
 def _size_of_update(step: int, curriculum: Sequence[tuple[int, int]]) -> int | None:
@@ -208,14 +224,18 @@ class FlowMatching(Objective):
         assert rows.mean is not None
         assert rows.logvar is not None
         positions, channels = rows.mean.shape[1:]
+        window = range(positions)
+        if not asked.validation:
+            window = noisy_window(positions, block_size, settings.data.noisy_share, asked.step)
         copies = settings.data.noisy_copies  # side by side here, rows of their own below
-        blocks = copies * positions // block_size
+        blocks = copies * len(window) // block_size
         part = settings.data.partly_clean
-        clean, weight = draw_known(rows, randoms, block_size, self.patch_size, part, copies)
+        clean, weight = draw_known(rows, randoms, window, block_size, self.patch_size, part, copies)
         t = draw_timesteps(randoms, blocks, settings.timesteps, channels, self.decided)
         t = t.astype(np.float32)
         drawn: Draws = {
             "block_size": block_size,
+            "window": window,
             "mean": rows.mean,
             "logvar": rows.logvar,
             "position_weight": objectives.position_weights(rows, self.patch_size),
@@ -226,7 +246,7 @@ class FlowMatching(Objective):
             "flow_weight": np.where(clean, np.float32(0), weight),
             "clean": clean,
             "t": t,
-            "z1": randomness.normal(randoms, copies * positions, channels),
+            "z1": randomness.normal(randoms, copies * len(window), channels),
         }
         config = self.prior.config
         if linear_too := asked.validation and self._has_flow:
@@ -248,7 +268,7 @@ class FlowMatching(Objective):
             places = np.flatnonzero(noisy["flow_weight"])
             drawn |= {
                 "target_places": places,
-                "targets": np.tile(rows.tokens, copies).reshape(-1)[places],
+                "targets": np.tile(rows.tokens[:, window], copies).reshape(-1)[places],
                 "target_weight": noisy["flow_weight"].reshape(-1)[places],
             }
         if settings.loss.next_token and config.prediction == "tokens":
@@ -301,8 +321,11 @@ class FlowMatching(Objective):
         if "history_time" in batch:
             seen = interpolate(z0, batch["history_noise"], batch["history_time"])
         clean_hidden, history = prior.clean_copy(seen, block, "next_tokens" in batch, pieces)
-        view = prior.noisy_copies(history, z0, block, copies, pieces, clean_hidden)
-        z0, noised = (z.repeat_interleave(copies, 0) for z in (z0, noised))
+        window = batch["window"]
+        view = prior.noisy_copies(history, z0, block, copies, pieces, clean_hidden, window)
+        z0, noised = (
+            z[:, window.start : window.stop].repeat_interleave(copies, 0) for z in (z0, noised)
+        )
         t = self._times(batch)  # (B K, N, 1)
         z_t = interpolate(noised, batch["z1"], t)
         modulation = self._modulation(batch)
