@@ -89,12 +89,12 @@ class Training:
             recompute_blocks(objective)
         self.sharded = world.size > 1 and train.parallel == "fsdp"
         self.module = wrap(objective, train, world)
-        self.optimizers = optimizers.build(objective.parts(), optim)
+        self.workers = Workers(shares.at_once(train, objective.length))
+        self.optimizers = optimizers.build(objective.parts(), optim, self.workers.each)
         self.parameters: list[Tensor] = [p for p in objective.parameters() if p.requires_grad]
         self._names: dict[Tensor, str] = {p: n for n, p in objective.named_parameters()}
         self.average = MovingAverage(objective, self.parameters, train.ema_decay)
         self.rows = shares.rows(train, world.size, objective.length)
-        self.workers = Workers(shares.at_once(train, objective.length))
         self.validation = Validation(objective, validation, train, world, self.rows, self.workers)
         self.monitor = Monitor(self.metrics, train, optim, world, reporter, objective.length, flops)
 

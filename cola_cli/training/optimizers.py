@@ -14,6 +14,8 @@ from cola_cli.settings.training import Optimizer as OptimizerSettings
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
+Each = Callable[[Callable[[Tensor], Tensor], Iterable[Tensor]], Iterable[Tensor]]
+
 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Nearly the orthogonal factor of each matrix: singular values become about 1. (n, rows, columns).
@@ -38,10 +40,15 @@ class Muon(torch.optim.Optimizer):
     27 times slower than this on a CPU; here matrices of one shape go through together.
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float, scale: str):
+    def __init__(
+        self, params: Any, lr: float, momentum: float, weight_decay: float, scale: str,
+        each: Each = map,
+    ) -> None:  # fmt: skip
+        """each: computes for the matrices of every shape, perhaps side by side."""
         super().__init__(
             params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "scale": scale}
         )
+        self._each = each
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -51,23 +58,25 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                self._update(parameters, _size(group["scale"], *shape), group)
+            directions = [
+                torch.stack([self._direction(parameter, group["momentum"]) for parameter in alike])
+                for alike in by_shape.values()
+            ]
+            orthogonal = self._each(orthogonalize, directions)
+            for (shape, alike), moves in zip(by_shape.items(), orthogonal, strict=True):
+                size = _size(group["scale"], *shape)
+                for parameter, move in zip(alike, moves, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(move, alpha=-group["lr"] * size)
 
-    def _update(self, parameters: list[Tensor], size: float, group: dict[str, Any]) -> None:
-        directions = []
-        for parameter in parameters:
-            assert parameter.grad is not None
-            state = self.state[parameter]
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            # Nesterov: the gradient looks one step ahead along the momentum.
-            directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
-        orthogonal = orthogonalize(torch.stack(directions))
-        for parameter, direction in zip(parameters, orthogonal, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(direction, alpha=-group["lr"] * size)
+    def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        # Nesterov: the gradient looks one step ahead along the momentum.
+        return parameter.grad.lerp(state["momentum"], momentum)
 
 
 def _size(scale: str, rows: int, columns: int) -> float:
@@ -77,11 +86,11 @@ def _size(scale: str, rows: int, columns: int) -> float:
 
 
 def build(
-    parts: Iterable[tuple[nn.Module, float]], settings: OptimizerSettings
+    parts: Iterable[tuple[nn.Module, float]], settings: OptimizerSettings, each: Each = map
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of a model made of `parts` (module, ratio of its learning rate to the schedule's).
 
-    Every group has `ratio`, by which `set_learning_rate` multiplies the schedule.
+    Every group has `ratio`, by which `set_learning_rate` multiplies the schedule. each: see `Muon`.
     """
     adamw: list[dict[str, Any]] = []
     muon: list[dict[str, Any]] = []
@@ -111,7 +120,8 @@ def build(
             torch.optim.AdamW(adamw, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
         )
     if muon:
-        optimizers.append(Muon(muon, settings.lr, settings.muon_momentum, 0.0, settings.muon_scale))
+        own = settings.muon_momentum, 0.0, settings.muon_scale
+        optimizers.append(Muon(muon, settings.lr, *own, each))
     return optimizers
 
 
