@@ -13,7 +13,7 @@ PORTS = range(20_000, 32_000)
 def free_port() -> int:
     """A port that nobody listens on now, and that the system gives to nobody unasked."""
     while True:
-        port = random.choice(PORTS)
+        port = random.SystemRandom().choice(PORTS)  # workers may seed `random` alike
         with socket.socket() as listener:
             try:
                 listener.bind(("127.0.0.1", port))

@@ -32,15 +32,15 @@ def make_corpus(folder: Path, files: int, size: int, text: Path | None) -> None:
         pool = [" ".join(source.choices(words, k=12)) + "." for _ in range(20_000)]
     folder.mkdir()
     for number in range(files):
-        documents, held = [], 0
-        while held < size // files:
-            documents.append("\n".join(source.choices(pool, k=source.randint(5, 60))))
-            held += len(documents[-1])
-        if number % 2:
-            content = "".join(json.dumps({"text": one}) + "\n" for one in documents)
-            (folder / f"{number:03d}.jsonl").write_text(content)
-        else:
-            (folder / f"{number:03d}.txt").write_text("\n\n".join(documents))
+        held, suffix = 0, "jsonl" if number % 2 else "txt"
+        # one at a time: the most memory that a process had is inherited by those that it starts
+        with (folder / f"{number:03d}.{suffix}").open("w") as file:
+            while held < size // files:
+                document = "\n".join(source.choices(pool, k=source.randint(5, 60)))
+                held += len(document)
+                file.write(
+                    json.dumps({"text": document}) + "\n" if number % 2 else document + "\n\n"
+                )
 
 
 def cost(corpus: Path | str, output: Path, chunk: int, *options: str) -> tuple[float, float]:

@@ -123,7 +123,9 @@ def alone(batch: Batch, row: int, start: int, stop: int) -> Batch:
     for name, value in batch.items():
         if name in ("pieces", "clean_places"):
             continue
-        if not isinstance(value, Tensor) or not value.ndim:
+        if name == "window":  # of the noisy copy: all positions
+            found[name] = range((stop - start) * len(value) // LENGTH)
+        elif not isinstance(value, Tensor) or not value.ndim:
             found[name] = value
         elif name in ("target_places", "masked_places"):
             mine = (value // LENGTH == row) & (start <= value % LENGTH) & (value % LENGTH < stop)
