@@ -37,8 +37,8 @@ from cola_cli.settings.tokenize import TokenizeSettings
 PIECES = 1 << 14  # at most, but for small files
 ROWS = 1 << 16  # of a row group
 ORDINAL_BITS = 40  # of a document's position, which is its piece and its number there
-# Of DuckDB, whose one thread writes to disk what takes more. The least is enough for exact duplicates in some
-# 100 GB of text; where it is not, the next is tried.
+# Of DuckDB, whose one thread writes to disk what takes more. The least was enough for exact duplicates among
+# 40 million digests; where it is not, the next is tried.
 MEMORY = ("128MB", "1GB", "8GB")
 CHUNKS, DUPLICATES = "chunks.parquet", "duplicates.parquet"
 

@@ -58,10 +58,11 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
-            directions = [
+            # as they are asked for: not all in memory at once
+            directions = (
                 torch.stack([self._direction(parameter, group["momentum"]) for parameter in alike])
                 for alike in by_shape.values()
-            ]
+            )
             orthogonal = self._each(orthogonalize, directions)
             for (shape, alike), moves in zip(by_shape.items(), orthogonal, strict=True):
                 size = _size(group["scale"], *shape)

@@ -1,11 +1,14 @@
 """What it costs to tokenize a corpus in shards, in CPU seconds, against one run of the same corpus.
 
     python tests/bench/shards.py [--shards 1 8 64] [--files 64] [--megabytes 64] [--text FILE] [--json]
+    python tests/bench/shards.py --memory [--files 64] [--megabytes 10000] [--text FILE]
 
 The shards run one after another, each in a process of its own, and then the run that completes the artifact.
 `ratio` is the sum of their CPU seconds over those of one run. A process costs `start` seconds, whatever its
 work: `ratio_of_work` leaves out that much of every process, and is what `ratio` tends to in a larger corpus.
 `peak_mb` is the most memory that a process took. A chunk is here a 64th of the corpus: 64 shards have work.
+
+With `--memory` shard 0 of 64 alone, in chunks of 32 MiB: it surveys the whole corpus and makes its chunks.
 """
 
 from __future__ import annotations
@@ -92,6 +95,14 @@ def measure(shards: list[int], files: int, size: int, text: Path | None) -> dict
     }
 
 
+def memory(files: int, size: int, text: Path | None) -> tuple[float, float]:
+    """CPU seconds and largest memory in MB of shard 0 of 64, which nobody helps."""
+    with tempfile.TemporaryDirectory() as name:
+        make_corpus(Path(name) / "corpus", files, size, text)
+        one = "--set", "sample_bytes=4000000", "--shard", "0/64"
+        return cost(Path(name) / "corpus", Path(name) / "out", 32 << 20, *one)
+
+
 def main() -> None:
     """Print the costs."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -102,7 +113,12 @@ def main() -> None:
         "--text", type=Path, help="take documents from this text, not made-up words"
     )
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="of one shard of 64")
     asked = parser.parse_args()
+    if asked.memory:
+        seconds, peak = memory(asked.files, asked.megabytes << 20, asked.text)
+        print(f"shard 0 of 64: {seconds:.1f} s of CPU, {peak:.0f} MB")
+        return
     found = measure(asked.shards, asked.files, asked.megabytes << 20, asked.text)
     if asked.json:
         print(json.dumps(found))

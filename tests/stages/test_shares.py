@@ -19,6 +19,7 @@ from cola_cli.errors import Interrupted
 from cola_cli.families import AUTOREGRESSIVE, LLADA, PRIOR, TEXT_VAE, Family
 from cola_cli.machine import interruption
 from cola_cli.settings.baseline import BaselineSettings
+from cola_cli.settings.prior import PriorSettings
 from cola_cli.settings.training import Train
 from cola_cli.stages.run import Run
 from cola_cli.stages.train import plan_training, train
@@ -39,6 +40,10 @@ BASELINE = BaselineSettings.model_validate(
         "train": TRAIN | LARGE,
     }
 )
+MUON = PriorSettings.model_validate(
+    prior_settings(**LARGE).model_dump()
+    | {"optim": OPTIM | {"name": "muon"}, "data": {"noisy_share": 0.5}}
+)
 KINDS: dict[str, tuple[Family, str, Any]] = {
     "vae": (TEXT_VAE, "tokens", vae_settings(**LARGE)),
     "frozen": (PRIOR, "latents", prior_settings(**LARGE)),
@@ -47,6 +52,7 @@ KINDS: dict[str, tuple[Family, str, Any]] = {
         "latents",
         prior_settings("joint", precision="bf16", activation_checkpointing=True, **LARGE),
     ),
+    "frozen, muon, half the noisy blocks": (PRIOR, "latents", MUON),
     "autoregressive": (AUTOREGRESSIVE, "tokens", BASELINE),
     "llada": (LLADA, "tokens", BASELINE),
 }

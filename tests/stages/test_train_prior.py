@@ -213,6 +213,9 @@ def test_what_has_no_place_for_evidence_says_so(cola: Run, made: Path) -> None:
     wrong = cola("train", "prior", made / "latents", "-o", "prior", *flags, expect=2)
     assert "evidence needs causal_history" in wrong.stderr
     flags += ["--set", "model.causal_history=true"]
+    few = ["--set", "loss.decoder=0.5", "--set", "data.noisy_share=0.5"]
+    wrong = cola("train", "prior", made / "latents", "-o", "prior", *flags, *few, expect=2)
+    assert "it needs data.noisy_share = 1" in wrong.stderr
     cola("train", "prior", made / "latents", "-o", "prior", *flags)
     assert "evidence = True" in cola("export", "prior", "-o", "out", expect=4).stderr
 

@@ -183,8 +183,7 @@ def draw_blocks(
     assert rows.mean is not None
     assert rows.logvar is not None
     positions, channels = rows.mean.shape[1:]
-    every = range(positions)
-    clean, weight = draw_known(rows, randoms, every, block_size, patch_size, data.partly_clean)
+    clean, weight = draw_known(rows, randoms, block_size, patch_size, data.partly_clean)
     return {
         "mean": rows.mean,
         "logvar": rows.logvar,

@@ -103,11 +103,11 @@ def draw_answers(
 def draw_known(
     rows: Rows,
     randoms: Sequence[np.random.Generator],
-    window: range,
     block_size: int,
     patch_size: int,
     partly_clean: float,
     copies: int = 1,
+    window: slice = slice(None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which positions of a window are known, and the weights of those that are learnt.
 
@@ -224,13 +224,13 @@ class FlowMatching(Objective):
         assert rows.mean is not None
         assert rows.logvar is not None
         positions, channels = rows.mean.shape[1:]
-        window = range(positions)
-        if not asked.validation:
-            window = noisy_window(positions, block_size, settings.data.noisy_share, asked.step)
+        share = 1.0 if asked.validation else settings.data.noisy_share
+        window = noisy_window(positions, block_size, share, asked.step)
+        held = slice(window.start, window.stop)
         copies = settings.data.noisy_copies  # side by side here, rows of their own below
         blocks = copies * len(window) // block_size
         part = settings.data.partly_clean
-        clean, weight = draw_known(rows, randoms, window, block_size, self.patch_size, part, copies)
+        clean, weight = draw_known(rows, randoms, block_size, self.patch_size, part, copies, held)
         t = draw_timesteps(randoms, blocks, settings.timesteps, channels, self.decided)
         t = t.astype(np.float32)
         drawn: Draws = {
@@ -268,7 +268,7 @@ class FlowMatching(Objective):
             places = np.flatnonzero(noisy["flow_weight"])
             drawn |= {
                 "target_places": places,
-                "targets": np.tile(rows.tokens[:, window], copies).reshape(-1)[places],
+                "targets": np.tile(rows.tokens[:, held], copies).reshape(-1)[places],
                 "target_weight": noisy["flow_weight"].reshape(-1)[places],
             }
         if settings.loss.next_token and config.prediction == "tokens":
