@@ -17,7 +17,9 @@ fi
 }
 echo "setup: making .venv (once; a few minutes)" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-# torch first and pinned, so that no other package's range pulls a larger build
-.venv/bin/python -m pip install --quiet --disable-pip-version-check "$torch"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+# torch first and pinned, so that no other package's range pulls a larger build; Python compiles the modules that
+# are imported when they are, where pip would compile all of them
+install=(.venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check)
+"${install[@]}" "$torch"
+"${install[@]}" --editable '.[dev]'
 cp pyproject.toml .venv/installed-pyproject.toml

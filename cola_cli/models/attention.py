@@ -126,14 +126,14 @@ class CleanCopy:
 class NoisyCopy:
     """Attention of the noisy copy in training: earlier clean blocks and the own noisy block.
 
-    window: the blocks that the copy holds, as positions of the L of the sequence. pieces (B, L): which see
-    those of their piece alone; None: all.
+    window (n,): the positions of the blocks that the copy holds, of the L of the sequence. pieces (B, L):
+    which see those of their piece alone; None: all.
     """
 
     def __init__(
         self,
         clean: list[tuple[Tensor, Tensor]],
-        window: range,
+        window: Tensor,
         length: int,
         block_size: int,
         device: torch.device | str = "cpu",
@@ -143,18 +143,19 @@ class NoisyCopy:
         clean_length = earlier_length(length, block_size)
         mask = clean_and_noisy_mask(length, block_size, device)[clean_length:]
         self._chunks = []
-        for begin, end in _chunks(len(window), block_size):
-            start, stop = window.start + begin, window.start + end
-            history = earlier_length(stop, block_size)
-            own = slice(clean_length + start, clean_length + stop)
-            part = torch.cat((mask[start:stop, :history], mask[start:stop, own]), 1)
+        for start, stop in _chunks(len(window), block_size):
+            own = window[start:stop]
+            # as many as the last of all windows needs, so that one compiled program is right for each
+            history = earlier_length(length - len(window) + stop, block_size)
+            keys = torch.cat((torch.arange(history, device=device), clean_length + own))
+            part = mask[own][:, keys]
             if pieces is not None:
-                keys = torch.cat((pieces[:, :history], pieces[:, start:stop]), 1)
-                part = within_pieces(part, pieces[:, start:stop], keys)
+                seen = torch.cat((pieces[:, :history], pieces[:, own]), 1)
+                part = within_pieces(part, pieces[:, own], seen)
             self._chunks.append((start, stop, history, part))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v (B, H, L, head_dim) -> the same shape."""
+        """q, k, v (B, H, n, head_dim) -> the same shape."""
         clean_k, clean_v = self._clean[layer]
         sizes = [stop - start for start, stop, _, _ in self._chunks]
         outs = []

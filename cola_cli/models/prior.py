@@ -378,27 +378,28 @@ class Prior(nn.Module):
         copies: int,
         pieces: Tensor | None = None,
         hidden: Tensor | None = None,
-        window: range | None = None,
+        window: Tensor | None = None,
     ) -> View:
         """The noisy blocks behind the `history` of z0, see `teacher_forced`.
 
-        hidden (B, n, D): what `clean_copy` gave. window: the positions of the blocks, if not all.
+        hidden (B, n, D): what `clean_copy` gave. window (m,): the positions of the blocks, if not all.
         """
         length, device = z0.shape[1], z0.device
-        window = range(length) if window is None else window
+        places = torch.arange(length, device=device) if window is None else window
         if copies > 1:
             history = [
                 (k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)) for k, v in history
             ]
             pieces = None if pieces is None else pieces.repeat_interleave(copies, 0)
-        attend = NoisyCopy(history, window, length, block_size, device, pieces)
-        view = self.view(torch.arange(window.start, window.stop, device=device), attend)
+        attend = NoisyCopy(history, places, length, block_size, device, pieces)
+        view = self.view(places, attend)
         if hidden is None or not self.config.evidence:
             return view
         said, known = F.pad(hidden[:, block_size - 1 :: block_size], (0, 0, 1, 0)), None
         if pieces is not None:
-            known = F.pad(pieces[:, 1:] == pieces[:, :-1], (1, 0))[:, window.start : window.stop]
-        said = said[:, window.start // block_size : -(-window.stop // block_size)]
+            known = F.pad(pieces[:, 1:] == pieces[:, :-1], (1, 0))[:, places]
+        if window is not None:
+            said = said.index_select(1, window[::block_size] // block_size)
         return view._replace(said=Said(said.repeat_interleave(copies, 0), block_size, known))
 
     def forward(

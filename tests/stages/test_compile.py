@@ -24,7 +24,7 @@ HEAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["frozen", "joint", "head"])
+@pytest.mark.parametrize("mode", ["frozen", "joint", "head", "some blocks"])
 def test_compiled_training_has_the_losses_of_the_other(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
@@ -48,9 +48,14 @@ def test_compiled_training_has_the_losses_of_the_other(
             checkpoint_every=10,
         )
         values = base.model_dump(exclude_unset=True)
-        values["data"] = {"partly_clean": 0.5, "history_noise": 0.3 if mode == "head" else 0}
+        values["data"] = {"partly_clean": 0.5}
         if mode == "head":
+            values["data"]["history_noise"] = 0.3
             values |= HEAD | {"model": values["model"] | HEAD["model"]}
+        if mode == "some blocks":
+            values["data"]["noisy_share"] = 0.1
+            values["model"] |= HEAD["model"] | {"residual": False}
+            values["loss"] = {"next_token": 0.5}
         settings = PriorSettings.model_validate(values)
         output = tmp_path / f"compiled-{compiled}"
         train(PRIOR, made / "latents", output, settings, CPU)

@@ -235,7 +235,6 @@ class FlowMatching(Objective):
         t = t.astype(np.float32)
         drawn: Draws = {
             "block_size": block_size,
-            "window": window,
             "mean": rows.mean,
             "logvar": rows.logvar,
             "position_weight": objectives.position_weights(rows, self.patch_size),
@@ -263,6 +262,8 @@ class FlowMatching(Objective):
                 noisy["linear"] = linear_prediction_loss(times, self.latent_variance)
         if config.self_conditioning:
             noisy["estimated"] = randomness.uniform(randoms, copies) < SELF_CONDITIONED
+        if len(window) < positions:
+            drawn["window"] = np.array(window)
         drawn["clean_places"] = np.flatnonzero(clean)
         if config.prediction == "tokens":
             places = np.flatnonzero(noisy["flow_weight"])
@@ -321,11 +322,11 @@ class FlowMatching(Objective):
         if "history_time" in batch:
             seen = interpolate(z0, batch["history_noise"], batch["history_time"])
         clean_hidden, history = prior.clean_copy(seen, block, "next_tokens" in batch, pieces)
-        window = batch["window"]
+        window = batch.get("window")  # positions of the noisy copies, if not all
         view = prior.noisy_copies(history, z0, block, copies, pieces, clean_hidden, window)
-        z0, noised = (
-            z[:, window.start : window.stop].repeat_interleave(copies, 0) for z in (z0, noised)
-        )
+        if window is not None:
+            z0, noised = z0.index_select(1, window), noised.index_select(1, window)
+        z0, noised = z0.repeat_interleave(copies, 0), noised.repeat_interleave(copies, 0)
         t = self._times(batch)  # (B K, N, 1)
         z_t = interpolate(noised, batch["z1"], t)
         modulation = self._modulation(batch)
